@@ -1,0 +1,107 @@
+"""The diffusion transformer (DiT, arXiv 2212.09748) as SiT, MeanFlow, SoFlow and UCGM's SiT use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.networks.layers import (
+    Attention,
+    LabelEmbedder,
+    Mlp,
+    PatchEmbed,
+    ScalarEmbedder,
+    modulate,
+    sincos_table,
+    unpatchify,
+)
+
+EPS = 1e-6
+
+
+class DiTBlock(nn.Module):
+    """adaLN block: six modulations of the condition, in the order shift, scale, gate for attention, then MLP."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.mlp = Mlp(width, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens x [B, N, D] under the condition c [B, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
+        h = modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift1, scale1)
+        x = x + gate1[:, None] * self.attn(h)
+        h = modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift2, scale2)
+        return x + gate2[:, None] * self.mlp(h)
+
+
+class FinalLayer(nn.Module):
+    """Modulated layer norm and a linear map to patch pixels."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens x [B, N, D] under the condition c [B, D] -> [B, N, outputs]."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale))
+
+
+class DiT(nn.Module):
+    """A DiT conditioned on one or more scalars and a label; keys as in the published SiT checkpoints.
+
+    `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
+    t - r). `label_rows` counts the rows of the label table, null row included. `out_channels` defaults to the input's.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        label_rows: int,
+        mlp_ratio: float = 4.0,
+        out_channels: int | None = None,
+        scalars: Sequence[str] = ("t_embedder",),
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.out_channels = out_channels or in_channels
+        self.scalars = tuple(scalars)
+        self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+        self.register_buffer("pos_embed", sincos_table(hidden_size, input_size // patch_size))
+        for name in self.scalars:
+            self.add_module(name, ScalarEmbedder(hidden_size))
+        self.y_embedder = LabelEmbedder(label_rows, hidden_size)
+        hidden = int(hidden_size * mlp_ratio)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+
+    def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        """x float32 [B, C, H, W]; `conditions`: the scalars [B] in order, then labels int64 [B] -> float32."""
+        *values, labels = conditions
+        c = self.y_embedder(labels)
+        for name, value in zip(self.scalars, values, strict=True):
+            c = c + self.get_submodule(name)(value)
+        x = self.x_embedder(x)
+        x = x + self.pos_embed.to(x.dtype)
+        for block in self.blocks:
+            x = block(x, c)
+        return unpatchify(self.final_layer(x, c), self.patch_size, self.out_channels).float()
+
+
+def half_of_channels(x: Tensor) -> Tensor:
+    """Return the first half of the channels: what a network with learned sigma predicts."""
+    return x[:, : x.shape[1] // 2]
