@@ -1,0 +1,121 @@
+"""Inception Score: exp of the mean divergence of an image's class probabilities from their mean (arXiv 1606.03498).
+
+With p = soft-max(logits) and q = mean p over a split,  mean KL(p || q) = mean sum p log p - sum q log q,  so a split
+needs only two sums, and leaving a block of samples out of it only a subtraction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, xlogy
+
+from bench.metrics.frechet import row_blocks
+
+
+class InceptionScore(NamedTuple):
+    """Mean and population standard deviation over splits (divisor: number of splits)."""
+
+    mean: float
+    std: float
+
+
+class _Sums(NamedTuple):
+    """Sums over the samples of each group: `size` [G], `p` [G, C], `p_log_p` [G]."""
+
+    size: np.ndarray
+    p: np.ndarray
+    p_log_p: np.ndarray
+
+    def scores(self) -> np.ndarray:
+        q = self.p / self.size[..., None]
+        return np.exp(self.p_log_p / self.size - xlogy(q, q).sum(axis=-1))
+
+
+def _sums(logits: np.ndarray, group: np.ndarray, groups: int) -> _Sums:
+    p_sum = np.zeros((groups, logits.shape[1]))
+    p_log_p = np.zeros(groups)
+    start = 0
+    for block in row_blocks(logits):
+        member = group[start : start + len(block)]
+        log_p = log_softmax(block, axis=1)
+        p = np.exp(log_p)
+        order = np.argsort(member, kind="stable")
+        present, first = np.unique(member[order], return_index=True)
+        p_sum[present] += np.add.reduceat(p[order], first, axis=0)
+        p_log_p += np.bincount(member, weights=(p * log_p).sum(axis=1), minlength=groups)
+        start += len(block)
+    return _Sums(np.bincount(group, minlength=groups).astype(np.float64), p_sum, p_log_p)
+
+
+def split_of_rows(n: int, splits: int, shuffle: bool = True, rng_seed: int = 2020) -> np.ndarray:
+    """Return the split of each of n rows, int [n], as torch-fidelity makes it.
+
+    Rows are permuted by numpy's RandomState(rng_seed) if `shuffle`; split i then holds positions i n // splits up to
+    (i + 1) n // splits.
+    """
+    edges = np.arange(1, splits) * n // splits
+    split = np.empty(n, dtype=np.int64)
+    order = np.random.RandomState(rng_seed).permutation(n) if shuffle else np.arange(n)
+    split[order] = np.searchsorted(edges, np.arange(n), side="right")
+    return split
+
+
+def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True, rng_seed: int = 2020) -> InceptionScore:
+    """Return torch-fidelity's Inception Score of `logits` [n, C] (unbiased logits: the last layer without its bias).
+
+    Raises:
+        ValueError: fewer samples than splits.
+    """
+    n = len(logits)
+    if n < splits or splits < 1:
+        raise ValueError(f"{splits} splits need at least {splits} samples, got {n}")
+    scores = _sums(logits, split_of_rows(n, splits, shuffle, rng_seed), splits).scores()
+    return InceptionScore(float(scores.mean()), float(scores.std()))
+
+
+def inception_score_by_chunk(logits: np.ndarray, chunk_size: int = 5000) -> InceptionScore:
+    """Return the ADM evaluator's score: consecutive chunks, no shuffle, a short last chunk weighs like a full one.
+
+    Too low on class-sorted files, where a chunk holds few classes.
+    """
+    chunk = np.arange(len(logits)) // chunk_size
+    scores = _sums(logits, chunk, int(chunk[-1]) + 1).scores()
+    return InceptionScore(float(scores.mean()), float(scores.std()))
+
+
+def inception_score_per_class(logits: np.ndarray, labels: np.ndarray) -> dict[int, float | None]:
+    """Return each class's score against its own mean prediction; None below two samples.
+
+    A measure of variety inside a class, not comparable with the score of a whole set.
+    """
+    classes, group, count = np.unique(labels, return_inverse=True, return_counts=True)
+    scores = _sums(logits, group, len(classes)).scores()
+    return {int(c): float(s) if n >= 2 else None for c, s, n in zip(classes, scores, count, strict=True)}
+
+
+def inception_leave_one_out(
+    logits: np.ndarray, blocks: np.ndarray, splits: int = 10, shuffle: bool = True, rng_seed: int = 2020
+) -> tuple[InceptionScore, np.ndarray]:
+    """Return the score and the scores without each block (int [n], numbers 0..K-1), float64 [K].
+
+    Every sample keeps its split: drawing splits anew for each left-out block would add the permutation's noise K times.
+    """
+    n = len(logits)
+    if n < splits or splits < 1:
+        raise ValueError(f"{splits} splits need at least {splits} samples, got {n}")
+    count = int(blocks.max()) + 1
+    split = split_of_rows(n, splits, shuffle, rng_seed)
+    cells = _sums(logits, split * count + blocks, splits * count)
+    by_block = _Sums(
+        cells.size.reshape(splits, count), cells.p.reshape(splits, count, -1), cells.p_log_p.reshape(splits, count)
+    )
+    whole = _Sums(*(part.sum(axis=1) for part in by_block))
+    left = _Sums(*(total[:, None] - part for total, part in zip(whole, by_block, strict=True)))
+    if (left.size <= 0).any():
+        raise ValueError(f"{n} samples are too few for {splits} splits and {count} blocks")
+    scores = whole.scores()
+    # Subtraction leaves rounding below zero where a class has no mass.
+    left = left._replace(p=np.clip(left.p, 0.0, None))
+    return InceptionScore(float(scores.mean()), float(scores.std())), left.scores().mean(axis=0)

@@ -1,0 +1,250 @@
+"""Kernel distances: KID (Binkowski et al., arXiv 1801.01401), CMMD (arXiv 2401.09603), and sliced Wasserstein.
+
+    MMD^2 = mean k(a_i, a_j) + mean k(b_i, b_j) - 2 mean k(a_i, b_j)
+
+The unbiased estimator leaves the diagonal out of the two self terms. A constant added to the kernel cancels in either
+estimator. Matrices are made block by block: memory does not grow with n^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.metrics.frechet import row_blocks
+
+TILE = 1024  # a tile of the kernel matrix is TILE x TILE float64, 8 MiB
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PolynomialKernel:
+    """k(x, y) = (gamma x.y + coef0)^degree; `gamma` None means 1/d. KID's kernel is the default."""
+
+    degree: int = 3
+    gamma: float | None = None
+    coef0: float = 1.0
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
+        base = x @ y.T
+        base *= 1.0 / x.shape[1] if self.gamma is None else self.gamma
+        base += self.coef0
+        power = base.copy()
+        for _ in range(self.degree - 1):
+            power *= base
+        return power
+
+
+@dataclass(frozen=True)
+class GaussianKernel:
+    """k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) - 1; without the -1 a wide kernel, all near 1, loses its digits."""
+
+    sigma: float = 10.0
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
+        squared = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2.0 * (x @ y.T)
+        return np.expm1(np.clip(squared, 0.0, None) / (-2.0 * self.sigma**2))
+
+
+class SubsetDistance(NamedTuple):
+    """Mean and standard deviation over random subsets; the deviation is not a standard error, for subsets overlap."""
+
+    mean: float
+    std: float
+
+
+def kernel_distance_subsets(
+    features_1: np.ndarray,
+    features_2: np.ndarray,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    kernel: Kernel | None = None,
+    rng_seed: int = 2020,
+) -> SubsetDistance:
+    """Return KID as torch-fidelity estimates it: the unbiased distance of random subsets drawn without replacement.
+
+    One numpy RandomState(rng_seed) draws, for each subset, first rows of set 1 [n1, d], then of set 2 [n2, d].
+
+    Raises:
+        ValueError: a set is smaller than `subset_size`.
+    """
+    n1, n2 = len(features_1), len(features_2)
+    if min(n1, n2) < subset_size:
+        raise ValueError(f"subsets of {subset_size} need as many samples a side, got {n1} and {n2}")
+    random = np.random.RandomState(rng_seed)
+    values = []
+    for _ in range(subsets):
+        a = features_1[random.choice(n1, subset_size, replace=False)]
+        b = features_2[random.choice(n2, subset_size, replace=False)]
+        values.append(kernel_distance(a, b, kernel=kernel).value)
+    return SubsetDistance(float(np.mean(values)), float(np.std(values)))
+
+
+class KernelDistance(NamedTuple):
+    """A squared maximum mean discrepancy.
+
+    Attributes:
+        value: the estimate; the unbiased one may be negative.
+        standard_error: by the delta method, for resampling of set 2 with set 1 fixed (first projection of the
+            U-statistic; too small when the two distributions are equal, where the first projection vanishes).
+        influence: influence of each sample of set 2, centred, float64 [n2].
+        leave_one_out: the estimate without each block of set 2, float64 [K]; empty if no blocks were given.
+    """
+
+    value: float
+    standard_error: float
+    influence: np.ndarray
+    leave_one_out: np.ndarray
+
+
+def kernel_self_mean(features: np.ndarray, kernel: Kernel | None = None, *, biased: bool = False) -> float:
+    """Return mean k(x_i, x_j) over all pairs, or over i != j unless `biased`: a reference's share, worth keeping."""
+    sums, diagonal, _ = _self_sums(features, kernel or PolynomialKernel(), np.zeros(len(features), dtype=np.int64))
+    return float(_self_mean(sums.sum(), diagonal.sum(), len(features), biased))
+
+
+def kernel_distance(
+    features_1: np.ndarray,
+    features_2: np.ndarray,
+    *,
+    kernel: Kernel | None = None,
+    biased: bool = False,
+    blocks: np.ndarray | None = None,
+    self_mean_1: float | None = None,
+) -> KernelDistance:
+    """Return the distance of all of `features_1` [n1, d] (the reference) to all of `features_2` [n2, d], in float64.
+
+    Args:
+        features_1: the fixed set.
+        features_2: the set whose sampling error is estimated.
+        kernel: KID's cubic kernel by default.
+        biased: keep the diagonals of the self terms.
+        blocks: block of each sample of set 2, int [n2], numbers 0..K-1, for exact leave-one-block-out values.
+        self_mean_1: `kernel_self_mean(features_1, kernel, biased=biased)` if it is known already.
+
+    Raises:
+        ValueError: fewer than two samples a side.
+    """
+    n1, n2 = len(features_1), len(features_2)
+    if min(n1, n2) < 2:
+        raise ValueError(f"a kernel distance needs at least 2 samples a side, got {n1} and {n2}")
+    kernel = kernel or PolynomialKernel()
+    if self_mean_1 is None:
+        self_mean_1 = kernel_self_mean(features_1, kernel, biased=biased)
+    member = np.zeros(n2, dtype=np.int64) if blocks is None else blocks
+    row_sum, diagonal, own_block = _self_sums(features_2, kernel, member)
+    cross = np.concatenate([_column_sums(features_1, rows, kernel) for rows in row_blocks(features_2, TILE)])
+    self_mean_2 = _self_mean(row_sum.sum(), diagonal.sum(), n2, biased)
+    value = self_mean_1 + self_mean_2 - 2.0 * cross.sum() / (n1 * n2)
+
+    influence = 2.0 * ((row_sum - diagonal) / (n2 - 1) - cross / n1)
+    influence -= influence.mean()
+    standard_error = influence.std(ddof=1) / np.sqrt(n2)
+
+    left = np.empty(0)
+    if blocks is not None:
+
+        def per_block(values: np.ndarray) -> np.ndarray:
+            return np.bincount(blocks, weights=values)
+
+        rest = n2 - np.bincount(blocks)
+        # Removing block g takes its rows and its columns out of the matrix; their intersection must be put back once.
+        pairs = row_sum.sum() - 2.0 * per_block(row_sum) + per_block(own_block)
+        self_mean = _self_mean(pairs, diagonal.sum() - per_block(diagonal), rest, biased)
+        left = self_mean_1 + self_mean - 2.0 * (cross.sum() - per_block(cross)) / (n1 * rest)
+    return KernelDistance(float(value), float(standard_error), influence, left)
+
+
+def clip_maximum_mean_discrepancy(
+    features_1: np.ndarray,
+    features_2: np.ndarray,
+    *,
+    sigma: float = 10.0,
+    scale: float = 1000.0,
+    biased: bool = True,
+    blocks: np.ndarray | None = None,
+    self_mean_1: float | None = None,
+) -> KernelDistance:
+    """Return CMMD, `scale` times the squared discrepancy of CLIP embeddings [n, d] of unit length, Gaussian kernel.
+
+    Rows must have unit length already (`unit_rows`); published values keep the diagonals, sigma 10, scale 1000. Other
+    arguments as for `kernel_distance`.
+    """
+    distance = kernel_distance(
+        features_1, features_2, kernel=GaussianKernel(sigma), biased=biased, blocks=blocks, self_mean_1=self_mean_1
+    )
+    return KernelDistance(
+        scale * distance.value,
+        scale * distance.standard_error,
+        scale * distance.influence,
+        scale * distance.leave_one_out,
+    )
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Return `features` [n, d] as float64 rows of unit length."""
+    x = np.asarray(features, dtype=np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def sliced_wasserstein(features_1: np.ndarray, features_2: np.ndarray, directions: np.ndarray) -> float:
+    """Return the mean over directions of the squared 2-Wasserstein distance of the projections.
+
+    Args:
+        features_1: samples, [n, d].
+        features_2: as many samples, [n, d].
+        directions: unit directions as columns, [d, p].
+
+    Raises:
+        ValueError: the sets differ in size.
+    """
+    if len(features_1) != len(features_2):
+        raise ValueError(f"sliced Wasserstein needs sets of equal size, got {len(features_1)} and {len(features_2)}")
+    u = np.sort(np.asarray(features_1, dtype=np.float64) @ directions, axis=0)
+    v = np.sort(np.asarray(features_2, dtype=np.float64) @ directions, axis=0)
+    return float(((u - v) ** 2).mean())
+
+
+def _self_mean(pairs: np.ndarray, diagonal: np.ndarray, n: np.ndarray | int, biased: bool) -> np.ndarray:
+    """Mean kernel value within a set of n, from the sum over all pairs and over the diagonal; elementwise."""
+    return pairs / (n * n) if biased else (pairs - diagonal) / (n * (n - 1))
+
+
+def _tiles(n: int) -> Iterator[slice]:
+    for start in range(0, n, TILE):
+        yield slice(start, min(start + TILE, n))
+
+
+def _self_sums(features: np.ndarray, kernel: Kernel, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of each row of the symmetric kernel matrix: over all columns, the diagonal, over its own block's columns."""
+    n = len(features)
+    count = int(blocks.max()) + 1
+    by_block = np.zeros((n, count))
+    diagonal = np.zeros(n)
+    one_hot = np.eye(count)
+    for i in _tiles(n):
+        x = np.asarray(features[i], dtype=np.float64)
+        for j in _tiles(n):
+            if j.start < i.start:
+                continue
+            tile = kernel(x, x if i == j else np.asarray(features[j], dtype=np.float64))
+            by_block[i] += tile @ one_hot[blocks[j]]
+            if i == j:
+                diagonal[i] = tile.diagonal()
+            else:
+                by_block[j] += tile.T @ one_hot[blocks[i]]
+    return by_block.sum(axis=1), diagonal, by_block[np.arange(n), blocks]
+
+
+def _column_sums(features: np.ndarray, columns: np.ndarray, kernel: Kernel) -> np.ndarray:
+    total = np.zeros(len(columns))
+    for rows in row_blocks(features, TILE):
+        total += kernel(rows, columns).sum(axis=0)
+    return total

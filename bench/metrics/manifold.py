@@ -1,0 +1,240 @@
+"""Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) from k-nearest-neighbour balls.
+
+A ball surrounds each sample; its radius is the distance to the k-th neighbour in the sample's own set, itself excluded.
+
+    precision = share of generated inside some real ball         recall   = share of real inside some generated ball
+    density   = mean number of real balls around a generated / k  coverage = share of real balls with a generated inside
+
+Distances come in tiles from |x|^2 + |y|^2 - 2 x.y on centred float64 features; wherever that could decide wrongly (a
+distance within rounding of a radius, duplicates above all) the pair is computed again by difference. The same pair of
+vectors then gives the same bits in every place, so that `<=` and `<` differ exactly on true ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+TILE = 1024
+SPARE = 8  # neighbours kept beyond the k-th, to find radii again when a block is left out
+
+Comparison = Literal["<=", "<"]
+
+
+class Manifold(NamedTuple):
+    """Shares in [0, 1]; density is a count ratio and may exceed 1. `f_score` = 2 p r / (p + r)."""
+
+    precision: float
+    recall: float
+    f_score: float
+    density: float
+    coverage: float
+
+
+class Balls(NamedTuple):
+    """The k-nearest-neighbour balls of a set.
+
+    Attributes:
+        squared_radius: squared distance to the k-th neighbour, float64 [n].
+        squared: squared distances to the nearest k + SPARE neighbours, ascending, [n, m].
+        neighbours: their indices, int64 [n, m].
+        k: the k.
+    """
+
+    squared_radius: np.ndarray
+    squared: np.ndarray
+    neighbours: np.ndarray
+    k: int
+
+
+def balls(features: np.ndarray, k: int = 3) -> Balls:
+    """Return the balls of `features` [n, d].
+
+    Raises:
+        ValueError: n <= k.
+    """
+    n = len(features)
+    if not 1 <= k < n:
+        raise ValueError(f"{k} nearest neighbours need at least {k + 1} samples, got {n}")
+    kept = min(k + SPARE, n - 1)
+    centre = _centre(features)
+    squared, neighbours = np.empty((n, kept)), np.empty((n, kept), dtype=np.int64)
+    for i, x in _tiles(features):
+        best = np.full((len(x), 0), np.inf)
+        index = np.zeros((len(x), 0), dtype=np.int64)
+        for j, y in _tiles(features):
+            tile = _squared_distances(x, y, centre)
+            if i == j:
+                np.fill_diagonal(tile, np.inf)
+            if tile.shape[1] > kept:
+                column = np.argpartition(tile, kept - 1, axis=1)[:, :kept]
+            else:
+                column = np.broadcast_to(np.arange(tile.shape[1]), tile.shape)
+            best = np.concatenate([best, np.take_along_axis(tile, column, axis=1)], axis=1)
+            index = np.concatenate([index, column + j.start], axis=1)
+            if best.shape[1] > kept:
+                nearest = np.argpartition(best, kept - 1, axis=1)[:, :kept]
+                best, index = np.take_along_axis(best, nearest, axis=1), np.take_along_axis(index, nearest, axis=1)
+        exact = np.stack([_exact_squared(x, np.asarray(features[near], np.float64)) for near in index.T], axis=1)
+        order = np.argsort(exact, axis=1, kind="stable")
+        squared[i] = np.take_along_axis(exact, order, axis=1)
+        neighbours[i] = np.take_along_axis(index, order, axis=1)
+    return Balls(squared[:, k - 1].copy(), squared, neighbours, k)
+
+
+def precision_recall(
+    generated: np.ndarray, real: np.ndarray, k: int = 3, comparison: Comparison = "<=", real_balls: Balls | None = None
+) -> Manifold:
+    """Return the five figures for `generated` [n, d] and `real` [m, d].
+
+    Args:
+        generated: generated features.
+        real: real features.
+        k: neighbourhood size (3 for precision and recall, 5 for density and coverage as published).
+        comparison: whether a sample exactly on a ball's surface is inside: `<=` (torch-fidelity, ADM) or `<` (prdc).
+        real_balls: `balls(real, k)` if known already.
+    """
+    blocks = np.zeros(len(generated), dtype=np.int64)
+    return precision_recall_leave_one_out(generated, real, blocks, k, comparison, real_balls)[0]
+
+
+def precision_recall_leave_one_out(
+    generated: np.ndarray,
+    real: np.ndarray,
+    blocks: np.ndarray,
+    k: int = 3,
+    comparison: Comparison = "<=",
+    real_balls: Balls | None = None,
+) -> tuple[Manifold, list[Manifold]]:
+    """Return the figures for all of `generated` and without each block (int [n], numbers 0..K-1; none if K is 1).
+
+    One pass over the distances: a generated ball grows only if a left-out block holds one of its k nearest, and then to
+    a neighbour that was kept. Exact unless more than SPARE of a sample's k + SPARE nearest share one block; its
+    furthest kept neighbour then stands in.
+    """
+    n, m, count = len(generated), len(real), int(blocks.max()) + 1
+    inner = real_balls if real_balls is not None else balls(real, k)
+    outer = balls(generated, k)
+    radius_without = _radii_without(outer, blocks, count)  # [n, K]
+    widest = np.maximum(outer.squared_radius, radius_without.max(axis=1))
+    centre = _centre(real)
+
+    around_generated = np.zeros(n, dtype=np.int64)  # real balls around each generated sample
+    in_real_ball = np.zeros((m, count), dtype=np.int64)  # generated samples of each block inside each real ball
+    covers_real = np.zeros((m, count), dtype=np.int64)  # generated balls of each block around each real sample
+    covered_without = np.zeros((m, count), dtype=bool)  # held by a ball that grew when the block was left out
+    for i, x in _tiles(generated):
+        member = blocks[i]
+        for j, y in _tiles(real):
+            tile = _squared_distances(x, y, centre)
+            inside = _within(tile, inner.squared_radius[j], x, y, comparison)
+            around_generated[i] += inside.sum(axis=1)
+            in_real_ball[j] += _count(inside, member, count)
+
+            held = _within(tile, outer.squared_radius[i, None], x, y, comparison)
+            covers_real[j] += _count(held, member, count)
+            if count == 1:
+                continue
+            row, column = np.nonzero(_within(tile, widest[i, None], x, y, comparison) & ~held)
+            distance = _pair_distances(x, y, row, column)
+            grown = _compare(distance[:, None], radius_without[i][row], comparison)
+            grown[np.arange(len(row)), member[row]] = False
+            pair, block = np.nonzero(grown)
+            covered_without[column[pair] + j.start, block] = True
+
+    whole = _figures(
+        (around_generated > 0).mean(),
+        covers_real.any(axis=1).mean(),
+        around_generated.mean() / k,
+        in_real_ball.any(axis=1).mean(),
+    )
+    if count == 1:
+        return whole, []
+    left = []
+    for g in range(count):
+        rest = around_generated[blocks != g]
+        others = np.arange(count) != g
+        recalled = covers_real[:, others].any(axis=1) | covered_without[:, g]
+        covered = in_real_ball[:, others].any(axis=1)
+        left.append(_figures((rest > 0).mean(), recalled.mean(), rest.mean() / k, covered.mean()))
+    return whole, left
+
+
+def _figures(precision: float, recall: float, density: float, coverage: float) -> Manifold:
+    f_score = 2.0 * precision * recall / max(1e-5, precision + recall)
+    return Manifold(float(precision), float(recall), float(f_score), float(density), float(coverage))
+
+
+def _centre(features: np.ndarray) -> np.ndarray:
+    """Return a point amid the features: any will do, so a sample of them is enough."""
+    stride = max(1, len(features) // 1000)
+    return np.asarray(features[::stride], dtype=np.float64).mean(axis=0)
+
+
+def _tiles(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(features), TILE):
+        rows = slice(start, min(start + TILE, len(features)))
+        yield rows, np.asarray(features[rows], dtype=np.float64)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    x, y = x - centre, y - centre
+    squared = x @ y.T
+    squared *= -2.0
+    squared += (x * x).sum(axis=1)[:, None]
+    squared += (y * y).sum(axis=1)
+    return squared
+
+
+def _exact_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    difference = x - y
+    return (difference * difference).sum(axis=-1)
+
+
+def _pair_distances(x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    squared = np.empty(len(row))
+    for start in range(0, len(row), TILE):
+        part = slice(start, start + TILE)
+        squared[part] = _exact_squared(x[row[part]], y[column[part]])
+    return squared
+
+
+def _compare(squared: np.ndarray, squared_radius: np.ndarray, comparison: Comparison) -> np.ndarray:
+    return squared <= squared_radius if comparison == "<=" else squared < squared_radius
+
+
+def _within(
+    tile: np.ndarray, squared_radius: np.ndarray, x: np.ndarray, y: np.ndarray, comparison: Comparison
+) -> np.ndarray:
+    """Compare a tile of squared distances [a, b] with radii [b] or [a, 1], settling near ties by difference."""
+    inside = _compare(tile, squared_radius, comparison)
+    rounding = 1e-12 * ((x * x).sum(axis=1).max() + (y * y).sum(axis=1).max())
+    row, column = np.nonzero(np.abs(tile - squared_radius) <= rounding)
+    if len(row):
+        radius = np.broadcast_to(squared_radius, tile.shape)[row, column]
+        inside[row, column] = _compare(_pair_distances(x, y, row, column), radius, comparison)
+    return inside
+
+
+def _count(inside: np.ndarray, member: np.ndarray, count: int) -> np.ndarray:
+    """Number of true rows in each column of `inside` [a, b] for each block of the row's sample, int [b, count]."""
+    row, column = np.nonzero(inside)
+    columns = inside.shape[1]
+    return np.bincount(column * count + member[row], minlength=columns * count).reshape(columns, count)
+
+
+def _radii_without(outer: Balls, blocks: np.ndarray, count: int) -> np.ndarray:
+    """Squared k-th neighbour distance of each sample with each block left out, [n, K]."""
+    k = outer.k
+    radius = np.repeat(outer.squared_radius[:, None], count, axis=1)
+    if count == 1:
+        return radius
+    block_of = blocks[outer.neighbours]
+    for position in range(k):
+        g = block_of[:, position]
+        stays = np.cumsum(block_of != g[:, None], axis=1)
+        kth = np.where(stays[:, -1] >= k, np.argmax(stays >= k, axis=1), block_of.shape[1] - 1)
+        radius[np.arange(len(g)), g] = outer.squared[np.arange(len(g)), kth]
+    return radius

@@ -1,0 +1,135 @@
+"""What goes into the measurement of a cell and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.errors import BenchError
+from bench.metrics.frechet import FrechetReference
+
+
+@dataclass(frozen=True)
+class JudgeOutputs(Mapping[str, np.ndarray]):
+    """What the judges said of a cell's images: arrays [N, ...] in sample order, memory maps welcome.
+
+    Names: `inception.features` [N, d], `inception.logits` [N, C] (unbiased), `inception.spatial` [N, d'],
+    `clip.score` [N], `pick.score` [N], `dinov2.features` [N, d], `clip_l14_336.features` [N, d] of unit length.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise BenchError(f"judge outputs differ in length ({lengths}): every judge must see every image once")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(next(iter(self.arrays.values()), ()))
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFeatures:
+    """What one judge said of the reference images; costly parts (factor, balls, self terms) are computed once.
+
+    Attributes:
+        features: [n, d], or None where only statistics are known.
+        mu: mean [d]; None to take it from the features.
+        sigma: covariance [d, d], divisor n - 1; None likewise.
+        labels: class of each reference image, int [n], if known.
+        n: number of reference images; None where statistics do not say.
+    """
+
+    features: np.ndarray | None = None
+    mu: np.ndarray | None = None
+    sigma: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    n: int | None = None
+    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray | None = None) -> ReferenceFeatures:
+        """Take the features of every reference image."""
+        return cls(features=features, labels=labels, n=len(features))
+
+    @cached_property
+    def frechet(self) -> FrechetReference:
+        """The reference's side of a Frechet distance."""
+        if self.mu is not None and self.sigma is not None:
+            return FrechetReference(self.mu, self.sigma)
+        if self.features is None:
+            raise ValueError("the reference has neither features nor a mean and covariance; build it for this judge")
+        return FrechetReference.of(self.features)
+
+    def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Return `compute()`, computed once for each `key`."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+
+class MetricValue(NamedTuple):
+    """One metric of one cell.
+
+    Attributes:
+        name: metric name, as in the catalog.
+        value: the value at this n.
+        low: lower end of the 95 % interval around `value`; None where there is no interval.
+        high: upper end.
+        standard_error: standard error of `value`.
+        corrected: value less its estimated 1/n bias.
+        n: number of generated samples used.
+        method: how value and interval were made, for people.
+        judge: judge that was read.
+        jackknife: the value without each block, float64 [K]; None where there are no blocks.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    corrected: float | None
+    n: int
+    method: str
+    judge: str
+    jackknife: np.ndarray | None
+
+
+class SkippedMetric(NamedTuple):
+    """A metric that could not be computed, and why (one line)."""
+
+    name: str
+    reason: str
+
+
+class PerClass(NamedTuple):
+    """A metric within one class (label), from n generated images."""
+
+    label: int
+    metric: str
+    value: float
+    n: int
+
+
+class CellMetrics(NamedTuple):
+    """All that was measured of one cell."""
+
+    values: list[MetricValue]
+    skipped: list[SkippedMetric]
+    per_class: list[PerClass]

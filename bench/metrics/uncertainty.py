@@ -1,0 +1,227 @@
+"""Intervals, paired differences and rank intervals by leaving out blocks of samples.
+
+A block holds the whole label histogram, and the same samples (same noise, same label) for every model, so the K values
+of a metric with one block left out carry its sampling error, its bias and its pairing with every other row.
+A percentile bootstrap of FID never covers: a resample repeats rows, which adds the bias once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+COVERAGE = 0.95
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval.
+
+    Attributes:
+        value: the estimate at its own number of samples.
+        low: lower end.
+        high: upper end.
+        standard_error: standard error of `value`.
+        corrected: `value` less its estimated bias of order 1/n; None where there is none to correct.
+    """
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    corrected: float | None
+
+
+def blocks_by_label(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the block of each sample, int64 [n]: its rank within its class, in index order, modulo `count`.
+
+    Every block then holds the label histogram; with labels cycling 0..C-1 block = (i // C) % count. Where the rarest
+    class has fewer than `count` samples no such blocks exist: the samples, sorted by class, are then dealt out in turn,
+    which keeps blocks equal in size and errs towards wider intervals.
+
+    Args:
+        labels: class of each sample, int [n].
+        count: number of blocks, at least 2.
+
+    Raises:
+        ValueError: fewer samples than blocks, or fewer than two blocks.
+    """
+    labels = np.asarray(labels)
+    if not 2 <= count <= len(labels):
+        raise ValueError(f"{count} blocks need at least 2 blocks and {count} samples, got {len(labels)} samples")
+    order = np.argsort(labels, kind="stable")
+    sizes = np.unique(labels, return_counts=True)[1]
+    place = np.arange(len(labels))
+    if sizes.min() >= count:
+        place = place - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    block = np.empty(len(labels), dtype=np.int64)
+    block[order] = place % count
+    return block
+
+
+def jackknife(full: float, leave_one_out: np.ndarray, centre: Literal["value", "corrected"] = "value") -> Interval:
+    """Return the delete-block jackknife interval of `full`, given the values with each of K blocks left out, [K].
+
+        se^2 = (K - 1)/K sum (x_(k) - mean)^2        corrected = K full - (K - 1) mean
+
+    The interval is Student's with K - 1 degrees of freedom, around `full`, or around the corrected value (for FID: the
+    one that covers the distance of the distributions rather than its expectation at this n).
+    """
+    left = np.asarray(leave_one_out, dtype=np.float64)
+    k = len(left)
+    if k < 2:
+        raise ValueError(f"a jackknife needs at least 2 blocks, got {k}")
+    mean = left.mean()
+    standard_error = float(np.sqrt((k - 1) / k * ((left - mean) ** 2).sum()))
+    corrected = float(k * full - (k - 1) * mean)
+    half = float(stdtrit(k - 1, (1 + COVERAGE) / 2)) * standard_error
+    middle = full if centre == "value" else corrected
+    return Interval(float(full), middle - half, middle + half, standard_error, corrected)
+
+
+def paired_difference(
+    full_a: float, leave_one_out_a: np.ndarray, full_b: float, leave_one_out_b: np.ndarray
+) -> Interval:
+    """Return the interval of a - b for two rows measured on the same blocks (same noise and labels): biases cancel too.
+
+    Raises:
+        ValueError: the rows have different numbers of blocks.
+    """
+    a, b = np.asarray(leave_one_out_a), np.asarray(leave_one_out_b)
+    if a.shape != b.shape:
+        raise ValueError(f"rows with {a.size} and {b.size} blocks cannot be paired")
+    return jackknife(full_a - full_b, a - b)
+
+
+def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
+    """Return the mean of `values` [n] with its interval, free of differences between classes if `labels` are given.
+
+        se^2 = sum_c (n_c/n)^2 s_c^2 / n_c
+
+    for the label histogram is fixed by the plan, not sampled. Classes with a single sample form one stratum together (a
+    lone one joins the largest class).
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 samples, got {n}")
+    stratum = label_strata(labels, n)
+    _, stratum, size = np.unique(stratum, return_inverse=True, return_counts=True)
+    alone = size[stratum] < 2
+    if alone.sum() == 1:
+        alone |= stratum == np.argmax(size)
+    _, stratum, size = np.unique(np.where(alone, -1, stratum), return_inverse=True, return_counts=True)
+    class_mean = np.bincount(stratum, weights=x) / size
+    variance = np.bincount(stratum, weights=(x - class_mean[stratum]) ** 2) / (size - 1)
+    standard_error = float(np.sqrt((size * variance).sum()) / n)
+    half = float(stdtrit(n - len(size), (1 + COVERAGE) / 2)) * standard_error
+    mean = float(x.mean())
+    return Interval(mean, mean - half, mean + half, standard_error, None)
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Return the share successes/n with Wilson's interval, which stays inside [0, 1] and is never empty.
+
+    Conservative where the shares differ between classes of a fixed histogram. Ties may count as half a success.
+    """
+    if n < 1:
+        raise ValueError("a share needs at least 1 sample")
+    z = 1.959963984540054
+    p = successes / n
+    scale = 1.0 + z * z / n
+    middle = (p + z * z / (2 * n)) / scale
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
+    low = 0.0 if successes <= 0 else float(middle - half)
+    high = 1.0 if successes >= n else float(middle + half)
+    return Interval(float(p), low, high, float(np.sqrt(p * (1 - p) / n)), None)
+
+
+def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:
+    """Return how often a's image of a prompt scores above b's, sample by sample ([n] each); ties count half."""
+    if len(scores_a) != len(scores_b):
+        raise ValueError(f"rows with {len(scores_a)} and {len(scores_b)} samples cannot be paired")
+    wins = (np.asarray(scores_a) > np.asarray(scores_b)).sum() + 0.5 * (
+        np.asarray(scores_a) == np.asarray(scores_b)
+    ).sum()
+    return wilson(float(wins), len(scores_a))
+
+
+class RankInterval(NamedTuple):
+    """Where a row may stand when its samples are drawn again; rank 1 is best.
+
+    Attributes:
+        rank: rank by the values as they are (ties share the better rank).
+        median: median rank over draws.
+        low: 5 % quantile.
+        high: 95 % quantile.
+        first: probability of being first; rows tied for it share it.
+    """
+
+    rank: int
+    median: float
+    low: float
+    high: float
+    first: float
+
+
+def joint_rank_intervals(
+    values: np.ndarray,
+    leave_one_out: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    *,
+    draws: int = 2000,
+    rng_seed: int = 2020,
+    higher_is_better: bool = True,
+) -> list[RankInterval]:
+    """Return each row's rank interval under a score of several metrics, all drawn together.
+
+    Each draw takes one multinomial weight vector w over the blocks, the same for all rows and metrics (so pairing and
+    the correlation of metrics are kept), and moves every metric by its jackknife linearisation, sum_k (w_k - 1) I_k
+    with I_k = sqrt((K - 1)/K) (mean_k x_(k) - x_(k)), whose variance is the jackknife's.
+
+    Args:
+        values: metrics of each row, [R, M], finite.
+        leave_one_out: the same with each block left out, [R, M, K].
+        score: maps tables [..., R, M] to scores [..., R]; bounds taken from the rows are so taken anew in each draw.
+        draws: number of weight vectors.
+        rng_seed: seed of the local generator.
+        higher_is_better: direction of the score.
+
+    Raises:
+        ValueError: shapes disagree, or a value is not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    left = np.asarray(leave_one_out, dtype=np.float64)
+    if left.ndim != 3 or left.shape[:2] != x.shape or left.shape[2] < 2:
+        raise ValueError(f"values {x.shape} and leave-one-out values {left.shape} are not [R, M] and [R, M, K >= 2]")
+    if not (np.isfinite(x).all() and np.isfinite(left).all()):
+        raise ValueError("ranks need finite values: leave out the rows that lack a metric")
+    k = left.shape[2]
+    influence = np.sqrt((k - 1) / k) * (left.mean(axis=2, keepdims=True) - left)
+    weights = np.random.default_rng(rng_seed).multinomial(k, np.full(k, 1.0 / k), size=draws)
+    tables = x + np.einsum("bk,rmk->brm", weights - 1.0, influence)
+    sign = -1.0 if higher_is_better else 1.0
+    drawn = _ranks(sign * score(tables))
+    best = drawn == 1
+    first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
+    low, median, high = np.quantile(drawn, [0.05, 0.5, 0.95], axis=0)
+    rank = _ranks(sign * score(x[None]))[0]
+    return [
+        RankInterval(int(r), float(m), float(lo), float(hi), float(p))
+        for r, m, lo, hi, p in zip(rank, median, low, high, first, strict=True)
+    ]
+
+
+def label_strata(labels: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
+    """Return labels as int64 [n]; all zero (one stratum) where there are none."""
+    return np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+
+
+def _ranks(cost: np.ndarray) -> np.ndarray:
+    """Rank along the last axis, 1 for the smallest; equal costs share the better rank."""
+    return 1 + (cost[..., None, :] < cost[..., :, None]).sum(axis=-1)
