@@ -1,0 +1,5 @@
+"""Protocols: what is measured, against which reference, by which judges; data in TOML, checked when loaded."""
+
+from protocols.schema import Protocol, ProtocolError, Sweep, find_protocol, load_protocol, protocol_files
+
+__all__ = ["Protocol", "ProtocolError", "Sweep", "find_protocol", "load_protocol", "protocol_files"]

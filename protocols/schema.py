@@ -1,0 +1,278 @@
+"""The protocol file: its keys, their checks and its digest."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LABEL_PLANS = ("balanced", "reference", "uniform")
+QUANTISERS = ("round", "trunc128", "trunc255")
+SAMPLERS = ("native", "plain")
+
+
+class ProtocolError(ValueError):
+    """A protocol that cannot be used: one line with the file, the key and the reason."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cells of the plan: every model x steps x guidance."""
+
+    models: tuple[str, ...]
+    steps: tuple[int, ...]
+    cfg: tuple[float, ...] = (1.0,)
+    """Guidance scales; models without inference-time guidance get one cell per step count."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol as loaded from TOML; see docs/protocols.md for every key."""
+
+    name: str
+    title: str
+    resolution: int
+    class_names: tuple[str, ...]
+    prompt_template: str
+    """With `{name}` in it; prompts are the class names put there."""
+    label_plan: str
+    num_samples: int
+    seed: int
+    sweeps: tuple[Sweep, ...]
+    sampler: str
+    quantise: str
+    levels: int
+    """Grey levels kept by the quantiser (256, or fewer for data that has fewer)."""
+    batch_size: int
+    reference: Mapping[str, Any]
+    judges: Mapping[str, Mapping[str, Any]]
+    metrics: tuple[str, ...]
+    blocks: int
+    """Blocks of the delete-block jackknife; each holds the label histogram."""
+    metric_options: Mapping[str, Any]
+    composite: Mapping[str, Any]
+    notes: str = ""
+    thumbnails: int = 20
+    """How many of the first samples are kept as pictures."""
+    path: Path = field(default=Path(), compare=False)
+
+    @property
+    def prompts(self) -> list[str]:
+        """One prompt per class, in label order."""
+        return [self.prompt_template.format(name=name) for name in self.class_names]
+
+    def canonical(self) -> dict[str, Any]:
+        """Return every key as plain JSON values: what the digest is taken of."""
+        return {
+            "name": self.name,
+            "resolution": self.resolution,
+            "labels": {
+                "names": list(self.class_names),
+                "template": self.prompt_template,
+                "plan": self.label_plan,
+            },
+            "sampling": {
+                "num_samples": self.num_samples,
+                "seed": self.seed,
+                "sampler": self.sampler,
+                "quantise": self.quantise,
+                "levels": self.levels,
+                "sweeps": [
+                    {"models": list(sweep.models), "steps": list(sweep.steps), "cfg": list(sweep.cfg)}
+                    for sweep in self.sweeps
+                ],
+            },
+            "reference": dict(self.reference),
+            "judges": {name: dict(options) for name, options in self.judges.items()},
+            "metrics": {"names": list(self.metrics), "blocks": self.blocks, "options": dict(self.metric_options)},
+            "composite": dict(self.composite),
+        }
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical form."""
+        return digest_of(self.canonical())
+
+    @property
+    def measurement_digest(self) -> str:
+        """sha256 of what turns a model's samples into numbers: labels, quantiser, reference, judges, metrics."""
+        form = self.canonical()
+        sampling = {key: form["sampling"][key] for key in ("quantise", "levels")}
+        metrics = {key: form["metrics"][key] for key in ("blocks", "options")}
+        return digest_of(
+            {
+                "resolution": self.resolution,
+                "labels": form["labels"],
+                "sampling": sampling,
+                "reference": form["reference"],
+                "judges": form["judges"],
+                "metrics": metrics,
+            }
+        )
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def protocol_files() -> dict[str, Path]:
+    """Return the protocols shipped with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the shipped protocol called `name`, or the one in the file `name` when it ends in `.toml`."""
+    if name.endswith(".toml"):
+        return load_protocol(Path(name))
+    known = protocol_files()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise ProtocolError(f"unknown protocol '{name}': {hint}")
+    return load_protocol(known[name])
+
+
+def load_protocol(path: Path) -> Protocol:
+    """Read one protocol. Raises ProtocolError naming the file, the key and the reason when it is malformed."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProtocolError(f"protocol {path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"protocol {path}: not valid TOML ({error}); mend the file") from error
+    return _read(_Table(path, table, ""), path)
+
+
+def _read(root: _Table, path: Path) -> Protocol:
+    labels, sampling = root.table_at("labels"), root.table_at("sampling")
+    metrics, composite = root.table_at("metrics"), root.table_at("composite", optional=True)
+    names = labels.text_list("names") if "names" in labels.values else _names_file(labels, path)
+    template = labels.text("template")
+    if "{name}" not in template:
+        raise labels.error("template", "must hold {name}")
+    sweeps = tuple(_sweep(sweep) for sweep in sampling.tables("sweeps"))
+    protocol = Protocol(
+        name=root.text("name"),
+        title=root.text("title"),
+        resolution=root.integer("resolution", low=1),
+        notes=root.text("notes", ""),
+        class_names=tuple(names),
+        prompt_template=template,
+        label_plan=labels.choice("plan", LABEL_PLANS),
+        num_samples=sampling.integer("num_samples", low=2),
+        seed=sampling.integer("seed", low=0),
+        sweeps=sweeps,
+        sampler=sampling.choice("sampler", SAMPLERS, "native"),
+        quantise=sampling.choice("quantise", QUANTISERS, "round"),
+        levels=sampling.integer("levels", 256, low=2),
+        batch_size=sampling.integer("batch_size", 64, low=1),
+        thumbnails=sampling.integer("thumbnails", 20, low=0),
+        reference=root.table_at("reference").values,
+        judges=root.table_at("judges").values,
+        metrics=tuple(metrics.text_list("names")),
+        blocks=metrics.integer("blocks", 20, low=2),
+        metric_options=metrics.values.get("options", {}),
+        composite=composite.values,
+        path=path,
+    )
+    for name, options in protocol.judges.items():
+        if not isinstance(options, dict) or "kind" not in options:
+            raise root.error(f"judges.{name}.kind", "is missing; add it")
+    root.only(
+        {"name", "title", "resolution", "notes", "labels", "sampling", "reference", "judges", "metrics", "composite"}
+    )
+    labels.only({"names", "names_file", "template", "plan"})
+    sampling.only(
+        {"num_samples", "seed", "sweeps", "sampler", "quantise", "levels", "batch_size", "thumbnails"},
+    )
+    metrics.only({"names", "blocks", "options"})
+    composite.only({"metrics", "eps", "clip", "bounds", "version", "source"})
+    return protocol
+
+
+def _names_file(labels: _Table, path: Path) -> list[str]:
+    file = path.parent / labels.text("names_file")
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except OSError as error:
+        raise labels.error("names_file", f"cannot be read: {file} ({error.strerror})") from error
+
+
+def _sweep(table: _Table) -> Sweep:
+    steps = table.values.get("steps")
+    cfg = table.values.get("cfg", [1.0])
+    if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or not steps:
+        raise table.error("steps", f"must be a list of positive integers, found {steps!r}")
+    if not isinstance(cfg, list) or not all(type(w) in (int, float) and math.isfinite(w) for w in cfg) or not cfg:
+        raise table.error("cfg", f"must be a list of numbers, found {cfg!r}")
+    table.only({"models", "steps", "cfg"})
+    return Sweep(tuple(table.text_list("models")), tuple(steps), tuple(float(w) for w in cfg))
+
+
+class _Table:
+    """A table of the file, read key by key with errors that name the key."""
+
+    def __init__(self, path: Path, values: Any, prefix: str) -> None:
+        self.path, self.prefix = path, prefix
+        if not isinstance(values, dict):
+            raise self.error("", "must be a table")
+        self.values: dict[str, Any] = values
+
+    def error(self, key: str, reason: str) -> ProtocolError:
+        return ProtocolError(f"protocol {self.path}: key '{(self.prefix + key).rstrip('.')}' {reason}")
+
+    def table_at(self, key: str, optional: bool = False) -> _Table:
+        if key not in self.values and not optional:
+            raise self.error(key, "is missing; add it")
+        return _Table(self.path, self.values.get(key, {}), f"{self.prefix}{key}.")
+
+    def tables(self, key: str) -> list[_Table]:
+        values = self.values.get(key, [])
+        if not isinstance(values, list):
+            raise self.error(key, "must be a list of tables")
+        return [_Table(self.path, value, f"{self.prefix}{key}.") for value in values]
+
+    def only(self, known: set[str]) -> None:
+        for key in self.values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(sorted(known))}"
+                raise self.error(key, f"is not known; {hint}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.values.get(key, default)
+        if value is None:
+            raise self.error(key, "is missing; add it")
+        if not isinstance(value, str):
+            raise self.error(key, f"must be text, found {value!r}")
+        return value
+
+    def text_list(self, key: str) -> list[str]:
+        value = self.values.get(key)
+        if value is None:
+            raise self.error(key, "is missing; add it")
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self.error(key, f"must be a list of text, found {value!r}")
+        return value
+
+    def integer(self, key: str, default: int | None = None, *, low: int) -> int:
+        value = self.values.get(key, default)
+        if value is None:
+            raise self.error(key, "is missing; add it")
+        if type(value) is not int or value < low:
+            raise self.error(key, f"must be an integer of at least {low}, found {value!r}")
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
+        value = self.text(key, default)
+        if value not in choices:
+            raise self.error(key, f"must be one of {', '.join(choices)}, found {value!r}")
+        return value
