@@ -1,0 +1,180 @@
+"""One shard: an adapter's samples, quantised, judged once, counted and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.adapter import Adapter
+from bench.errors import BenchError
+from bench.judges.base import Judge
+from bench.noise import PhiloxNoise
+from bench.plan import Cell
+from bench.quantise import quantise
+from protocols import Protocol
+
+THUMBNAIL_SIDE = 96
+
+
+class CellFailure(Exception):
+    """The adapter broke its contract on this cell; the other cells go on."""
+
+    def __init__(self, reason: str, failures: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.failures = failures
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CellFailure, (self.reason, self.failures)
+
+
+class Meter:
+    """Counts network evaluations by batch rows and times the decoder, through hooks on the adapter."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.rows = 0
+        self.guide_rows = 0
+        self.decode_seconds = 0.0
+
+    @contextmanager
+    def installed(self) -> Iterator[Meter]:
+        """Install the hooks for the duration of the block."""
+        handles = [self.adapter.network.register_forward_hook(self._count)]
+        if self.adapter.guide is not None:
+            handles.append(self.adapter.guide.register_forward_hook(self._count_guide))
+        plain = self.adapter.decode
+        self.adapter.decode = self._timed(plain)  # type: ignore[method-assign]
+        try:
+            yield self
+        finally:
+            del self.adapter.decode
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.rows += _batch_rows(output)
+
+    def _count_guide(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.guide_rows += _batch_rows(output)
+
+    def _timed(self, decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def timed(latents: Tensor) -> Tensor:
+            start = clock(self.adapter.device)
+            images = decode(latents)
+            self.decode_seconds += clock(self.adapter.device) - start
+            return images
+
+        return timed
+
+
+def _batch_rows(output: Any) -> int:
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    return int(first.shape[0])
+
+
+def clock(device: torch.device) -> float:
+    """Return the time in seconds once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def sample_shard(
+    cell: Cell,
+    protocol: Protocol,
+    adapter: Adapter,
+    judges: Mapping[str, Judge],
+    labels: np.ndarray,
+    start: int,
+    stop: int,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return (arrays, facts) of samples [start, stop), in batches aligned to the sample index.
+
+    `labels` int64 [N] are those of the whole cell. Arrays are `<judge>.<name>` [stop - start, ...] and `thumbnails`
+    uint8 [n, 3, h, w]. Raises CellFailure when the adapter raises or returns a wrong shape, dtype or value.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    thumbnails: list[np.ndarray] = []
+    facts = {"start": start, "stop": stop, "batch_size": cell.batch_size, "judge_seconds": 0.0}
+    sample_seconds = timed_seconds = 0.0
+    timed_samples = 0
+    meter = Meter(adapter)
+    warm = getattr(adapter, "warmed_up", None)
+    with meter.installed():
+        for first in range(start, stop, cell.batch_size):
+            last = min(first + cell.batch_size, stop)
+            batch_labels = torch.from_numpy(labels[first:last])
+            began = clock(adapter.device)
+            images = _checked_sample(cell, adapter, batch_labels, first, last, protocol.resolution)
+            seconds = clock(adapter.device) - began
+            sample_seconds += seconds
+            if warm == (cell.cell_id, last - first):
+                timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
+            warm = (cell.cell_id, last - first)
+            began = clock(adapter.device)
+            pixels = quantise(images, protocol.quantise, protocol.levels)
+            for name, judge in judges.items():
+                for key, values in judge(pixels, batch_labels.to(pixels.device)).items():
+                    parts.setdefault(f"{name}.{key}", []).append(values.cpu().numpy())
+            facts["judge_seconds"] += clock(adapter.device) - began
+            if first < protocol.thumbnails:
+                kept = pixels[: protocol.thumbnails - first].cpu()
+                thumbnails.append(_shrink(kept).numpy())
+    adapter.warmed_up = warm  # type: ignore[attr-defined]
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    if thumbnails:
+        arrays["thumbnails"] = np.concatenate(thumbnails)
+    facts |= {
+        "network_rows": meter.rows,
+        "guide_rows": meter.guide_rows,
+        "decode_seconds": meter.decode_seconds,
+        "network_seconds": sample_seconds - meter.decode_seconds,
+        "timed_seconds": timed_seconds,
+        "timed_samples": timed_samples,
+        "peak_memory": peak_memory(adapter.device),
+    }
+    return arrays, facts
+
+
+def _checked_sample(cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, resolution: int) -> Tensor:
+    noise = PhiloxNoise(cell.seed, range(first, last), adapter.device)
+    try:
+        images = adapter.sample(labels, cell.steps, cell.cfg, noise=noise, **cell.settings)
+    except BenchError as error:
+        raise CellFailure(str(error)) from error
+    except Exception as error:
+        raise CellFailure(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    expected = (last - first, 3, resolution, resolution)
+    if not isinstance(images, Tensor) or tuple(images.shape) != expected:
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise CellFailure(f"the adapter returned {found}, expected a tensor of shape {expected}")
+    if images.dtype != torch.float32:
+        raise CellFailure(f"the adapter returned {images.dtype}, expected torch.float32")
+    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise CellFailure(f"{broken} of samples {first}..{last - 1} hold NaN or infinite values", broken)
+    return images
+
+
+def _shrink(pixels: Tensor) -> Tensor:
+    """Return the images no larger than a thumbnail, by averaging whole squares of pixels."""
+    factor = -(-pixels.shape[-1] // THUMBNAIL_SIDE)
+    if factor == 1:
+        return pixels
+    return torch.nn.functional.avg_pool2d(pixels.float(), factor).round().byte()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: allocated on the accelerator, resident in this process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,115 @@
+"""What a worker does: sample a shard, or measure a finished cell. Loaded networks stay in its process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.adapter import Adapter
+from bench.cells import CellDirectory
+from bench.judges.base import Judge, JudgeSpec, load_judge
+from bench.measuring import Context, cell_record, cost_facts, finish_rows, model_row, timestamp
+from bench.models import build_adapter
+from bench.plan import Cell
+from bench.sampling import CellFailure, sample_shard
+from bench.weights import cache_directory
+from protocols import Protocol
+
+LATENCY_REPEATS = 3
+
+_judges: dict[str, Mapping[str, Judge]] = {}
+_adapters: dict[tuple[str, ...], Adapter] = {}
+
+
+def use_one_thread(device: str) -> None:
+    """On a processor, give torch one thread: results then do not depend on the number of workers."""
+    if not device.startswith("cuda"):
+        torch.set_num_threads(1)
+
+
+def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
+    """Return the protocol's judges on `device`, prompts encoded; loaded once in this process."""
+    key = f"{protocol.measurement_digest} {device}"
+    if key not in _judges:
+        root = protocol.path.parent
+        judges = {}
+        for name, options in protocol.judges.items():
+            kind = str(options["kind"])
+            spec = JudgeSpec(name, kind, {option: value for option, value in options.items() if option != "kind"})
+            judge = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
+            judge.prepare(protocol.prompts)
+            judges[name] = judge
+        _judges[key] = judges
+    return _judges[key]
+
+
+def load_cell_adapter(cell: Cell, device: str) -> Adapter:
+    """Return the adapter of a cell on `device`; the last one stays loaded."""
+    key = (cell.card.name, str(cell.weights), str(cell.weights_sha256), str(cell.random_weights), cell.dtype, device)
+    if key not in _adapters:
+        _adapters.clear()
+        _adapters[key] = build_adapter(
+            cell.card, device=device, dtype=cell.dtype, weights=cell.weights, random_weights=cell.random_weights
+        )
+    return _adapters[key]
+
+
+def sample_task(context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path) -> str | None:
+    """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
+    use_one_thread(context.device)
+    judges = load_judges(context.protocol, context.device)
+    adapter = load_cell_adapter(cell, context.device)
+    try:
+        arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
+    except CellFailure as failure:
+        return failure.reason
+    CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
+    return None
+
+
+def measure_task(
+    context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
+) -> None:
+    """Measure a cell whose shards are all there, write its record and remove the shards."""
+    use_one_thread(context.device)
+    directory = CellDirectory(runs, cell.cell_id)
+    facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
+    adapter = load_cell_adapter(cell, context.device)
+    rows = finish_rows(context, directory, ranges, labels)
+    cell_row = {
+        **row,
+        "status": "done",
+        "reason": None,
+        **cost_facts(facts, cell.num_samples),
+        "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
+        "latency_seconds": latency(cell, adapter, labels),
+        "finished": timestamp(),
+    }
+    directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
+    directory.remove_shards()
+
+
+def latency(cell: Cell, adapter: Adapter, labels: np.ndarray) -> float:
+    """Return the median seconds of one image at batch 1, after one warm-up."""
+    from bench.noise import PhiloxNoise
+    from bench.sampling import clock
+
+    label = torch.from_numpy(labels[:1])
+    seconds = []
+    for _ in range(1 + LATENCY_REPEATS):
+        began = clock(adapter.device)
+        adapter.sample(label, cell.steps, cell.cfg, noise=PhiloxNoise(cell.seed, [0], adapter.device), **cell.settings)
+        seconds.append(clock(adapter.device) - began)
+    return float(np.median(seconds[1:]))
+
+
+def idle_task() -> float:
+    """Import what the work needs while the parent prepares; returns when ready."""
+    import bench.metrics.cell  # noqa: F401
+
+    return time.monotonic()

@@ -1,0 +1,207 @@
+"""The DuckDB store: an index of measured cells, one transaction per cell, rebuilt from their directories at will."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from results import StoreError
+
+SCHEMA_VERSION = 1
+TABLES = (
+    "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
+    "ranks", "rankings", "references", "published",
+)  # fmt: skip
+CELL_TABLES = ("metrics", "skipped_metrics", "per_class", "thumbnails")
+LOCK_RETRIES, LOCK_WAIT_SECONDS = 20, 0.25
+
+
+@contextmanager
+def connect(path: Path, *, write: bool = False, retry: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the database, check its schema version and close it in the end.
+
+    `write` creates it when it is absent; `retry` waits up to five seconds for another writer to finish. Raises
+    StoreError in one line when the file is absent, locked, damaged, or of a newer schema; nothing is overwritten.
+    """
+    if not write and not path.exists():
+        raise StoreError(f"{path}: no database here; 'bench run' makes one (or give --runs-dir)")
+    connection = _open(path, write, LOCK_RETRIES if retry else 1)
+    try:
+        _check_schema(connection, path, write)
+        yield connection
+    finally:
+        connection.close()
+
+
+def _open(path: Path, write: bool, attempts: int) -> duckdb.DuckDBPyConnection:
+    for attempt in range(attempts):
+        try:
+            return duckdb.connect(str(path), read_only=not write)
+        except duckdb.Error as error:
+            message = str(error)
+            locked = "lock" in message.lower()
+            if locked and attempt + 1 < attempts:
+                time.sleep(LOCK_WAIT_SECONDS)
+                continue
+            if locked:
+                raise StoreError(
+                    f"{path}: the database is in use by another process; wait for it to finish, then try again"
+                ) from error
+            if "version number" in message or "newer version" in message:
+                raise StoreError(
+                    f"{path}: written by a newer DuckDB than {duckdb.__version__}; upgrade duckdb to read it"
+                ) from error
+            raise StoreError(
+                f"{path}: not a readable database ({message.splitlines()[0][:120]}); "
+                "move it away and run 'bench reindex' to rebuild it from the cells"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _check_schema(connection: duckdb.DuckDBPyConnection, path: Path, write: bool) -> None:
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()}
+    if not tables:
+        if not write:
+            raise StoreError(f"{path}: the database is empty; 'bench run' fills it")
+        connection.execute("BEGIN")
+        connection.execute((files("results") / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
+        connection.execute("COMMIT")
+        return
+    if "schema_version" not in tables:
+        raise StoreError(f"{path}: not a database of this program; give another --runs-dir")
+    row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+    version = row[0] if row else None
+    if version is None or version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: its schema is version {version}, this program knows {SCHEMA_VERSION}; upgrade fewstep-bench"
+        )
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], *, replace: bool = False) -> None:
+    """Insert one row; mappings and lists of mappings become JSON. `replace` overwrites a row of the same key."""
+    columns = ", ".join(f'"{column}"' for column in row)
+    marks = ", ".join("?" for _ in row)
+    verb = "INSERT OR REPLACE" if replace else "INSERT"
+    connection.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', [_plain(value) for value in row.values()])
+
+
+def insert_many(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that share their columns."""
+    if not rows:
+        return
+    columns = ", ".join(f'"{column}"' for column in rows[0])
+    marks = ", ".join("?" for _ in rows[0])
+    values = [[_plain(value) for value in row.values()] for row in rows]
+    connection.executemany(f'INSERT INTO "{table}" ({columns}) VALUES ({marks})', values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping)):
+        return json.dumps(value, sort_keys=True)
+    return value
+
+
+def write_cell(connection: duckdb.DuckDBPyConnection, record: Mapping[str, Any]) -> None:
+    """Replace everything stored of one cell, in one transaction.
+
+    `record` holds the rows by table: `cell` and the optional `run`, `model`, `protocol`, `references` (rows of their
+    tables) and lists `metrics`, `skipped_metrics`, `per_class`, `thumbnails` (without cell_id).
+    """
+    cell = record["cell"]
+    connection.execute("BEGIN")
+    try:
+        for key, table in (("run", "runs"), ("model", "models"), ("protocol", "protocols")):
+            if record.get(key):
+                insert(connection, table, record[key], replace=True)
+        for reference in record.get("references", []):
+            insert(connection, "references", reference, replace=True)
+        for table in CELL_TABLES:
+            connection.execute(f"DELETE FROM {table} WHERE cell_id = ?", [cell["cell_id"]])
+            rows = [{"cell_id": cell["cell_id"], **row} for row in record.get(table, [])]
+            insert_many(connection, table, rows)
+        insert(connection, "cells", cell, replace=True)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def write_ranking(
+    connection: duckdb.DuckDBPyConnection, ranking: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]
+) -> None:
+    """Replace one ranking and its rows, in one transaction."""
+    connection.execute("BEGIN")
+    try:
+        connection.execute("DELETE FROM ranks WHERE ranking = ?", [ranking["ranking"]])
+        insert(connection, "rankings", ranking, replace=True)
+        insert_many(connection, "ranks", ranks)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def replace_table(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace all rows of a table of facts (metric_facts, published), in one transaction."""
+    connection.execute("BEGIN")
+    try:
+        connection.execute(f'DELETE FROM "{table}"')
+        insert_many(connection, table, rows)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def merge(connection: duckdb.DuckDBPyConnection, other: Path) -> int:
+    """Add what `other` holds and this database lacks (by key); return the number of cells added."""
+    with connect(other):
+        pass
+    before = _count(connection, "cells")
+    connection.execute(f"ATTACH '{_quoted(other)}' AS other (READ_ONLY)")
+    try:
+        connection.execute("BEGIN")
+        fresh = "cell_id NOT IN (SELECT cell_id FROM main.cells)"
+        for table in CELL_TABLES:
+            connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} WHERE {fresh}")
+        connection.execute(f"INSERT INTO main.cells SELECT * FROM other.cells WHERE {fresh}")
+        for table in ("runs", "models", "protocols", "metric_facts", '"references"', "rankings"):
+            connection.execute(f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    finally:
+        connection.execute("DETACH other")
+    return _count(connection, "cells") - before
+
+
+def export(connection: duckdb.DuckDBPyConnection, table: str, format: str, output: Path) -> int:
+    """Write one table as `parquet`, `csv` or `json`; return its number of rows."""
+    if table not in TABLES:
+        raise StoreError(f"unknown table '{table}': the tables are {', '.join(TABLES)}")
+    options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true"}
+    if format not in options:
+        raise StoreError(f"unknown format '{format}': choose parquet, csv or json")
+    try:
+        connection.execute(f"COPY \"{table}\" TO '{_quoted(output)}' ({options[format]})")
+    except duckdb.Error as error:
+        raise StoreError(f"{output}: cannot be written ({str(error).splitlines()[0]})") from error
+    return _count(connection, table)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    row = connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()
+    return int(row[0]) if row else 0
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
