@@ -1,0 +1,76 @@
+"""The command line `bench`. Commands import what they need when they run, so that help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from bench.cli import browse, contribute, measure
+from bench.errors import BenchError
+from protocols import ProtocolError
+from results import StoreError
+
+app = typer.Typer(
+    name="bench",
+    help="Fair benchmarks of few-step and multi-step image generators.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (measure, browse, contribute):
+    module.register(app)
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (accepted anywhere on the line)."),
+) -> None:
+    """Fair benchmarks of few-step and multi-step image generators."""
+    if version:
+        from bench import __version__
+
+        typer.echo(f"fewstep-bench {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 0 done, 1 the thing checked does not hold, 2 usage or input error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        result = app(args=words, standalone_mode=False)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except click.ClickException as error:
+        if debug:
+            raise
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (BenchError, ProtocolError, StoreError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"Error: {type(error).__name__}: {error}".splitlines()[0] + "; --debug shows where\n")
+        sys.exit(2)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _interrupted() -> None:
+    sys.stderr.write("Interrupted. Nothing is lost: the same command continues where it stopped.\n")
+    sys.exit(130)

@@ -1,0 +1,213 @@
+"""Commands that look: models, protocols, references, show, doctor; and that move data: export, merge, reindex."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, runs_directory
+from bench.errors import BenchError, unknown
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (models, protocols, references, show, doctor, export, merge, reindex):
+        app.command()(command)
+
+
+def models(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """List every model card that is installed."""
+    from bench.card import cards
+
+    found = [card for card in cards().values() if family in (None, card.family)]
+    if family is not None and not found:
+        raise unknown("family", family, {card.family for card in cards().values()})
+    if as_json:
+        print_json([_card_json(card) for card in found])
+        return
+    rows = [
+        [
+            card.name,
+            card.family,
+            str(card.resolution),
+            str(card.natural_steps),
+            f"{card.guidance.kind}{f' {card.guidance.natural:g}' if card.guidance.kind != 'none' else ''}",
+            _weights(card),
+            card.title,
+        ]
+        for card in sorted(found, key=lambda card: (card.family, card.name))
+    ]
+    columns = ["model", "family", "px", "steps", "guidance", "weights", "title"]
+    page().print(plain_table(columns, rows, right=["px", "steps"], fixed=["model", "family"]))
+
+
+def _weights(card: Any) -> str:
+    if card.members:
+        return "pair"
+    if card.weights is None:
+        return "none"
+    return "shipped" if card.weights.path is not None else "hub" if card.weights.repo else "by hand"
+
+
+def _card_json(card: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(card)
+
+
+def protocols(as_json: Annotated[bool, JSON] = False) -> None:
+    """List the protocols."""
+    from protocols import load_protocol, protocol_files
+
+    found = [load_protocol(path) for path in protocol_files().values()]
+    if as_json:
+        print_json([{"title": p.title, "digest": p.digest, **p.canonical()} for p in found])
+        return
+    rows = [
+        [p.name, str(p.resolution), f"{p.num_samples:,}", p.reference.get("name", "-"), " ".join(p.metrics), p.title]
+        for p in found
+    ]
+    columns = ["protocol", "px", "samples", "reference", "metrics", "title"]
+    page().print(plain_table(columns, rows, right=["px", "samples"]))
+
+
+def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
+    """List the reference sets that are judged and ready."""
+    import json
+
+    found = []
+    for path in sorted((runs_directory(runs_dir) / "references").glob("*/facts.json")):
+        found.append(
+            {"digest": path.parent.name, "path": str(path.parent), **json.loads(path.read_text(encoding="utf-8"))}
+        )
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        console().print("no reference is ready here; 'bench run' judges the one that its protocol names")
+        return
+    rows = [[str(r.get("name", "-")), f"{r['n']:,}", str(r.get("resize", "-")), r["digest"]] for r in found]
+    page().print(plain_table(["reference", "images", "resize", "digest"], rows, right=["images"]))
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A model, a protocol, or a cell id (its beginning is enough).")],
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Show all that is known of one model, protocol or cell."""
+    from bench.card import cards
+    from protocols import load_protocol, protocol_files
+
+    if name in cards():
+        value = _card_json(cards()[name])
+    elif name in protocol_files():
+        protocol = load_protocol(protocol_files()[name])
+        value = {"title": protocol.title, "notes": protocol.notes, "digest": protocol.digest, **protocol.canonical()}
+    else:
+        value = _cell(name, runs_directory(runs_dir), [*cards(), *protocol_files()])
+    if as_json:
+        print_json(value)
+    else:
+        _print_tree(value)
+
+
+def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
+    from results.leaderboard import dictionaries
+    from results.store import connect
+
+    database = runs / "bench.duckdb"
+    if not database.exists():
+        raise unknown("model, protocol or cell", name, known)
+    with connect(database, retry=True) as connection:
+        cells = dictionaries(connection, "SELECT * FROM cells WHERE starts_with(cell_id, ?)", [name])
+        if len(cells) != 1:
+            if len(cells) > 1:
+                raise BenchError(f"'{name}' is the beginning of {len(cells)} cell ids; give more of it")
+            raise unknown("model, protocol or cell", name, known)
+        cell = cells[0]
+        by_id = [cell["cell_id"]]
+        query = "SELECT * EXCLUDE (cell_id, jackknife) FROM metrics WHERE cell_id = ?"
+        cell["metrics"] = {row.pop("metric"): row for row in dictionaries(connection, query, by_id)}
+        query = "SELECT * EXCLUDE (cell_id) FROM skipped_metrics WHERE cell_id = ?"
+        cell["skipped_metrics"] = {row["metric"]: row["reason"] for row in dictionaries(connection, query, by_id)}
+        ranks = dictionaries(connection, "SELECT * EXCLUDE (cell_id) FROM ranks WHERE cell_id = ?", by_id)
+        cell["rank"] = ranks[0] if ranks else None
+        runs_rows = dictionaries(connection, "SELECT * FROM runs WHERE run_id = ?", [cell["run_id"]])
+        cell["run"] = runs_rows[0] if runs_rows else None
+    return cell
+
+
+def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
+    for key, item in value.items():
+        lead = "  " * indent
+        if isinstance(item, dict) and item:
+            page().print(f"{lead}{key}:", markup=False)
+            _print_tree(item, indent + 1)
+        elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
+            page().print(f"{lead}{key}:", markup=False)
+            for entry in item:
+                _print_tree(entry, indent + 1)
+                page().print("")
+        elif item not in (None, "", {}, (), []):
+            page().print(f"{lead}{key}: {item}", markup=False, soft_wrap=True)
+
+
+def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
+    """Tell what is ready on this machine, what is missing and how to get it."""
+    from bench.diagnosis import diagnose
+
+    findings = diagnose(runs_directory(runs_dir))
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [[finding.state, finding.subject, finding.detail] for finding in findings]
+        page().print(plain_table(["", "what", "detail"], rows))
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def export(
+    table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
+    format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
+    output: Annotated[Path | None, typer.Option(help="The file [TABLE.FORMAT in the working directory].")] = None,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Write one table of the database to a file."""
+    from results.store import connect
+    from results.store import export as export_table
+
+    path = output or Path(f"{table}.{format}")
+    with connect(runs_directory(runs_dir) / "bench.duckdb", retry=True) as connection:
+        count = export_table(connection, table, format, path)
+    console().print(f"{count:,} rows: {path}", markup=False)
+
+
+def merge(
+    other: Annotated[Path, typer.Argument(help="Another bench.duckdb.")],
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Add the cells of another database that this one lacks, and rank anew."""
+    from bench.ranking import rank_all
+    from results.store import connect
+    from results.store import merge as merge_database
+
+    database = runs_directory(runs_dir) / "bench.duckdb"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with connect(database, write=True, retry=True) as connection:
+        added = merge_database(connection, other)
+    rank_all(database)
+    console().print(f"{added} cells added to {database}", markup=False)
+
+
+def reindex(runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
+    """Rebuild the database from the cells' directories."""
+    from bench.runner import reindex as rebuild
+
+    count = rebuild(runs_directory(runs_dir))
+    console().print(f"{count} cells indexed: {runs_directory(runs_dir) / 'bench.duckdb'}", markup=False)

@@ -1,0 +1,92 @@
+"""Commands for contributors: parity with recorded upstream behaviour, and adapters of one's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.output import JSON, console, page, plain_table, print_json
+
+adapter = typer.Typer(help="Write and check an adapter of your own.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(parity)
+    app.add_typer(adapter, name="adapter")
+
+
+def parity(
+    cases: Annotated[list[Path], typer.Argument(help="Directories of recorded cases (each holds a case.json).")],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Replay recorded upstream behaviour; exit code 1 if any call is out of tolerance."""
+    from bench.parity import run_case
+
+    results = [result for directory in cases for result in run_case(directory)]
+    if as_json:
+        print_json([result._asdict() for result in results])
+    else:
+        rows = [
+            [
+                "ok" if result.ok else "optional" if result.optional else "FAIL",
+                result.case,
+                result.call,
+                result.kind,
+                f"{result.max_abs:.2e}",
+                f"{result.max_rel:.2e}",
+                result.error or "",
+            ]
+            for result in results
+        ]
+        columns = ["", "case", "call", "kind", "max abs", "max rel", ""]
+        page().print(plain_table(columns, rows, right=["max abs", "max rel"]))
+    bad = [result for result in results if not result.ok and not result.optional]
+    console().print(f"{len(results) - len(bad)} of {len(results)} calls within tolerance")
+    if bad:
+        raise typer.Exit(1)
+
+
+@adapter.command("new")
+def adapter_new(
+    name: Annotated[str, typer.Argument(help="Name of the family: letters, digits and hyphens.")],
+    directory: Annotated[Path | None, typer.Option(help="Where to write it [./NAME].")] = None,
+) -> None:
+    """Write a working adapter with its card and test, as a package of its own."""
+    from bench.scaffold import write_adapter
+
+    paths = write_adapter(name, directory or Path(name))
+    for path in paths:
+        console().print(f"wrote {path}", markup=False)
+    root = directory or Path(name)
+    console().print(f"\nNext: pip install -e {root} && bench adapter check {name} && pytest {root}", markup=False)
+
+
+@adapter.command("check")
+def adapter_check(
+    name: Annotated[str, typer.Argument(help="A model (its card's name).")],
+    weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
+    random_weights: Annotated[bool, typer.Option(help="Check with seeded noise as weights.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Check a model against the adapter contract; exit code 1 names each clause that does not hold."""
+    from bench.card import find_card
+    from bench.conformance import check_adapter
+    from bench.models import parse_device
+
+    findings = check_adapter(
+        find_card(name), weights=weights, random_weights=random_weights, device=parse_device(device)
+    )
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [["ok" if f.ok else "FAIL", f.clause, f.detail] for f in findings]
+        page().print(plain_table(["", "clause", "detail"], rows))
+    bad = [finding for finding in findings if not finding.ok]
+    if bad:
+        sys.stderr.write(f"{name}: {len(bad)} of {len(findings)} clauses do not hold\n")
+        raise typer.Exit(1)

@@ -1,0 +1,282 @@
+"""Commands that measure: run, score, check, and what is read off the results: report, leaderboard, compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.output import JSON, RUNS_DIR, console, leaderboard_table, page, print_json, runs_directory
+from bench.errors import BenchError
+
+Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated [the protocol's].")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(run)
+    app.command()(report)
+    app.command()(leaderboard)
+    app.command()(score)
+    app.command()(check)
+    app.command()(compare)
+
+
+def run(
+    model: Names = None,
+    protocol: ProtocolName = "digits",
+    steps: Annotated[str | None, typer.Option(help="Step counts, e.g. 1,2,4 [the protocol's].")] = None,
+    cfg: Annotated[str | None, typer.Option(help="Guidance scales, 1.0 = none [the protocol's].")] = None,
+    num_samples: Annotated[int | None, typer.Option(min=2, help="Samples a cell [the protocol's].")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch [the protocol's].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise [the protocol's].")] = None,
+    sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain [the protocol's].")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    option: Annotated[list[str] | None, typer.Option(help="Sampler setting, key=value; may be repeated.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
+    random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights: speed only, never ranked.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Measure again what is already measured.")] = False,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes [one per core, or one for a GPU].")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Measure models under a protocol; without arguments the embedded default, in minutes on a CPU."""
+    from bench.cli.progress import RunProgress
+    from bench.models import parse_device, parse_dtype
+    from bench.plan import Request, parse_options, parse_scales, parse_steps
+    from bench.provenance import typed_command
+    from bench.runner import run as run_request
+    from protocols import find_protocol
+
+    if sampler not in (None, "native", "plain"):
+        raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
+    request = Request(
+        protocol=find_protocol(protocol),
+        models=tuple(name.strip() for name in model.split(",") if name.strip()) if model else None,
+        steps=parse_steps(steps) if steps is not None else None,
+        cfg=parse_scales(cfg) if cfg is not None else None,
+        num_samples=num_samples,
+        seed=seed,
+        batch_size=batch_size,
+        sampler=sampler,
+        device=parse_device(device),
+        dtype=parse_dtype(dtype),
+        options=parse_options(option or []),
+        weights=weights,
+        random_weights=random_weights,
+    )
+    runs = runs_directory(runs_dir)
+    out = console()
+    if dry_run:
+        _print_plan(request, runs)
+        return
+    with RunProgress(out) as progress:
+        summary = run_request(
+            request,
+            runs,
+            progress=progress,
+            executor=executor,
+            workers=workers,
+            fresh=fresh,
+            arguments=typed_command(),
+        )
+    _print_summary(summary, request.protocol.name, runs, runs_dir)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _print_plan(request: object, runs: Path) -> None:
+    from bench.cells import CellDirectory
+    from bench.cli.output import plain_table
+    from bench.plan import Request, make_plan
+    from bench.reference import judges_digest
+    from bench.runner import missing_weights
+    from bench.worker import load_judges
+
+    assert isinstance(request, Request)
+    cells = make_plan(request, judges_digest(load_judges(request.protocol, "cpu")))
+    rows = []
+    for cell in cells:
+        record = CellDirectory(runs, cell.cell_id).read_result()
+        state = cell.unsupported or (record["cell"]["status"] if record else "to measure")
+        rows.append([cell.cell_id, cell.model, str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), state])
+    page().print(
+        plain_table(["cell", "model", "steps", "cfg", "samples", "state"], rows, right=["steps", "cfg", "samples"])
+    )
+    for line in missing_weights(cells):
+        page().print(f"missing: {line}", markup=False)
+
+
+def _print_summary(summary: object, protocol: str, runs: Path, given: Path | None) -> None:
+    from bench.runner import Summary
+    from results.leaderboard import best_per_model, rows
+    from results.store import connect
+
+    assert isinstance(summary, Summary)
+    out = console()
+    with connect(summary.database, retry=True) as connection:
+        wanted = {cell.cell_id for cell in [*summary.measured, *summary.reused]}
+        found = [row for row in rows(connection, protocol=protocol) if row.cell["cell_id"] in wanted]
+    counts = f"{len(summary.measured)} measured, {len(summary.reused)} reused"
+    if summary.unsupported:
+        counts += f", {len(summary.unsupported)} unsupported"
+    if summary.failed:
+        counts += f", {len(summary.failed)} failed"
+    if found:
+        out.print(f"\nBest setting of each model by MMHM, ± 95 % interval ({counts}):\n")
+        out.print(leaderboard_table(best_per_model(found), out.width))
+        if any(row.cell["off_regime"] for row in found):
+            out.print("* outside the step counts that the checkpoint was trained for")
+    else:
+        out.print(f"\n{counts}")
+    suffix = f" --runs-dir {given}" if given is not None else ""
+    out.print(f"\nDatabase: {summary.database}", markup=False)
+    out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False)
+
+
+def report(
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The page to write [report.html in the runs directory].")] = None,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Write the results as one self-contained HTML page that opens offline."""
+    from report import ReportError, write_report
+
+    runs = runs_directory(runs_dir)
+    try:
+        path = write_report(runs / "bench.duckdb", output or runs / "report.html", protocol=protocol)
+    except ReportError as error:
+        raise BenchError(str(error)) from error
+    console().print(f"Report: {path}", markup=False, soft_wrap=True)
+
+
+def leaderboard(
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
+    sort: Annotated[
+        str, typer.Option(help="mmhm, rank, fid, is, clip, pick, kid, nfe, images_per_second ...")
+    ] = "mmhm",
+    every: Annotated[bool, typer.Option("--all", help="Every setting, not only each model's best.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Rank what is measured; rows of other references, judges or sample counts are ranked apart."""
+    from results.leaderboard import best_per_model, rows, sorted_rows
+    from results.store import connect
+
+    with connect(runs_directory(runs_dir) / "bench.duckdb", retry=True) as connection:
+        found = rows(connection, protocol=protocol)
+    chosen = sorted_rows(found, sort) if every else best_per_model(found, sort)
+    if as_json:
+        print_json([_row_json(row) for row in chosen])
+        return
+    groups: dict[str, list] = {}
+    for row in chosen:
+        groups.setdefault(row.cell["ranking"], []).append(row)
+    for members in groups.values():
+        cell = members[0].cell
+        title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}"
+        page().print(f"{title} (ranking {cell['ranking'][:8]})", markup=False)
+        page().print(leaderboard_table(members, page().width))
+        page().print("")
+    if not chosen:
+        console().print("no finished cells here; 'bench run' measures some")
+
+
+def _row_json(row: object) -> dict:
+    import dataclasses
+
+    from results.leaderboard import Row
+
+    assert isinstance(row, Row)
+    metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
+    return {**row.cell, "metrics": metrics, "mmhm": dict(row.rank)}
+
+
+def score(
+    images: Annotated[Path, typer.Argument(help="A folder of PNG/JPEG images, or an ADM-style .npz (arr_0).")],
+    protocol: ProtocolName = "digits",
+    name: Annotated[str | None, typer.Option(help="Name of the row [the folder's or file's name].")] = None,
+    nfe: Annotated[float | None, typer.Option(help="Network evaluations per image, if you know them.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Judge images that were made elsewhere, as one more row."""
+    from bench.models import parse_device
+    from bench.scoring import score_images
+    from protocols import find_protocol
+    from results.leaderboard import rows
+    from results.store import connect
+
+    runs = runs_directory(runs_dir)
+    cell_id = score_images(
+        images, find_protocol(protocol), runs, name=name or images.stem, nfe=nfe, device=parse_device(device)
+    )
+    with connect(runs / "bench.duckdb", retry=True) as connection:
+        row = next(row for row in rows(connection) if row.cell["cell_id"] == cell_id)
+    console().print(leaderboard_table([row], console().width))
+    console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)
+
+
+def check(
+    baseline: Annotated[Path | None, typer.Option(help="Compare with this baseline.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Measure now and write the baseline.")] = None,
+    model: Names = None,
+    protocol: ProtocolName = "digits",
+    steps: Annotated[str, typer.Option(help="Step counts of the subset, with --write.")] = "1,4",
+    num_samples: Annotated[int, typer.Option(min=20, help="Samples a cell, with --write.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes [one per core, or one for a GPU].")] = 0,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Measure a small subset and fail, naming each metric that moved beyond its interval."""
+    from bench.models import parse_device
+    from bench.plan import parse_steps
+    from bench.regression import check_baseline, write_baseline
+
+    if (baseline is None) == (write is None):
+        raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
+    if write is not None:
+        models = tuple(model.split(",")) if model else None
+        count = write_baseline(
+            write, protocol, models, parse_steps(steps), num_samples, parse_device(device), workers, console()
+        )
+        console().print(f"Baseline of {count} metrics: {write}", markup=False)
+        return
+    assert baseline is not None
+    outcome = check_baseline(baseline, parse_device(device), workers, console())
+    if as_json:
+        print_json([move._asdict() for move in outcome.moved])
+    for move in outcome.moved:
+        sys.stderr.write(f"{move}\n")
+    if outcome.moved:
+        sys.stderr.write(f"check failed: {len(outcome.moved)} of {outcome.compared} metrics moved\n")
+        raise typer.Exit(1)
+    console().print(f"check passed: {outcome.compared} metrics within their intervals")
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A cell id, or MODEL@STEPS, or MODEL@STEPS@CFG.")],
+    b: Annotated[str, typer.Argument(help="Likewise.")],
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Show the paired difference a - b of two rows, metric by metric, with its interval."""
+    from bench.cli.output import plain_table
+    from bench.comparing import compare_cells
+
+    outcome = compare_cells(runs_directory(runs_dir) / "bench.duckdb", a, b)
+    if as_json:
+        print_json([difference._asdict() for difference in outcome.differences])
+        return
+    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
+    columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
+    rows = [
+        [d.metric, f"{d.a:.4g}", f"{d.b:.4g}", f"{d.difference:+.3g}", f"{d.low:+.3g} .. {d.high:+.3g}", d.verdict]
+        for d in outcome.differences
+    ]
+    page().print(plain_table(columns, rows, right=columns[1:5]))

@@ -1,0 +1,88 @@
+"""The progress display of `bench run`: bars on a terminal, one line per cell elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.plan import Cell
+
+
+class RunProgress:
+    """Shows the cell, its shards, the rate in images per second and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.samples = self.done_samples = 0
+        self.cost = self.done_cost = 0.0
+        self.cells = self.finished = 0
+        self.began = time.monotonic()
+        self.overall: TaskID | None = None
+        self.current: TaskID | None = None
+
+    def __enter__(self) -> RunProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
+        """Tell what is ahead: `cost` is in samples x steps, which the time left goes by."""
+        self.samples, self.cost = samples, cost
+        self.cells, self.finished = cells, reused
+        kept = f", {reused} already measured" if reused else ""
+        self.console.print(f"{cells} cells{kept}, {samples:,} samples to draw")
+        self.began = time.monotonic()
+        self.overall = self.bars.add_task("cells", total=cells, completed=reused, note="")
+        self.current = self.bars.add_task("", total=1, note="", visible=False)
+
+    def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
+        """A shard of `samples` samples was finished, `done` of the cell's `total`."""
+        self.done_samples += samples
+        self.done_cost += samples * cell.steps
+        elapsed = max(time.monotonic() - self.began, 1e-6)
+        left = elapsed * (self.cost - self.done_cost) / max(self.done_cost, 1e-6)
+        note = f"{self.done_samples / elapsed:,.0f} images/s, about {_duration(left)} left"
+        if self.overall is not None and self.current is not None:
+            self.bars.update(self.overall, note=note)
+            self.bars.update(
+                self.current, description=f"  {cell.label}", completed=done, total=total, note="shards", visible=True
+            )
+
+    def cell(self, cell: Cell, status: str, reason: str | None) -> None:
+        """A cell was finished, failed or is unsupported."""
+        self.finished += 1
+        if self.overall is not None:
+            self.bars.update(self.overall, completed=self.finished)
+        if reason is not None:
+            self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status}: {reason}", markup=False)
+        elif not self.console.is_terminal:
+            elapsed = _duration(time.monotonic() - self.began)
+            self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status} ({elapsed})", markup=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

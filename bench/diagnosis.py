@@ -1,0 +1,111 @@
+"""What this machine has: device, packages, database, judges and weights; what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.card import cards
+from bench.errors import BenchError
+from bench.provenance import device_name, package_versions
+from bench.weights import cache_directory, locate
+from protocols import ProtocolError, load_protocol, protocol_files
+from results import StoreError
+from results.store import connect
+
+
+class Finding(NamedTuple):
+    """One thing looked at: `ready`, `missing` (with how to get it) or `broken`."""
+
+    state: str
+    subject: str
+    detail: str
+
+
+def diagnose(runs: Path) -> list[Finding]:
+    """Return what is ready, missing and broken on this machine."""
+    return [
+        _device(),
+        Finding("ready", "packages", ", ".join(f"{name} {found}" for name, found in package_versions().items())),
+        _directory("runs directory", runs),
+        _directory("cache directory", cache_directory()),
+        _database(runs / "bench.duckdb"),
+        *_protocols(),
+        *_weights(),
+    ]
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Finding("ready", "device", f"{device_name('cuda')}, {memory:.0f} GiB")
+    return Finding("ready", "device", f"{device_name('cpu')}, {os.cpu_count()} cores (no GPU: --device cpu)")
+
+
+def _directory(subject: str, path: Path) -> Finding:
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK):
+        return Finding("broken", subject, f"{path} is not writable; choose another place")
+    free = shutil.disk_usage(existing).free / 2**30
+    return Finding("ready", subject, f"{path}, {free:.0f} GiB free")
+
+
+def _database(path: Path) -> Finding:
+    if not path.exists():
+        return Finding("missing", "database", f"{path}; 'bench run' makes it")
+    try:
+        with connect(path) as connection:
+            row = connection.execute("SELECT count(*) FROM cells").fetchone()
+    except StoreError as error:
+        return Finding("broken", "database", str(error))
+    return Finding("ready", "database", f"{path}, {row[0] if row else 0} cells")
+
+
+def _protocols() -> list[Finding]:
+    from bench.judges.base import JudgeSpec, missing_files
+
+    findings = []
+    for name, path in protocol_files().items():
+        try:
+            protocol = load_protocol(path)
+            absent = [
+                str(file)
+                for judge, options in protocol.judges.items()
+                for file in missing_files(
+                    JudgeSpec(judge, str(options["kind"]), {k: v for k, v in options.items() if k != "kind"}),
+                    cache_directory() / "judges",
+                    root=path.parent,
+                )
+            ]
+        except (ProtocolError, BenchError) as error:
+            findings.append(Finding("broken", f"protocol {name}", str(error)))
+            continue
+        if absent:
+            detail = f"judges lack {', '.join(absent)}; fetch them with 'bench weights fetch judges'"
+            findings.append(Finding("missing", f"protocol {name}", detail))
+        else:
+            findings.append(Finding("ready", f"protocol {name}", f"judges {', '.join(protocol.judges)}"))
+    return findings
+
+
+def _weights() -> list[Finding]:
+    ready, missing = [], []
+    for card in cards().values():
+        if card.weights is None or card.members:
+            continue
+        try:
+            locate(card.weights, card.name)
+            ready.append(card.name)
+        except BenchError:
+            missing.append(card.name)
+    findings = [Finding("ready", f"weights of {len(ready)} models", ", ".join(ready))] if ready else []
+    if missing:
+        detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench weights fetch MODEL'"
+        findings.append(Finding("missing", f"weights of {len(missing)} models", detail))
+    return findings

@@ -1,0 +1,163 @@
+"""Images that were made elsewhere, judged under a protocol as one more row."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.cells import CellDirectory
+from bench.errors import BenchError, unknown
+from bench.judges.images import ImageSource, open_images
+from bench.measuring import (
+    Context,
+    cell_record,
+    measure_arrays,
+    metric_rows,
+    per_class_rows,
+    thumbnail_rows,
+    timestamp,
+)
+from bench.plan import Request
+from bench.provenance import run_record, typed_command
+from bench.ranking import rank_all
+from bench.reference import judges_digest, prepare_reference
+from bench.runner import index_cells, preflight
+from bench.worker import load_judges
+from protocols import Protocol
+from protocols.schema import digest_of
+
+BATCH = 250
+
+
+def score_images(
+    source: Path, protocol: Protocol, runs: Path, *, name: str, nfe: float | None = None, device: str = "cpu"
+) -> str:
+    """Judge a folder of images or an ADM-style `.npz`, store one row and return its cell id.
+
+    Labels come from class folders or the file's second array; without labels the metrics that need a prompt are
+    skipped with their reason. Raises BenchError, before anything is stored, when an image cannot be read.
+    """
+    database = runs / "bench.duckdb"
+    preflight(Request(protocol, device=device), runs, database)
+    judges = load_judges(protocol, device)
+    reference = prepare_reference(protocol, judges, runs)
+    images = open_images(source)
+    all_labels = _labels(images, protocol)
+    used = {key: judge for key, judge in judges.items() if all_labels is not None or not judge.reads_prompts}
+    parts: dict[str, list[np.ndarray]] = {}
+    thumbnails: list[np.ndarray] = []
+    content = hashlib.sha256()
+    done = 0
+    for pixels, _ in images.batches(BATCH):
+        if pixels.shape[2:] != (protocol.resolution, protocol.resolution):
+            raise BenchError(
+                f"{source}: images of {pixels.shape[3]}x{pixels.shape[2]} pixels, protocol '{protocol.name}' judges "
+                f"{protocol.resolution}x{protocol.resolution}; resize them first or choose another with --protocol"
+            )
+        content.update(pixels.numpy().tobytes())
+        labels = torch.zeros(len(pixels), dtype=torch.int64)
+        if all_labels is not None:
+            labels = torch.from_numpy(all_labels[done : done + len(pixels)])
+        done += len(pixels)
+        for key, judge in used.items():
+            for output, values in judge(pixels, labels).items():
+                parts.setdefault(f"{key}.{output}", []).append(values.cpu().numpy())
+        wanted = protocol.thumbnails - sum(map(len, thumbnails))
+        if wanted > 0:
+            thumbnails.append(pixels[:wanted].numpy())
+    context = Context(
+        protocol=protocol,
+        reference=reference,
+        judge_digests={key: judge.digest for key, judge in judges.items()},
+        run=run_record(typed_command(), device, torch.get_num_threads()),
+        device=device,
+    )
+    arrays = {key: np.concatenate(values) for key, values in parts.items()}
+    measured = measure_arrays(context, arrays, all_labels)
+    cell_id = digest_of(["images", content.hexdigest(), name, context.judge_digests, protocol.measurement_digest])[:20]
+    row = _row(context, cell_id, name, len(images), content.hexdigest(), nfe, judges_digest(judges), source)
+    rows = {
+        "metrics": metric_rows(context, measured),
+        "skipped_metrics": [{"metric": skipped.name, "reason": skipped.reason} for skipped in measured.skipped],
+        "per_class": per_class_rows(protocol, measured),
+        "thumbnails": thumbnail_rows(protocol, np.concatenate(thumbnails), all_labels) if thumbnails else [],
+    }
+    directory = CellDirectory(runs, cell_id)
+    directory.write_result(cell_record(context, row, rows))
+    index_cells(database, [directory])
+    rank_all(database)
+    return cell_id
+
+
+def _labels(images: ImageSource, protocol: Protocol) -> np.ndarray | None:
+    """Return int64 [N] labels of the protocol: folders named by class or number, or the archive's own numbers."""
+    if images.labels is None:
+        return None
+    labels = images.labels.numpy()
+    if images.class_names is not None:
+        known = {_spelling(name): index for index, name in enumerate(protocol.class_names)}
+        known |= {str(index): index for index in range(len(protocol.class_names))}
+        for name in images.class_names:
+            if _spelling(name) not in known:
+                raise unknown(f"class folder in {images.path}", name, protocol.class_names)
+        labels = np.array([known[_spelling(name)] for name in images.class_names], dtype=np.int64)[labels]
+    if labels.max(initial=0) >= len(protocol.class_names):
+        raise BenchError(
+            f"{images.path}: label {labels.max()} is beyond protocol '{protocol.name}' "
+            f"(0..{len(protocol.class_names) - 1}); choose another with --protocol"
+        )
+    return labels
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", " ").replace("-", " ")
+
+
+def _row(
+    context: Context,
+    cell_id: str,
+    name: str,
+    count: int,
+    content: str,
+    nfe: float | None,
+    judges: str,
+    source: Path,
+) -> dict[str, Any]:
+    protocol = context.protocol
+    measurement = digest_of([protocol.measurement_digest, judges])
+    comparable = [measurement, context.reference.digest, count, protocol.seed, dict(protocol.composite)]
+    return {
+        "cell_id": cell_id,
+        "run_id": context.run["run_id"],
+        "model": name,
+        "checkpoint": name,
+        "family": "images",
+        "protocol": protocol.name,
+        "protocol_digest": protocol.digest,
+        "ranking": digest_of(comparable)[:20],
+        "status": "done",
+        "reason": None,
+        "steps": None,
+        "cfg": None,
+        "sampler": "images",
+        "settings": {"content": content},
+        "options": {},
+        "dtype": "uint8",
+        "seed": protocol.seed,
+        "num_samples": count,
+        "batch_size": BATCH,
+        "off_regime": False,
+        "random_weights": False,
+        "weights_sha256": None,
+        "nfe": nfe,
+        "failures": 0,
+        "device": context.run["device"],
+        "latent_shape": "",
+        "command": f"bench score {source} --protocol {protocol.name} --name {name}",
+        "started": timestamp(),
+        "finished": timestamp(),
+    }
