@@ -1,0 +1,1 @@
+"""Model cards (TOML), one for each published checkpoint."""

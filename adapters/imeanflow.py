@@ -1,0 +1,173 @@
+"""Improved MeanFlow, iMF (Geng et al., arXiv 2512.02012): guidance scale and interval are inputs of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from adapters.autoencoders import build_autoencoder
+from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
+from adapters.meanflow import AverageVelocity, filled, input_size, meanflow_sample, recorded_card, time_grid
+from adapters.networks.imfdit import ImfDiT, mlp_width
+from bench.adapter import Adapter, load_strict
+from bench.card import ModelCard
+from bench.errors import BenchError, unknown
+from bench.noise import NoiseSource
+from bench.parity import Call, Case, Replay
+
+BLOCK = r"(shared_blocks|u_heads|v_heads)_(\d+)"
+RULES = (
+    Rule(r"x_embedder/(proj\d?)/kernel", r"x_embedder.\1.weight", image_kernel),
+    Rule(r"x_embedder/(proj\d?)/bias", r"x_embedder.\1.bias", same),
+    Rule(r"(\w+_embedder)/mlp/layers_(\d)/_flax_linear/kernel", r"\1.mlp.\2.weight", matrix),
+    Rule(r"(\w+_embedder)/mlp/layers_(\d)/_flax_linear/bias", r"\1.mlp.\2.bias", same),
+    Rule(r"y_embedder/embedding_table/_flax_embedding/embedding", "y_embedder.embedding_table.weight", same),
+    Rule(rf"{BLOCK}/(attn|mlp)/(\w+_proj|w\d)/_flax_linear/kernel", r"\1.\2.\3.\4.weight", matrix),
+    Rule(rf"{BLOCK}/attn/([qk]_norm)/kernel", r"\1.\2.attn.\3.weight", same),
+    Rule(rf"{BLOCK}/(norm[12])/kernel", r"\1.\2.\3.weight", same),
+    Rule(rf"{BLOCK}/(attn_scale|mlp_scale)", r"\1.\2.\3", same),
+    Rule(r"([uv]_final_layer)/norm/kernel", r"\1.norm.weight", same),
+    Rule(r"([uv]_final_layer)/linear/_flax_linear/kernel", r"\1.linear.weight", matrix),
+    Rule(r"([uv]_final_layer)/linear/_flax_linear/bias", r"\1.linear.bias", same),
+)
+"""The flax tree below `net/` of iMF and pMF. A two-dimensional `kernel` is transposed, an RMS norm's is a vector."""
+
+
+def embedded(network: nn.Module, labels: Tensor, omega: float, t_min: float, t_max: float) -> AverageVelocity:
+    """Return u(z, t, h) under guidance `omega` on [t_min, t_max], the same at every step, in one pass.
+
+    The interval is a condition that the network learnt; nothing here gates on t. omega 1 is the unguided model.
+    """
+
+    def average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        return network(z, t, h, filled(omega, z), filled(t_min, z), filled(t_max, z), labels)
+
+    return average_velocity
+
+
+def transformer_facts(architecture: Mapping[str, Any], hidden: int) -> dict[str, Any]:
+    """Return the arguments that the transformers of iMF and pMF share; `hidden` is the MLP width."""
+    return {
+        "input_size": input_size(architecture),
+        "patch_size": architecture["patch_size"],
+        "in_channels": architecture["in_channels"],
+        "hidden_size": architecture["hidden_size"],
+        "depth": architecture["depth"],
+        "num_heads": architecture["num_heads"],
+        "head_depth": architecture["aux_head_depth"],
+        "hidden": hidden,
+        "label_rows": architecture["num_classes"] + 1,
+        "tokens": {
+            "class_tokens": architecture["num_class_tokens"],
+            "omega_tokens": architecture["num_cfg_tokens"],
+            "t_min_tokens": architecture["num_interval_tokens"],
+            "t_max_tokens": architecture["num_interval_tokens"],
+            "time_tokens": architecture["num_time_tokens"],
+        },
+    }
+
+
+class ImprovedMeanFlow(Adapter):
+    """iMF on latents: `cfg` is omega, a network input, so that a guided step costs one pass."""
+
+    noise_scale = 1.0
+    """Standard deviation of the noise at t = 1."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.network = self.build_network(card.architecture)
+        self.autoencoder = build_autoencoder(card.autoencoder)
+
+    @staticmethod
+    def build_network(architecture: Mapping[str, Any]) -> nn.Module:
+        """Return the network of a card's or a recording's architecture."""
+        hidden = mlp_width(architecture["hidden_size"], architecture["mlp_ratio"])
+        return ImfDiT(v_heads=architecture.get("v_heads", False), **transformer_facts(architecture, hidden))
+
+    def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Fill the network from the published PyTorch state dict or a flax tree ('/'-joined paths).
+
+        The auxiliary head of a full training state is left out unless the network was built with it.
+        """
+        state = without_prefix(state, "net/" if is_flax(state) else "net.")
+        load_strict(self.network, self.converted(state), self.card.name)
+
+    def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state under the network's own names."""
+        state = published_names(state, RULES)
+        unused = () if self.card.architecture.get("v_heads", False) else ("v_heads.",)
+        return {key: value for key, value in state.items() if not key.startswith(unused)}
+
+    def unsupported(self, steps: int, cfg: float) -> str | None:
+        """Return why this (steps, cfg) cannot be sampled: omega below 1 was never trained."""
+        if cfg < 1.0:
+            return f"{self.card.name} takes guidance from 1 (unguided) upwards: its network never saw less, got {cfg:g}"
+        return super().unsupported(steps, cfg)
+
+    def generate(
+        self,
+        labels: Tensor,
+        steps: int,
+        cfg: float,
+        noise: NoiseSource,
+        *,
+        t_min: float = 0.0,
+        t_max: float = 1.0,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Return samples float32 [B, *latent_shape].
+
+        `t_min`, `t_max`: the guidance interval told to the network; `times`: steps + 1 values falling from 1 to 0
+        (default: uniform).
+        """
+        if not 0.0 <= t_min <= t_max <= 1.0:
+            raise BenchError(f"{self.card.name}: guidance interval {t_min}..{t_max} must lie in order within 0..1")
+        z = self.noise_scale * noise.normal(self.latent_shape).to(self.device)
+        return meanflow_sample(embedded(self.network, labels, cfg, t_min, t_max), z, time_grid(times, steps))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images float32 [B, 3, H, W] in [-1, 1]."""
+        images: Tensor = self.autoencoder.decode(latents)
+        return images
+
+
+def published_names(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Return the state under PyTorch names; the `_flax_*` segments occur in the PyTorch files too."""
+    if is_flax(state):
+        return convert(state, rules)
+    return {key.replace("._flax_linear", "").replace("._flax_embedding", ""): value for key, value in state.items()}
+
+
+def replay(case: Case) -> Replay:
+    """Return the replay of an iMF recording: calls of kind `network` (either head) and `sample`."""
+    return replay_embedded(case, ImprovedMeanFlow(recorded_card(case, "embedded")))
+
+
+def replay_embedded(case: Case, adapter: ImprovedMeanFlow) -> Replay:
+    """Return the replay of `case` on an iMF or pMF adapter that is not loaded yet."""
+    adapter.load(case.weights, {})
+    adapter.to("cpu")
+
+    def run(call: Call) -> dict[str, Tensor]:
+        if call["kind"] == "network":
+            arguments = [
+                case.tensors[call["inputs"][role]] for role in ("x", "t", "h", "omega", "t_min", "t_max", "labels")
+            ]
+            if call.get("head", "u") == "u":
+                return {"output": adapter.network(*arguments)}
+            if not isinstance(adapter.network, ImfDiT):
+                raise BenchError(f"{case.spec['name']}: only iMF's network has the head '{call['head']}'")
+            return {"output": adapter.network.velocities(*arguments).instantaneous}
+        if call["kind"] == "sample":
+            options, labels = call.get("options") or {}, case.tensors[call["labels"]]
+            settings = {
+                "t_min": options.get("t_min", 0.0),
+                "t_max": options.get("t_max", 1.0),
+                "times": options.get("timesteps"),
+            }
+            return {"output": adapter.generate(labels, call["steps"], call["guidance"], case.noise(call), **settings)}
+        raise unknown("kind of call", call["kind"], ("network", "sample"))
+
+    return run

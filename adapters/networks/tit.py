@@ -1,0 +1,157 @@
+"""TiT, the transformer that UCGM (arXiv 2505.07447) trains: RMS norms, rotary positions, SwiGLU, q/k norms."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.networks.layers import (
+    Float32Buffers,
+    FusedQKV,
+    LabelEmbedder,
+    PatchEmbed,
+    RMSNorm,
+    ScalarEmbedder,
+    attention,
+    modulate,
+    sincos_table,
+    unpatchify,
+)
+
+
+class Rope(Float32Buffers):
+    """Two-dimensional rotary positions: the first half of a head turns with the row, the second with the column."""
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head_dim: int, side: int) -> None:
+        super().__init__()
+        half = head_dim // 2
+        frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+        angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies.repeat_interleave(2)
+        rows = angles[:, None, :].expand(side, side, half)
+        columns = angles[None, :, :].expand(side, side, half)
+        table = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+        self.register_buffer("freqs_cos", table.cos().float())
+        self.register_buffer("freqs_sin", table.sin().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn the neighbouring pairs of x [B, heads, N, head_dim]."""
+        y = x.float()
+        turned = torch.stack([-y[..., 1::2], y[..., 0::2]], dim=-1).flatten(-2)
+        return (y * self.freqs_cos + turned * self.freqs_sin).to(x.dtype)
+
+
+class RopeAttention(FusedQKV):
+    """Self-attention with rotary positions and, if `qk_norm`, weightless RMS norms of q and k before them."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__(width, heads)
+        norm = RMSNorm(width // heads, affine=False) if qk_norm else nn.Identity()
+        self.q_norm = self.k_norm = norm
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """Attend over the tokens of x [B, N, D]."""
+        q, k, v = self.split(x)
+        return self.merge(attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v))
+
+
+class SwiGLU(nn.Module):
+    """w3(SiLU(a) b) with a, b the halves of w12(x); hidden width 2/3 of 4 D, rounded down."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 8 * width // 3
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last axis."""
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
+
+
+class TiTBlock(nn.Module):
+    """adaLN block: shift, scale, gate for attention, then for the MLP."""
+
+    def __init__(self, width: int, heads: int, norm_weights: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(width, affine=norm_weights)
+        self.attn = RopeAttention(width, heads, qk_norm)
+        self.norm2 = RMSNorm(width, affine=norm_weights)
+        self.mlp = SwiGLU(width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor, rope: Rope) -> Tensor:
+        """Tokens x [B, N, D] under the condition c [B, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class TiTFinalLayer(nn.Module):
+    """Modulated RMS norm and a linear map to patch pixels."""
+
+    def __init__(self, width: int, outputs: int, norm_weights: bool) -> None:
+        super().__init__()
+        self.norm_final = RMSNorm(width, affine=norm_weights)
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens x [B, N, D] under the condition c [B, D] -> [B, N, outputs]."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class TiT(nn.Module):
+    """TiT. Time enters unscaled, in [0, 1]; the label table has num_classes + 1 rows, the last one null.
+
+    With fewer than two classes there is no label table and labels are ignored.
+    """
+
+    pos_embed: Tensor
+    norm_weights: ClassVar[bool] = False
+    """Whether the RMS norms of the tokens have weights."""
+    qk_norm: ClassVar[bool] = True
+    """Whether q and k are normalised."""
+
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        side = input_size // patch_size
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+        self.register_buffer("pos_embed", sincos_table(hidden_size, side))
+        self.t_embedder = ScalarEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes + 1, hidden_size) if num_classes > 1 else None
+        self.feat_rope = Rope(hidden_size // num_heads, side)
+        self.blocks = nn.ModuleList(
+            TiTBlock(hidden_size, num_heads, self.norm_weights, self.qk_norm) for _ in range(depth)
+        )
+        self.final_layer = TiTFinalLayer(hidden_size, patch_size**2 * in_channels, self.norm_weights)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """x float32 [B, C, H, W], t float32 [B], labels int64 [B] -> float32, shape of x."""
+        c = self.t_embedder(t)
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(labels)
+        x = self.x_embedder(x)
+        x = x + self.pos_embed.to(x.dtype)
+        for block in self.blocks:
+            x = block(x, c, self.feat_rope)
+        return unpatchify(self.final_layer(x, c), self.patch_size, self.in_channels).float()
