@@ -5,9 +5,8 @@ Every network takes float32 inputs, computes in the dtype of its parameters and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
