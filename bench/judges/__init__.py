@@ -1,0 +1,1 @@
+"""Judges: frozen networks that read every image once, and the image preprocessing they need."""

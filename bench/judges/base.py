@@ -1,0 +1,152 @@
+"""The judge contract, and the loader that turns a protocol's `[judges.NAME]` table into a judge."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench.errors import BenchError, unknown
+from bench.judges.files import JudgeFile, facts_digest, located
+from bench.judges.precision import full_precision
+
+Prompt = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A judge as a protocol states it; paths in `options` are relative to the protocol's directory."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Judge(ABC):
+    """A frozen network that reads each image once.
+
+    Attributes:
+        name: the protocol's name for it, recorded with every value.
+        facts: what decides its outputs: digests of its files, preprocessing, library version, settings.
+        device: where its network lives and where its outputs stay.
+        batch_size: images per forward pass; None for all that it is given.
+    """
+
+    reads_prompts: bool = False
+    """Whether the score depends on the label's prompt; such judges need labels and say nothing of a reference."""
+
+    def __init__(
+        self, name: str, facts: Mapping[str, Any], device: torch.device, batch_size: int | None = None
+    ) -> None:
+        self.name = name
+        self.facts = facts
+        self.device = device
+        self.batch_size = batch_size
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over `facts`: weights bytes, preprocessing, library version."""
+        return facts_digest(self.facts)
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - judges without text have nothing to prepare
+        """Encode the prompt of each class once (index = label); prompts of one class are averaged as unit vectors."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Judge uint8 images [B, 3, H, W], 0..255 RGB, asked for with int64 labels [B].
+
+        Returns float32 tensors with B rows on the judge's device: `features` [B, d] and `logits` [B, C] from
+        classifiers (with `spatial` [B, 2023] if asked), `score` [B] from text judges, `features` from feature judges.
+        Computed in float32 without TF32, whatever the caller's settings. Raises BenchError on images or labels of
+        another kind.
+        """
+        self._check(images, labels)
+        size = self.batch_size or max(len(images), 1)
+        with (
+            torch.inference_mode(),
+            full_precision(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            batches = zip(images.split(size), labels.split(size), strict=True)
+            parts = [self.judge(batch.to(self.device), label.to(self.device)) for batch, label in batches]
+            return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    @abstractmethod
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Judge one batch that is already checked and on the device."""
+
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise BenchError(
+                f"judge '{self.name}': images must be uint8 [B, 3, H, W], not {images.dtype} {list(images.shape)}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise BenchError(f"judge '{self.name}': {len(images)} images need as many labels, not {list(labels.shape)}")
+
+
+class JudgeKind(Protocol):
+    """What a module that implements a judge kind offers to the loader."""
+
+    def required_files(self, spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+        """Return the files the judge needs, in the order `build` expects them."""
+
+    def build(self, spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.device) -> Judge:
+        """Return the judge, given the paths of its files."""
+
+
+KINDS = {
+    "torch-fidelity": "bench.judges.torch_fidelity_judge",
+    "open-clip": "bench.judges.open_clip_judge",
+    "transformers-clip": "bench.judges.transformers_judge",
+    "clip-features": "bench.judges.clip_features_judge",
+    "dinov2": "bench.judges.dinov2_judge",
+    "hpsv2": "bench.judges.hpsv2_judge",
+    "image-reward": "bench.judges.image_reward_judge",
+}
+
+
+def judge_kind(spec: JudgeSpec) -> JudgeKind:
+    """Return the module that implements the spec's kind. Raises BenchError for an unknown one."""
+    if spec.kind not in KINDS:
+        raise unknown(f"kind of judge '{spec.name}'", spec.kind, KINDS)
+    module: Any = import_module(KINDS[spec.kind])
+    return module
+
+
+def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:
+    """Raise BenchError for an option the judge's kind does not have."""
+    for key in spec.options:
+        if key not in known:
+            raise unknown(f"option of judge '{spec.name}' ({spec.kind})", key, known)
+
+
+def missing_files(spec: JudgeSpec, cache_dir: Path | None = None, *, root: Path) -> list[JudgeFile]:
+    """Return the files a judge still lacks on this machine; empty when it can be loaded."""
+    return [file for file in judge_kind(spec).required_files(spec, root) if file.locate(cache_dir) is None]
+
+
+def fetch_judge(spec: JudgeSpec, cache_dir: Path | None = None, *, root: Path) -> list[Path]:
+    """Download what a judge lacks and verify what has a published digest; return all its files. Raises BenchError."""
+    files = judge_kind(spec).required_files(spec, root)
+    try:
+        return [file.fetch(cache_dir) for file in files]
+    except BenchError as error:
+        raise BenchError(f"judge '{spec.name}': {error}") from error
+
+
+def load_judge(spec: JudgeSpec, *, device: torch.device | str, cache_dir: Path | None = None, root: Path) -> Judge:
+    """Load a judge from files on this machine.
+
+    Nothing is downloaded and torch's global random state is left as it was. Raises BenchError, one line, when a file is
+    missing (naming it and the command that fetches it), altered or of another network, or an option is not known.
+    """
+    kind = judge_kind(spec)
+    files = located(spec.name, kind.required_files(spec, root), cache_dir)
+    with torch.random.fork_rng(devices=[]):
+        return kind.build(spec, root, files, torch.device(device))

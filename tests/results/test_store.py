@@ -1,0 +1,135 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import duckdb
+import pytest
+
+from results import StoreError
+from results.leaderboard import best_per_model, rows, sorted_rows
+from results.store import SCHEMA_VERSION, connect, export, merge, write_cell
+
+
+def cell(cell_id, **changes):
+    row = {
+        "cell_id": cell_id, "run_id": "r", "model": "m", "checkpoint": "m", "family": "f", "protocol": "digits",
+        "protocol_digest": "d", "ranking": "k", "status": "done", "reason": None, "steps": 4, "cfg": 1.0,
+        "sampler": "native", "settings": {}, "options": {}, "dtype": "float32", "seed": 0, "num_samples": 100,
+        "batch_size": 10, "off_regime": False, "random_weights": False, "weights_sha256": None, "nfe": 4.0,
+        "failures": 0, "device": "cpu", "latent_shape": "1x8x8", "command": "bench run", "started": "2026-01-01",
+        "finished": "2026-01-01",
+    }  # fmt: skip
+    return row | changes
+
+
+def metric(name, value):
+    return {
+        "metric": name, "value": value, "low": value - 1, "high": value + 1, "standard_error": 0.5, "corrected": value,
+        "n": 100, "method": "x", "judge": "j", "judge_digest": "", "reference": None, "reference_digest": None,
+        "jackknife": [value, value],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = tmp_path / "bench.duckdb"
+    with connect(path, write=True) as connection:
+        write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 3.0), metric("is", 7.0)]})
+        write_cell(connection, {"cell": cell("b", steps=8), "metrics": [metric("fid", 2.0), metric("is", 6.0)]})
+    return path
+
+
+def test_a_cell_is_replaced_whole(database):
+    with connect(database, write=True) as connection:
+        write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 9.0)]})
+        assert connection.execute("SELECT metric, value FROM metrics WHERE cell_id = 'a'").fetchall() == [("fid", 9.0)]
+
+
+def test_a_cell_that_cannot_be_written_leaves_nothing(database):
+    broken = {"cell": cell("c"), "metrics": [metric("fid", 1.0), metric("fid", 1.0)]}
+    with connect(database, write=True) as connection:
+        with pytest.raises(duckdb.Error):
+            write_cell(connection, broken)
+        assert connection.execute("SELECT count(*) FROM metrics WHERE cell_id = 'c'").fetchone() == (0,)
+
+
+def test_the_best_setting_depends_on_the_metric(database):
+    with connect(database) as connection:
+        found = rows(connection)
+    assert [row.cell["cell_id"] for row in sorted_rows(found, "fid")] == ["b", "a"]
+    assert [row.cell["cell_id"] for row in best_per_model(found, "is")] == ["a"]
+    with pytest.raises(StoreError, match="unknown metric 'fjd'"):
+        sorted_rows(found, "fjd")
+
+
+def test_a_missing_database_says_how_to_make_one(tmp_path):
+    with pytest.raises(StoreError, match="no database here; 'bench run' makes one"), connect(tmp_path / "none.duckdb"):
+        pass
+
+
+def test_a_damaged_database_is_left_as_it_is(tmp_path):
+    path = tmp_path / "bench.duckdb"
+    path.write_bytes(b"not a database at all" * 400)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="not a readable database"), connect(path, write=True):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_a_newer_schema_is_refused(database):
+    connection = duckdb.connect(str(database))
+    connection.execute("UPDATE schema_version SET version = ?", [SCHEMA_VERSION + 1])
+    connection.close()
+    with pytest.raises(StoreError, match="upgrade fewstep-bench"), connect(database, write=True):
+        pass
+
+
+def test_a_database_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "bench.duckdb"
+    connection = duckdb.connect(str(path))
+    connection.execute("CREATE TABLE birds (name VARCHAR)")
+    connection.close()
+    with pytest.raises(StoreError, match="not a database of this program"), connect(path, write=True):
+        pass
+
+
+def test_a_database_locked_by_another_process_is_one_line(database):
+    code = f"import duckdb, sys; c = duckdb.connect({str(database)!r}); print('locked', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline().strip() == "locked"
+        with pytest.raises(StoreError, match="in use by another process"), connect(database, write=True):
+            pass
+    finally:
+        holder.communicate("")
+
+
+def test_merge_adds_only_what_is_new(database, tmp_path):
+    other = tmp_path / "other.duckdb"
+    shutil.copy(database, other)
+    with connect(other, write=True) as connection:
+        write_cell(connection, {"cell": cell("c"), "metrics": [metric("fid", 1.0)]})
+        write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 99.0)]})
+    with connect(database, write=True) as connection:
+        assert merge(connection, other) == 1
+        values = dict(connection.execute("SELECT cell_id, value FROM metrics WHERE metric = 'fid'").fetchall())
+    assert values == {"a": 3.0, "b": 2.0, "c": 1.0}
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "parquet"])
+def test_any_table_exports(database, tmp_path, format):
+    path = tmp_path / f"metrics.{format}"
+    with connect(database) as connection:
+        assert export(connection, "metrics", format, path) == 4
+        assert connection.execute(f"SELECT count(*) FROM '{path}'").fetchone() == (4,)
+    if format == "json":
+        assert {row["metric"] for row in json.loads(path.read_text())} == {"fid", "is"}
+
+
+def test_unknown_tables_and_formats_are_named(database, tmp_path):
+    with connect(database) as connection:
+        with pytest.raises(StoreError, match="unknown table 'metric'"):
+            export(connection, "metric", "csv", tmp_path / "x")
+        with pytest.raises(StoreError, match="unknown format 'xlsx'"):
+            export(connection, "metrics", "xlsx", tmp_path / "x")
