@@ -128,6 +128,20 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class SwiGLU(nn.Module):
+    """w3(SiLU(a) b) with a, b the halves of w12(x): keys w12 and w3."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the gated MLP to the last axis."""
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Return softmax(q k^T scale) v by PyTorch's fused kernel; [B, heads, N, head_dim], scale head_dim^-1/2."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -1,0 +1,1 @@
+"""One card a digits generator, and one for the UCGM pair."""

@@ -1,0 +1,271 @@
+"""What each family minimises: one function a family, an equation per line, names from the papers.
+
+All share the linear path x_t = (1 - t) x + t z from data x (t = 0) to noise z (t = 1), whose velocity is z - x, except
+the consistency family, which adds noise as EDM does. Every function draws its random numbers from `draws` and returns
+a scalar loss. `ema` is the moving average of the network, which the samples will come from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from adapters.digits.network import IMAGE_SIZE, NULL_LABEL
+from adapters.digits.parametrisation import (
+    FINEST_LEVEL,
+    LEVELS,
+    consistency_function,
+    denoise,
+    edm_denoise,
+    step_code,
+    velocity,
+    wide,
+)
+
+LABEL_DROPOUT = 0.1
+
+
+class Batch(NamedTuple):
+    """Training images float32 [B, 1, 8, 8] in [-1, 1] and labels int64 [B]."""
+
+    x: Tensor
+    y: Tensor
+
+
+def rectified_flow(network: nn.Module, batch: Batch, draws: Generator) -> Tensor:
+    """|F(x_t, t) - (z - x)|^2 with t logit-normal(0, 1) (arXiv 2209.03003, 2401.08740, 2403.03206)."""
+    x, y = batch.x, drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    t = torch.sigmoid(torch.randn(len(x), generator=draws))
+    v = z - x
+    return (velocity(network, path(x, z, t), t, y) - v).square().mean()
+
+
+# --- UCGM (arXiv 2505.07447), Linear transport: alpha = t, gamma = 1 - t, F -> z - x ---------------------------------
+
+
+def ucgm_multi_step(
+    network: nn.Module,
+    ema: nn.Module,
+    batch: Batch,
+    draws: Generator,
+    *,
+    enhancement: float,
+    enhanced_until: float = 0.75,
+) -> Tensor:
+    """Consistency ratio 0: the velocity of *enhanced* data and noise, which bakes in guidance.
+
+    Where t <= `enhanced_until` the target's x is moved by r (x_hat(y) - x_hat(null)), z likewise, r = `enhancement`;
+    samples without a label and later times take the mean of the plain target and the network's own estimate.
+    """
+    x, y = batch.x, drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    t = torch.rand(len(x), generator=draws)
+    x_t = path(x, z, t)
+    prediction = velocity(network, x_t, t, y)
+    target = z - x
+    if enhancement > 0:
+        with torch.no_grad():
+            own = prediction.detach()
+            null = velocity(ema, x_t, t, torch.full_like(y, NULL_LABEL))
+            # x_hat = x_t - t F and z_hat = x_t + (1 - t) F: the two shifts add up to r (F - F_null).
+            enhanced = target + enhancement * (own - null)
+            inside = wide((t <= enhanced_until) & (y != NULL_LABEL))
+            target = torch.where(inside, enhanced, 0.5 * (target + own))
+    return (cosine_weight(t) * root_mean_square(prediction - target, h=0.0)).mean()
+
+
+def ucgm_few_step(
+    network: nn.Module, start: nn.Module, batch: Batch, draws: Generator, *, difference: float = 0.005
+) -> Tensor:
+    """Consistency ratio 1: hold x_hat constant along the path of the frozen `start` network (enhancement r = 1).
+
+    F is moved against g = d x_hat / dt, a central difference between t - 0.005 and t + 0.005 clipped to [-1, 1].
+    """
+    x, y = batch
+    z = normal_like(x, draws)
+    t = beta(0.8, len(x), draws)
+    x_t = path(x, z, t)
+    prediction = velocity(network, x_t, t, y)
+    with torch.no_grad():
+        f_start = velocity(start, x_t, t, y)
+        x_start = x_t - wide(t) * f_start
+        z_start = x_t + wide(1 - t) * f_start
+        ends = torch.cat([(t + difference).clamp(max=1.0), (t - difference).clamp(min=0.0)])
+        x_ends = path(x_start.repeat(2, 1, 1, 1), z_start.repeat(2, 1, 1, 1), ends)
+        x_late, x_early = denoise(network, x_ends, ends, y.repeat(2)).chunk(2)
+        g = ((x_late - x_early) / (2 * difference)).clamp(-1, 1)
+        # alpha / D = -t; the factor 4 / sin(1.57 t) is the published step length.
+        target = prediction + wide(t * 4 / torch.sin(1.57 * t).clamp(min=1e-3)) * g
+    return (cosine_weight(t) * root_mean_square(prediction - target, h=1.0)).mean()
+
+
+# --- Consistency (arXiv 2303.01469), from an EDM diffusion (arXiv 2206.00364) by easy tuning (arXiv 2406.14548) -------
+
+
+def edm_diffusion(network: nn.Module, batch: Batch, draws: Generator) -> Tensor:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x + sigma z, sigma) - x|^2 with ln sigma ~ N(-0.8, 1.2)."""
+    x, y = batch.x, drop_labels(batch.y, draws)
+    sigma = noise_levels(len(x), -0.8, 1.2, draws)
+    weight = (sigma**2 + LEVELS.data**2) / (sigma * LEVELS.data) ** 2
+    denoised = edm_denoise(network, x + wide(sigma) * normal_like(x, draws), sigma, y)
+    return (wide(weight) * (denoised - x).square()).mean()
+
+
+def easy_consistency(network: nn.Module, batch: Batch, draws: Generator, *, stage: int, huber: float = 0.06) -> Tensor:
+    """Hold f(x + t z, t) to f(x + r z, r) for r < t, where r closes in on t from stage to stage.
+
+    r / t = max(0, 1 - 2^-stage (1 + 8 sigmoid(-t))), mostly 0 (diffusion) in the first stage of six; the loss is the
+    pseudo-Huber distance over t - r.
+    """
+    x, y = batch
+    z = normal_like(x, draws)
+    t = noise_levels(len(x), -0.8, 1.8, draws)
+    r = (t * (1 - 2.0**-stage * (1 + 8 * torch.sigmoid(-t)))).clamp(min=0.0)
+    f_t = consistency_function(network, x + wide(t) * z, t, y)
+    with torch.no_grad():
+        # At and below sigma_min the function is the identity.
+        at_r = r.clamp(min=LEVELS.minimum)
+        f_r = consistency_function(network, x + wide(at_r) * z, at_r, y)
+        f_r = torch.where(wide(r > LEVELS.minimum), f_r, x)
+    distance = (f_t - f_r).square().flatten(1).sum(1)
+    return ((torch.sqrt(distance + huber**2) - huber) / (t - r)).mean()
+
+
+# --- MeanFlow (arXiv 2505.13447) -------------------------------------------------------------------------------------
+
+
+def mean_flow(network: nn.Module, batch: Batch, draws: Generator, *, instantaneous: float = 0.25) -> Tensor:
+    """The MeanFlow identity u = v - (t - r) du/dt, du/dt = v . grad_z u + d_t u by one forward-mode JVP.
+
+    r <= t are two sorted uniforms (a logit-normal pair hardly ever asks for the whole interval, which one step needs);
+    a share `instantaneous` of the batch has r = t, where u = v and no derivative is needed. The second scalar is h.
+    """
+    x, y = batch.x, drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    pair = torch.rand(2, len(x), generator=draws)
+    t, r = pair.amax(0), pair.amin(0)
+    apart = slice(round(instantaneous * len(x)), None)
+    r[: apart.start] = t[: apart.start]
+    z_t = path(x, z, t)
+    v = z - x
+    h = t - r
+    u = network(z_t, t, h, y)
+    du_dt = torch.zeros_like(v)
+    with torch.no_grad():
+        one = torch.ones_like(t[apart])
+        du_dt[apart] = torch.func.jvp(
+            lambda z_t, t, h: network(z_t, t, h, y[apart]), (z_t[apart], t[apart], h[apart]), (v[apart], one, one)
+        )[1]
+        target = v - wide(h) * du_dt
+    return adaptive(u - target)
+
+
+# --- Shortcut (arXiv 2410.12557) -------------------------------------------------------------------------------------
+
+
+def shortcut(network: nn.Module, ema: nn.Module, batch: Batch, draws: Generator, *, bootstrap: float = 0.25) -> Tensor:
+    """Flow matching at the finest step; above it one step of 2d must equal two of d, taken by `ema`.
+
+    A share `bootstrap` of the batch holds such doubled steps, of sizes 2d = 1, 1/2, ..., uniformly. The second scalar
+    is the step size's code.
+    """
+    x, y = batch
+    z = normal_like(x, draws)
+    count = round(bootstrap * len(x))
+    level = torch.randint(0, FINEST_LEVEL, (count,), generator=draws)
+    d = 2.0 ** -(level + 1)
+    # Noise is at t = 1: a step of 2d starts at a multiple of 2d and ends at t - 2d.
+    start = ((torch.rand(count, generator=draws) / (2 * d)).floor() + 1) * 2 * d
+    flow_time = torch.sigmoid(torch.randn(len(x) - count, generator=draws))
+    t = torch.cat([start, flow_time])
+    code = torch.cat([step_code(level), torch.zeros_like(flow_time)])
+    y_pair, y = y[:count], torch.cat([y[:count], drop_labels(y[count:], draws)])
+    x_t = path(x, z, t)
+    target = z - x
+    with torch.no_grad():
+        half = step_code(level + 1)
+        s_1 = ema(x_t[:count], start, half, y_pair)
+        s_2 = ema(x_t[:count] - wide(d) * s_1, start - d, half, y_pair)
+        target[:count] = (s_1 + s_2) / 2
+    return (network(x_t, t, code, y) - target).square().mean()
+
+
+# --- DMD (arXiv 2311.18828) with the two time scales of DMD2 (arXiv 2405.14867) ---------------------------------------
+
+
+def fake_score(fake: nn.Module, generator: nn.Module, y: Tensor, draws: Generator) -> Tensor:
+    """The flow objective on the generator's own samples: `fake` learns what the generator makes now."""
+    with torch.no_grad():
+        x = one_step(generator, y, draws)
+    z = normal_like(x, draws)
+    t = torch.sigmoid(torch.randn(len(x), generator=draws))
+    return (velocity(fake, path(x, z, t), t, y) - (z - x)).square().mean()
+
+
+def distribution_matching(
+    generator: nn.Module, fake: nn.Module, teacher: nn.Module, y: Tensor, draws: Generator
+) -> Tensor:
+    """Move G(z) along w (mu_fake - mu_real), mu the denoised means at a noised sample, w = 1 / mean|G(z) - mu_real|."""
+    x = one_step(generator, y, draws)
+    t = 0.02 + 0.96 * torch.rand(len(x), generator=draws)
+    with torch.no_grad():
+        x_t = path(x, normal_like(x, draws), t)
+        mu_real = denoise(teacher, x_t, t, y)
+        mu_fake = denoise(fake, x_t, t, y)
+        w = 1 / (x - mu_real).abs().mean((1, 2, 3), keepdim=True)
+        gradient = w * (mu_fake - mu_real)
+        target = x - gradient
+    return 0.5 * (x - target).square().mean()
+
+
+# --- Pieces ----------------------------------------------------------------------------------------------------------
+
+
+def path(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """Return x_t = (1 - t) x + t z for t [B]."""
+    return wide(1 - t) * x + wide(t) * z
+
+
+def one_step(generator: nn.Module, y: Tensor, draws: Generator) -> Tensor:
+    """Return samples of a one-step generator, G(z) = x_hat at t = 1, for labels y."""
+    z = torch.randn(len(y), 1, IMAGE_SIZE, IMAGE_SIZE, generator=draws)
+    return denoise(generator, z, torch.ones(len(y)), y)
+
+
+def noise_levels(count: int, mean: float, width: float, draws: Generator) -> Tensor:
+    """Return [count] sigmas with ln sigma ~ N(mean, width^2), clamped to the family's range."""
+    return torch.exp(mean + width * torch.randn(count, generator=draws)).clamp(LEVELS.minimum, LEVELS.maximum)
+
+
+def normal_like(x: Tensor, draws: Generator) -> Tensor:
+    """Return unit normal noise of x's shape."""
+    return torch.randn(x.shape, generator=draws)
+
+
+def drop_labels(y: Tensor, draws: Generator) -> Tensor:
+    """Return labels of which a tenth became the null label."""
+    return torch.where(torch.rand(len(y), generator=draws) < LABEL_DROPOUT, NULL_LABEL, y)
+
+
+def beta(a: float, count: int, draws: Generator) -> Tensor:
+    """Return [count] draws of Beta(a, 1), by its inverse distribution function."""
+    return torch.rand(count, generator=draws) ** (1 / a)
+
+
+def cosine_weight(t: Tensor) -> Tensor:
+    """Return UCGM's weight cos(1.57 t)."""
+    return torch.cos(1.57 * t)
+
+
+def root_mean_square(error: Tensor, h: float) -> Tensor:
+    """Return UCGM's distance sqrt(mean(error^2) + h^2) - h per sample, [B]."""
+    return torch.sqrt(error.square().mean((1, 2, 3)) + h**2) - h
+
+
+def adaptive(error: Tensor, power: float = 1.0, constant: float = 0.01) -> Tensor:
+    """Return the mean of |error|^2 / sg(|error|^2 + c)^p, MeanFlow's adaptive weight."""
+    square = error.square().sum((1, 2, 3))
+    return (square / (square.detach() + constant) ** power).mean()
