@@ -1,0 +1,23 @@
+"""The report: one HTML file that opens offline, read from a results database."""
+
+from pathlib import Path
+
+
+class ReportError(ValueError):
+    """A fault of the report that the user can mend, in one line."""
+
+
+def write_report(database: Path, output: Path, *, protocol: str | None = None) -> Path:
+    """Write the report of one protocol of `database` to the HTML file `output` and return its path.
+
+    Without `protocol`, the protocol with the most finished cells is shown. The file is written beside its final
+    place and renamed, so an interrupted call leaves an older report as it was.
+
+    Raises `ReportError` when the database cannot be read or holds nothing to show.
+    """
+    from report.page import write  # plotly and pandas are loaded only when a report is written
+
+    return write(Path(database), Path(output), protocol)
+
+
+__all__ = ["ReportError", "write_report"]

@@ -1,0 +1,182 @@
+"""Headings that state what the data say, one function for each block of the page. Plain text; escaped when placed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from report.compare import Budget, best_of_each
+from report.data import COMPOSITE, Measurements, record
+from report.text import known, listed, number, plural, seconds, with_interval
+
+
+def leader(data: Measurements) -> tuple[str, str]:
+    """Return the answer of the first screen, and how sure it is."""
+    metric = data.metrics[data.headline]
+    standing = data.standings[data.headline]
+    best = best_of_each(standing, data.ranked, ["model"])
+    first, tied = best[0], [row for row in best[1:] if standing.tied(best[0], row)]
+    value = data.value(first, metric.key)
+    assert value is not None
+    shown = f"{metric.short} {with_interval(value['value'], value['low'], value['high'])}"
+    name = data.fact(first, "label")
+    models = [data.fact(row, "model") for row in tied]
+    answer = f"{name} leads with {shown}"
+    if tied:
+        answer = f"{name} has the best {shown}, but {listed(models)} cannot be told from it"
+    return answer, " ".join(_sureness(data, first, standing.metric))
+
+
+def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
+    sentences = []
+    composite = metric == COMPOSITE and first in data.ranks.index
+    chance = record(data.ranks.loc[first])["p_first"] if composite else None
+    if known(chance):
+        sentences.append(f"It is first in {chance:.0%} of resamples.")
+    standing = data.standings[metric]
+    costs = data.ranked["nfe"].astype(float)
+    cheaper = [
+        row
+        for row in standing.score.dropna().index
+        if row != first and costs.get(row, float("nan")) < costs[first] and standing.tied(first, row)
+    ]
+    if cheaper:
+        cheapest = min(cheaper, key=lambda row: (costs[row], -standing.score[row]))
+        sentences.append(
+            f"The cheapest setting tied with it is {data.fact(cheapest, 'label')}: "
+            f"{costs[cheapest]:g} network evaluations per image instead of {costs[first]:g}."
+        )
+    elif known(costs[first]):
+        sentences.append(
+            f"No cheaper setting is tied with it; it takes {costs[first]:g} network evaluations per image."
+        )
+    return sentences
+
+
+def by_budget(data: Measurements, found: Sequence[Budget]) -> str:
+    """Say which model wins at which budget."""
+    spells: list[tuple[str, float, float]] = []
+    for budget in found:
+        model = data.fact(budget.winner, "model")
+        if spells and spells[-1][0] == model:
+            spells[-1] = (model, spells[-1][1], budget.level)
+        else:
+            spells.append((model, budget.level, budget.level))
+    parts = [
+        f"{model} {f'at {low:g}' if low == high else f'from {low:g} to {high:g}'} NFE" for model, low, high in spells
+    ]
+    return f"Best within budget by {data.metrics[data.headline].short}: {listed(parts, 4)}"
+
+
+def curve(data: Measurements, metric: str) -> str:
+    """Compare the cheapest and the dearest budgets of one metric."""
+    rows = data.with_metric(metric).dropna(subset=["nfe"])
+    standing, short = data.standings[metric], data.metrics[metric].short
+    cheap, dear = rows[rows["nfe"] == rows["nfe"].min()], rows[rows["nfe"] == rows["nfe"].max()]
+    first, last = standing.best(cheap.index), standing.best(dear.index)
+    if first is None or last is None or first == last:
+        return f"{short} against cost"
+    one, many = record(rows.loc[first]), record(rows.loc[last])
+    return (
+        f"At {one['nfe']:g} NFE the best {short} is {number(one['value'], one['low'], one['high'])} ({one['model']}), "
+        f"at {many['nfe']:g} NFE {number(many['value'], many['low'], many['high'])} ({many['model']})"
+    )
+
+
+def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str) -> str:
+    """Describe the ends of the Pareto front."""
+    edge = rows.loc[list(on_front)]
+    count = f"{len(edge)} of {plural(len(rows), 'setting')}"
+    if len(edge) == 1:
+        return f"One setting is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
+    ends = [f"{edge['label'].iloc[end]} ({seconds(edge[cost].iloc[end])})" for end in (0, -1)]
+    return f"{count} are worth their time, from {ends[0]} to {ends[1]}"
+
+
+def guidance(data: Measurements, sweep: pd.DataFrame, metric: str, chosen: Sequence[str]) -> str:
+    """Say where the optimum of the first swept model lies."""
+    short = data.metrics[metric].short
+    best = sweep.loc[[row for row in chosen if row in sweep.index]]
+    row = best.iloc[0]
+    same = sweep[(sweep["model"] == row["model"]) & (sweep["steps"] == row["steps"])]
+    if row["cfg"] == same["cfg"].min() == 1:
+        return f"Guidance does not improve the {short} of {row['model']}"
+    inside = same["cfg"].min() < row["cfg"] < same["cfg"].max()
+    where = "an optimum inside the swept range" if inside else "the end of the swept range: sweep further"
+    return f"{row['model']} has its best {short} at guidance {row['cfg']:g}, {where}"
+
+
+def bottleneck(utilities: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> str:
+    """Say which metric holds most composites down."""
+    weakest = Counter(min(row, key=lambda key: row[key]) for row in utilities if row)
+    key, count = weakest.most_common(1)[0]
+    return f"{names.get(key, key)} is the bottleneck of {count} of {plural(len(utilities), 'setting')}"
+
+
+def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
+    """Name the most and the least related pair of metrics."""
+    keys = list(matrix)
+    pairs = [(one, two, matrix[one].get(two)) for i, one in enumerate(keys) for two in keys[i + 1 :]]
+    pairs = [pair for pair in pairs if known(pair[2])]
+    if not pairs:
+        return "How the metrics move together"
+    one, two, value = max(pairs, key=lambda pair: abs(pair[2] or 0))
+    return f"{names.get(one, one)} and {names.get(two, two)} move together most (r = {value:.2f})"
+
+
+def stability(data: Measurements) -> str:
+    """Say how many rows may be first."""
+    low = data.standings[data.headline].rank_low
+    count = int((low <= 1).sum())
+    short = data.metrics[data.headline].short
+    if count == 1:
+        return f"Only one setting can be first by {short}"
+    return f"{count} of {plural(len(low), 'setting')} can be first by {short}"
+
+
+def sensitive(changes: Mapping[str, int]) -> str:
+    """Say how much the order depends on which rows are present."""
+    most = max(changes.values(), default=0)
+    if most == 0:
+        return "Leaving out any one row changes no other rank"
+    name = max(changes, key=lambda key: changes[key])
+    return f"Leaving out {name} changes {plural(most, 'other rank')}"
+
+
+def rulers(ranks: pd.DataFrame) -> str:
+    """Say whether the metrics agree on the first place."""
+    firsts = [ranks.index[ranks[column] == 1] for column in ranks.columns]
+    winners = Counter(str(names[0]) for names in firsts if len(names) == 1)
+    shared = sum(len(names) > 1 for names in firsts)
+    if len(winners) == 1 and not shared:
+        return f"Every ruler puts {next(iter(winners))} first"
+    parts = [f"{name} by {plural(count, 'ruler')}" for name, count in winners.most_common()]
+    parts += [f"shared by {plural(shared, 'ruler')}"] if shared else []
+    return f"The winner depends on the ruler: {listed(parts)}"
+
+
+def time_spent(rows: pd.DataFrame) -> str:
+    """Say where the measured time went."""
+    parts = {
+        name: float(rows[f"{name}_seconds"].fillna(0).astype(float).sum()) for name in ("network", "decode", "judge")
+    }
+    total = sum(parts.values())
+    if total == 0:
+        return "No time was measured"
+    network, decoder, judges = (f"{share / total:.0%}" for share in parts.values())
+    return f"The network takes {network} of the time, the decoder {decoder}, the judges {judges}"
+
+
+def classes(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], short: str, higher: bool) -> str:
+    """Count the classes in which one row is ahead of the other."""
+    both = one.set_index("label")["value"] - other.set_index("label")["value"]
+    ahead = int(((both > 0) if higher else (both < 0)).sum())
+    return f"By {short}, {names[0]} is ahead of {names[1]} in {ahead} of {int(both.notna().sum()):,} classes"
+
+
+def claims(within: int, total: int) -> str:
+    """Say how many measured rows agree with what was published."""
+    verb = "lies" if within == 1 else "lie"
+    return f"{within} of {plural(total, 'published figure')} {verb} inside the measured interval"

@@ -1,0 +1,407 @@
+"""The blocks of the page, each answering one question under a heading that states the finding."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from report import figures, findings, samples, tables, text
+from report.compare import Budget, best_of_each, budgets, pareto_front
+from report.data import COMPOSITE, Measurements, decoded
+from report.markup import Markup, element, escape
+from report.published import claims
+
+GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
+"""What guidance is traded against, in the order of preference."""
+MOST_CLASS_VALUES = 120_000
+
+
+class Page:
+    """Collects the blocks of one page, its figures and the data its script works on."""
+
+    def __init__(self, data: Measurements) -> None:
+        self.data = data
+        self.styles = figures.palette(data.models, sorted(set(data.cells["model"])))
+        self.figures: dict[str, go.Figure] = {}
+        self.script_data: dict[str, Any] = {}
+        self.headline = data.headline
+        standing = data.standings.get(data.headline)
+        self.best = best_of_each(standing, data.ranked, ["model"]) if standing else []
+
+    def figure(self, name: str, drawn: go.Figure, caption: str) -> Markup:
+        """Register a figure and return the place where the script draws it."""
+        self.figures[name] = drawn
+        height = f"height:{drawn.layout.height}px"
+        plot = element("div", class_="plot", role="img", aria_label=caption, style=height)
+        return element("figure", plot, element("figcaption", caption), data_figure=name)
+
+    def leaderboard(self) -> Markup:
+        """Which model, at which budget, and how sure are we?"""
+        data = self.data
+        published = claims(data)
+        colours = {model: style["colour"] for model, style in self.styles.items()}
+        table = tables.leaderboard(data, self.best, published, colours)
+        controls = element(
+            "div",
+            element(
+                "label",
+                element("input", type="radio", name="view", id="view-best", checked=True, data_state=True),
+                " best setting of each model",
+            ),
+            element(
+                "label", element("input", type="radio", name="view", id="view-all", data_state=True), " all settings"
+            ),
+            element(
+                "label",
+                "at most ",
+                _select("budget", [("", "any"), *((f"{b:g}", f"{b:g}") for b in self._levels())]),
+                " NFE",
+            ),
+            element(
+                "label",
+                element("span", "filter", class_="unseen"),
+                element("input", type="search", id="filter", placeholder="filter models", data_state=True),
+            ),
+            class_="controls",
+        )
+        if not self.headline:
+            return _section("answer", "Leaderboard", "Speed only: no quality was measured", controls, _scroll(table))
+        answer, sureness = findings.leader(data)
+        strip = budgets(data.standings[self.headline], data.ranked)
+        short = data.metrics[self.headline].short
+        ranked = len(data.standings[self.headline].score)
+        note = element(
+            "p",
+            element("span", f"Rank intervals by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
+            "; overlapping bars are ties. Small figures are 95% intervals. Click a heading to rank by it. The best "
+            "setting of each model is picked on the samples it is scored on, which favours models with many settings.",
+            class_="note",
+        )
+        return _section(
+            "answer",
+            "Which model at which budget?",
+            answer,
+            element("p", sureness, class_="lead"),
+            self._budget_head(strip) if strip else None,
+            tables.budget_strip(data, strip) if strip else None,
+            controls,
+            _scroll(table, "board"),
+            note,
+        )
+
+    def curve(self) -> Markup | None:
+        """How does quality grow with cost?"""
+        data = self.data
+        metric = "fid" if "fid" in data.metrics else self.headline
+        rows = data.with_metric(metric) if metric else pd.DataFrame()
+        if rows.empty or rows["nfe"].isna().all():
+            return None
+        drawn = figures.steps_curve(rows, data.metrics[metric], self.styles)
+        controls = element(
+            "div",
+            element("label", "metric ", _select("curve-metric", self._metric_options(), metric)),
+            element("label", "against ", _select("curve-axis", list(figures.AXES.items()), "nfe")),
+            class_="controls",
+        )
+        caption = (
+            "A line for each model; bars are 95% intervals. Circles: made for few steps; squares: for many; hollow: "
+            "outside the step counts it was trained for; dotted: other guidance or sampler settings of the same model."
+        )
+        return _section(
+            "curve",
+            "Quality against cost",
+            findings.curve(data, metric),
+            controls,
+            self.figure("curve", drawn, caption),
+        )
+
+    def pareto(self) -> Markup | None:
+        """Which settings are worth their time?"""
+        data = self.data
+        if not self.headline:
+            return None
+        device = data.ranked["device"].mode()
+        metric = "fid" if "fid" in data.metrics else self.headline
+        rows = data.with_metric(metric)
+        rows = rows[rows["device"] == device.iloc[0]] if len(device) else rows
+        cost = "latency_seconds" if rows["latency_seconds"].notna().any() else "seconds"
+        rows = rows.dropna(subset=[cost])
+        if len(rows) < 2:
+            return None
+        drawn = figures.pareto(rows, data.metrics[metric], self.styles, cost)
+        front = pareto_front(rows[cost], rows["value"] * (1 if data.metrics[metric].higher_is_better else -1))
+        options = [("latency_seconds", "latency of one image"), ("seconds", "seconds per image in batches")]
+        controls = element(
+            "div",
+            element("label", "metric ", _select("pareto-metric", self._metric_options(), metric)),
+            element("label", "against ", _select("pareto-axis", options, cost)),
+            class_="controls",
+        )
+        caption = (
+            f"Only rows measured on {device.iloc[0]}. Nothing beats the rows on the line; the others are pale. "
+            "Labels: steps."
+        )
+        title = findings.front(rows, front, cost)
+        return _section("pareto", "Quality against time", title, controls, self.figure("pareto", drawn, caption))
+
+    def guidance(self) -> Markup | None:
+        """What does guidance buy, and what does it cost?"""
+        data = self.data
+        up = "fid" if "fid" in data.metrics else self.headline
+        across = [key for key in GUIDED_AGAINST if key in data.metrics and key != up]
+        if not up or not across:
+            return None
+        rows = data.with_metric(up).dropna(subset=["cfg", "steps"])
+        swept = rows.groupby(["model", "steps"])["cfg"].transform("nunique") > 2
+        rows = rows[swept]
+        if rows.empty:
+            return None
+        chosen = best_of_each(data.standings[up], rows, ["model", "steps"])
+        paired = rows.join(_columns(data, across[0]), how="inner")
+        drawn = figures.guidance_path(paired, data.metrics[across[0]], data.metrics[up], self.styles, chosen)
+        options = [(key, data.metrics[key].short) for key in across]
+        controls = element(
+            "div", element("label", "against ", _select("guidance-axis", options, across[0])), class_="controls"
+        )
+        short = data.metrics[up].short
+        caption = f"Figures along each path are guidance scales; the star is the setting with the best {short}."
+        title = findings.guidance(data, rows, up, chosen)
+        return _section("guidance", "The price of guidance", title, controls, self.figure("guidance", drawn, caption))
+
+    def composite(self) -> Markup | None:
+        """Which metric holds each setting down, and do the metrics say different things?"""
+        data = self.data
+        if COMPOSITE not in data.standings or data.ranking is None:
+            return None
+        rows = data.with_metric(COMPOSITE)
+        rows["utilities"] = data.ranks["utilities"].reindex(rows.index).map(decoded)
+        keys = [key for key in data.metrics if key in rows["utilities"].iloc[0]]
+        names = {key: metric.short for key, metric in data.metrics.items()}
+        letters = _letters({key: names.get(key, key) for key in keys})
+        best = rows.loc[best_of_each(data.standings[COMPOSITE], rows, ["model", "steps"])]
+        bounds = ", ".join(
+            f"{names.get(key, key)} {low:.4g} to {high:.4g}"
+            for key in keys
+            for low, high in [data.ranking["bounds"][key]]
+        )
+        key_text = ", ".join(f"{letter} = {names.get(key, key)}" for key, letter in letters.items())
+        outside = int(sum(bool(json.loads(text_ or "[]")) for text_ in data.ranks["outside"]))
+        source = data.ranking["bounds_source"]
+        bounds_text = f"Bounds, {'taken from the rows themselves' if source == 'rows' else source}: {bounds}."
+        if outside:
+            how = "clipped" if data.ranking["clip"] else "not clipped"
+            bounds_text += f" {text.plural(outside, 'row')} outside the bounds, {how}."
+        caption = (
+            f"MMHM of the best setting per model and step count; the letter is the weakest metric ({key_text}). "
+            f"{bounds_text}"
+        )
+        maps = [self.figure("composite", figures.composite_heatmap(best, "model", letters), caption)]
+        swept = rows[rows.groupby("model")["cfg"].transform("nunique") > 2]
+        for position, (model, sweep) in enumerate(swept.groupby("model")):
+            caption = f"MMHM of {model} over steps and guidance."
+            best_fields = sweep.loc[best_of_each(data.standings[COMPOSITE], sweep, ["cfg", "steps"])]
+            maps.append(
+                self.figure(
+                    f"composite-guidance-{position}", figures.composite_heatmap(best_fields, "cfg", letters), caption
+                )
+            )
+        matrix = {key: data.ranking["correlation"][key] for key in data.metrics if key in data.ranking["correlation"]}
+        if len(matrix) > 1:
+            finding = findings.correlation(matrix, names)
+            caption = f"{finding}. Correlation over the ranked rows; a mean counts related metrics twice."
+            maps.append(self.figure("correlation", figures.correlation_matrix(matrix, data.metrics), caption))
+        title = findings.bottleneck(list(rows["utilities"]), names)
+        return _section("composite", "One number and its parts", title, element("div", maps, class_="figures"))
+
+    def samples(self) -> Markup | None:
+        """What do the images look like, from the same noise?"""
+        data = self.data
+        if data.thumbnails.empty:
+            return None
+        cells = data.cells[data.cells.index.isin(data.thumbnails["cell_id"])]
+        standing = data.standings.get(self.headline)
+        rows = best_of_each(standing, cells, ["model", "steps"]) if standing else []
+        shown = cells.loc[rows] if rows else cells.drop_duplicates(["model", "steps"])
+        grid = samples.grids(shown.sort_values("model"), data.thumbnails)
+        note = element(
+            "p",
+            "The first sample indices of the protocol, not picked; each model at its best setting for the step count.",
+            class_="note",
+        )
+        return _section(
+            "samples", "The same noise, the same label", "What each model makes of the same start", grid, note
+        )
+
+    def per_class(self) -> Markup | None:
+        """In which classes is one row ahead of another?"""
+        data = self.data
+        if data.per_class.empty:
+            return None
+        order = self.best + [cell for cell in data.ranked.index if cell not in self.best]
+        have = set(data.per_class["cell_id"])
+        per_cell = max(1, len(data.per_class) // max(1, len(have)))
+        cells = [cell for cell in order if cell in have][: max(2, MOST_CLASS_VALUES // per_cell)]
+        present = set(data.per_class["metric"])
+        keys = [key for key in ("accuracy", *data.metrics) if key in present and key in data.metrics]
+        if len(cells) < 2 or not keys:
+            return None
+        keys = list(dict.fromkeys(keys))
+        one, other = (self._classes(cell, keys[0]) for cell in cells[:2])
+        names = (data.fact(cells[0], "label"), data.fact(cells[1], "label"))
+        metric = data.metrics[keys[0]]
+        drawn = figures.per_class_difference(one, other, metric)
+        self.script_data["classes"] = self._class_values(cells, keys)
+        options = [(cell, data.fact(cell, "label")) for cell in cells]
+        controls = element(
+            "div",
+            element(
+                "label", "metric ", _select("class-metric", [(key, data.metrics[key].short) for key in keys], keys[0])
+            ),
+            element("label", "first ", _select("class-one", options, cells[0])),
+            element("label", "second ", _select("class-other", options, cells[1])),
+            class_="controls",
+        )
+        counts = f"{int(one['n'].min()):,} images a class" if len(one) else ""
+        caption = (
+            f"First minus second in each class, sorted, {counts}. Bars: 95% interval of a difference of proportions "
+            "(accuracy only)."
+        )
+        title = findings.classes(one, other, names, metric.short, metric.higher_is_better)
+        return _section("classes", "Class by class", title, controls, self.figure("classes", drawn, caption))
+
+    def stability(self) -> Markup | None:
+        """How much of the order is luck, and how much depends on the ruler?"""
+        data = self.data
+        if len(self.best) < 2:
+            return None
+        standing = data.standings[self.headline]
+        rows = data.cells.loc[self.best[:24], ["model", "label"]].assign(
+            rank_low=standing.rank_low.reindex(self.best[:24]), rank_high=standing.rank_high.reindex(self.best[:24])
+        )
+        extra = data.ranks.reindex(rows.index)[["rank_median", "p_first"]] if self.headline == COMPOSITE else None
+        rows = rows.join(extra) if extra is not None else rows.assign(rank_median=None, p_first=None)
+        caption = (
+            f"95% rank interval of each model's best setting among all {len(standing.score)} settings; dot: median."
+        )
+        parts = [self.figure("ranks", figures.rank_intervals(rows, self.styles), caption)]
+        changes = data.ranking["sensitivity"] if data.ranking else {}
+        changes = {data.fact(cell, "label"): int(count) for cell, count in changes.items() if cell in data.cells.index}
+        if any(changes.values()):
+            parts.append(self.figure("sensitivity", figures.sensitivity(changes), f"{findings.sensitive(changes)}."))
+        elif changes:
+            parts.append(element("p", f"{findings.sensitive(changes)}.", class_="note"))
+        places = self._places()
+        if places.shape[1] > 1:
+            caption = f"{findings.rulers(places)}. Each model's best setting under each ruler."
+            parts.append(self.figure("rulers", figures.rank_by_metric(places, self.styles), caption))
+        return _section(
+            "stability", "How stable is the order?", findings.stability(data), element("div", parts, class_="figures")
+        )
+
+    def cost(self) -> Markup | None:
+        """Where does the time go?"""
+        rows = self.data.cells.loc[self.best] if self.best else self.data.cells
+        rows = rows[rows[["network_seconds", "decode_seconds", "judge_seconds"]].notna().any(axis=1)][:30]
+        if rows.empty:
+            return None
+        drawn = figures.cost(rows)
+        caption = "Seconds for 1,000 images in the network, the decoder and the judges, at each model's best setting."
+        return _section("cost", "Where the time goes", findings.time_spent(rows), self.figure("cost", drawn, caption))
+
+    def published(self) -> Markup | None:
+        """Do measured rows agree with what was published?"""
+        found = claims(self.data)
+        if not found:
+            return None
+        within = sum(claim.low <= claim.published <= claim.high for claim in found)
+        note = (
+            "Published under each paper's own reference set, sample count and code; equal only where those are equal."
+        )
+        return _section(
+            "published", "Beside the papers", findings.claims(within, len(found)),
+            tables.claims_table(self.data, found), element("p", note, class_="note"),
+        )  # fmt: skip
+
+    def _budget_head(self, strip: list[Budget]) -> Markup:
+        unit = element(
+            "label", "budget of ", _select("strip-cost", [("nfe", "evaluations"), ("seconds", "time")], "nfe")
+        )
+        title = element("h3", findings.by_budget(self.data, strip), id="budget-title")
+        return element("div", title, element("div", unit, class_="controls"), class_="budget-head")
+
+    def _levels(self) -> list[float]:
+        if not self.headline:
+            return []
+        return [budget.level for budget in budgets(self.data.standings[self.headline], self.data.ranked)]
+
+    def _metric_options(self) -> list[tuple[str, str]]:
+        return [(key, metric.short) for key, metric in self.data.metrics.items()]
+
+    def _places(self) -> pd.DataFrame:
+        """The place of each model's best setting under every metric and composite, models as rows."""
+        data = self.data
+        best: dict[str, pd.Series] = {}
+        for key, standing in data.standings.items():
+            best[data.metrics[key].short] = standing.score.groupby(
+                data.cells["model"].reindex(standing.score.index)
+            ).max()
+        for column, sign in (("geometric", 1), ("mean_rank", -1)):
+            score = (
+                (sign * pd.to_numeric(data.ranks[column])).dropna() if not data.ranks.empty else pd.Series(dtype=float)
+            )
+            score = score[score.index.isin(data.ranked.index)]
+            if len(score):
+                best[column.replace("_", " ")] = score.groupby(data.cells["model"].reindex(score.index)).max()
+        return pd.DataFrame({name: column.rank(ascending=False, method="min") for name, column in best.items()})
+
+    def _classes(self, cell: str, metric: str) -> pd.DataFrame:
+        rows = self.data.per_class
+        rows = rows[(rows["cell_id"] == cell) & (rows["metric"] == metric)]
+        return rows[["label", "class_name", "value", "n"]].astype({"value": float})
+
+    def _class_values(self, cells: list[str], keys: list[str]) -> dict[str, Any]:
+        rows = self.data.per_class[self.data.per_class["cell_id"].isin(cells)]
+        names = rows.drop_duplicates("label").set_index("label")["class_name"].sort_index()
+        values: dict[str, Any] = {}
+        for (metric, cell), group in rows.groupby(["metric", "cell_id"]):
+            if metric in keys:
+                column = group.set_index("label").reindex(names.index)
+                values.setdefault(metric, {})[cell] = [
+                    [_cut(value) for value in column["value"]],
+                    figures.numbers(column["n"]),
+                ]
+        return {"names": [text.shortened(str(name), 40) for name in names], "values": values}
+
+
+def _letters(names: dict[str, str]) -> dict[str, str]:
+    """Give each metric its first letter, or its first two where another one has the same."""
+    initials = [name[:1].upper() for name in names.values()]
+    return {key: name[:1].upper() if initials.count(name[:1].upper()) == 1 else name[:2] for key, name in names.items()}
+
+
+def _cut(value: float) -> float | None:
+    return None if pd.isna(value) else float(f"{value:.5g}")
+
+
+def _columns(data: Measurements, metric: str) -> pd.DataFrame:
+    return data.with_metric(metric)[["value", "low", "high"]].rename(
+        columns={"value": "x", "low": "x_low", "high": "x_high"}
+    )
+
+
+def _scroll(content: Markup, kind: str = "") -> Markup:
+    return element("div", content, class_=f"scroll {kind}".strip(), tabindex=0)
+
+
+def _select(name: str, options: list[tuple[str, str]], chosen: str = "") -> Markup:
+    parts = [element("option", title, value=value, selected=value == chosen) for value, title in options]
+    return element("select", parts, id=name, data_state=True)
+
+
+def _section(name: str, question: str, finding: str, *content: object) -> Markup:
+    return element(
+        "section", element("p", question, class_="question"), element("h2", finding), escape(content), id=name
+    )

@@ -1,0 +1,238 @@
+"""The tables of the page, complete without JavaScript: leaderboard, budgets, published figures, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from report import text
+from report.compare import Budget
+from report.data import Measurements, decoded, record
+from report.markup import Markup, element, escape
+from report.published import Claim
+
+
+class Column(NamedTuple):
+    """A column of the leaderboard that is not a metric."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str]
+    title: str
+
+
+BEFORE = (
+    Column("steps", "steps", text.plain, "sampler steps asked for"),
+    Column("nfe", "NFE", text.plain, "measured network evaluations per image, both passes of guidance counted"),
+    Column("cfg", "cfg", text.plain, "guidance scale, 1 = none"),
+)
+AFTER = (
+    Column("images_per_second", "images/s", text.number, "sampling and decoding, after the first batch"),
+    Column("latency_seconds", "latency", text.seconds, "one image at batch 1, after warm-up"),
+    Column("peak_memory", "memory", text.memory, "peak memory"),
+    Column("parameters", "param.", text.parameters, "parameters of the sampled network"),
+)
+
+
+def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim], colours: dict[str, str]) -> Markup:
+    """Return the leaderboard: a `tbody` for each cell with its line and its details, best first.
+
+    `best` holds the best setting of each model; the page hides the other lines until it is asked for them.
+    """
+    values = {(row["cell_id"], row["metric"]): row for _, row in data.values.iterrows()}
+    score = data.standings[data.headline].score if data.headline else pd.Series(dtype=float)
+    order = sorted(data.cells.index, key=lambda cell: -score.get(cell, float("-inf")))
+    count = len(score)
+    columns = 3 + len(BEFORE) + len(data.metrics) + len(AFTER)
+    head = [
+        element("th", element("span", "settings", class_="unseen")),
+        _heading("rank", "rank", "rank interval", "ascending"),
+    ]
+    head.append(_heading("model", "model", "model and checkpoint"))
+    head += [_heading(column.key, column.heading, column.title) for column in BEFORE]
+    head += [_heading(key, metric.short, metric.definition) for key, metric in data.metrics.items()]
+    head += [_heading(column.key, column.heading, column.title) for column in AFTER]
+    bodies = []
+    for cell in order:
+        row = data.cells.loc[cell]
+        mine = [claim for claim in claims if claim.cell == cell]
+        line = element("tr", _line(data, cell, row, values, count, colours), class_="line")
+        details = element("tr", element("td", _details(data, cell, row, values, mine), colspan=columns), class_="more")
+        kind = "best" if cell in best or (row["random_weights"] and not len(score)) else None
+        bodies.append(element("tbody", line, details, data_cell=cell, class_=kind))
+    return element("table", element("thead", element("tr", head)), bodies, class_="leaderboard", id="leaderboard")
+
+
+def _heading(key: str, heading: str, title: str, sort: str | None = None) -> Markup:
+    return element(
+        "th", element("button", heading, type="button", title=title), data_key=key, aria_sort=sort, scope="col"
+    )
+
+
+def _line(
+    data: Measurements, cell: str, row: pd.Series, values: dict[Any, pd.Series], count: int, colours: dict[str, str]
+) -> list[Markup]:
+    headline = values.get((cell, data.headline))
+    low, high = (headline["rank_low"], headline["rank_high"]) if headline is not None else (None, None)
+    badges = [name for name, on in (("off-regime", row["off_regime"]), ("random weights", row["random_weights"])) if on]
+    badges += [f"{row['failures']:g} not finite"] if row["failures"] else []
+    second = [row["checkpoint"]] if row["checkpoint"] != row["model"] else []
+    second += [row["variant"]] if row["variant"] and not row["variant"].startswith("cfg") else []
+    toggle = element("input", type="checkbox", class_="open", aria_label=f"show the settings of {row['label']}")
+    line = [
+        element("td", toggle),
+        element(
+            "td", element("span", text.rank(low, high), class_="place"), _rank_bar(low, high, count), class_="rank"
+        ),
+        element(
+            "th",
+            element("span", class_="dot", style=f"background:{colours[row['model']]}"),
+            row["model"],
+            element("small", " · ".join(second + badges)) if second or badges else None,
+            scope="row",
+        ),
+    ]
+    line += [element("td", column.show(row[column.key])) for column in BEFORE]
+    for key in data.metrics:
+        value = values.get((cell, key))
+        if value is None or row["random_weights"]:
+            line.append(element("td", text.NOTHING))
+            continue
+        corrected = value.get("corrected")
+        tip = f"bias-corrected {text.number(corrected, value['low'], value['high'])}" if text.known(corrected) else None
+        error = text.spread(value["value"], value["low"], value["high"])
+        line.append(
+            element("td", text.number(value["value"], value["low"], value["high"]), element("small", error), title=tip)
+        )
+    return line + [element("td", column.show(row[column.key])) for column in AFTER]
+
+
+def _rank_bar(low: float | None, high: float | None, count: int) -> Markup | None:
+    """A strip from first (left) to last place (right) in which overlapping bars are ties."""
+    if not (text.known(low) and text.known(high)) or low is None or high is None:
+        return element("span", element("i"), class_="bar", hidden=True)
+    left, width = 100 * (low - 1) / count, 100 * (high - low + 1) / count
+    return element("span", element("i", style=f"left:{left:.1f}%;width:{width:.1f}%"), class_="bar")
+
+
+def _details(
+    data: Measurements, cell: str, row: pd.Series, values: dict[Any, pd.Series], claims: Sequence[Claim]
+) -> list[Markup]:
+    facts = {
+        "checkpoint": f"{row['checkpoint']} ({row['family']}), weights sha256 {_or_dash(row['weights_sha256'])}",
+        "sampler": f"{row['sampler']} {_compact(row['settings'])}",
+        "options": _compact(row["options"]),
+        "samples": f"{row['num_samples']:,}, seed {row['seed']}, batch {row['batch_size']}, {row['dtype']}",
+        "not finite": row["failures"] or None,
+        "noise shape": row["latent_shape"],
+        "device": row["device"],
+        "FLOPs per image": text.size(row["flops"], ("", "k", "M", "G", "T", "P"), 1000),
+        "guide NFE": text.number(row["guide_nfe"]) if text.known(row["guide_nfe"]) and row["guide_nfe"] else None,
+        "cell": cell,
+        "ranking": row["ranking"],
+    }
+    if cell in data.ranks.index:
+        ranks = record(data.ranks.loc[cell])
+        parts = [f"{key} {value:.3f}" for key, value in decoded(ranks["utilities"]).items()]
+        facts["normalised"] = ", ".join(parts)
+        facts["other composites"] = (
+            f"geometric {text.number(ranks['geometric'])}, mean rank {text.number(ranks['mean_rank'])}"
+        )
+        outside = json.loads(ranks["outside"] or "[]")
+        facts["outside the bounds"] = ", ".join(outside) or None
+    for claim in claims:
+        facts[f"published {claim.metric}"] = f"{claim.published:g} ({claim.source})"
+    command = element("pre", element("code", row["command"]))
+    listing = [[element("dt", key), element("dd", value)] for key, value in facts.items() if value]
+    lines = [
+        [
+            data.metrics[key].title,
+            text.with_interval(value["value"], value["low"], value["high"]),
+            text.number(value.get("corrected")),
+            value["n"],
+            value["method"],
+            f"{value['judge']} {_short(value.get('judge_digest'))}",
+        ]
+        for key in data.metrics
+        if (value := values.get((cell, key))) is not None and not row["random_weights"]
+    ]
+    measured = plain_table(("metric", "value", "corrected", "n", "interval", "judge"), lines)
+    return [
+        element("p", "To repeat this row:"),
+        command,
+        element("div", element("dl", listing), measured, class_="pair"),
+    ]
+
+
+def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
+    """Return the winner at each budget of evaluations, as the page shows it before any script runs."""
+    cards = []
+    for budget in found:
+        value = data.value(budget.winner, data.headline)
+        assert value is not None
+        row = data.cells.loc[budget.winner]
+        tied = [str(data.fact(cell, "model")) for cell in budget.tied]
+        cards.append(
+            element(
+                "li",
+                element("span", f"≤ {budget.level:g} NFE", class_="level"),
+                element("b", row["model"]),
+                element(
+                    "span",
+                    f"{data.metrics[data.headline].short} ",
+                    text.with_interval(value["value"], value["low"], value["high"]),
+                ),
+                element("small", f"tied: {text.listed(tied, 2)}" if tied else "no tie"),
+            )
+        )
+    return element("ol", cards, class_="budgets", id="budgets")
+
+
+def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
+    """Return published figures beside the measured ones."""
+    lines = [
+        [
+            data.fact(claim.cell, "label"),
+            data.metrics[claim.metric].short,
+            f"{claim.published:g}",
+            text.with_interval(claim.value, claim.low, claim.high),
+            f"{claim.value - claim.published:+.3g}",
+            claim.source,
+        ]
+        for claim in claims
+    ]
+    return plain_table(("row", "metric", "published", "measured", "difference", "source"), lines)
+
+
+def grouped_reasons(rows: pd.DataFrame, first: str) -> Markup:
+    """Return a table of reasons with the rows that share them: `rows` has `first`, reason and label."""
+    groups = rows.assign(reason=rows["reason"].fillna("no reason recorded")).groupby([first, "reason"], sort=True)
+    lines = [[key[0], key[1], text.listed(list(group["label"]), 8)] for key, group in groups]
+    return plain_table((first, "reason", "settings"), lines)
+
+
+def plain_table(headings: Sequence[str], lines: Sequence[Sequence[object]]) -> Markup:
+    """Return a table inside its own scrolling box."""
+    head = element("tr", [element("th", heading, scope="col") for heading in headings])
+    body = [element("tr", [element("td", place) for place in line]) for line in lines]
+    return element("div", element("table", element("thead", head), element("tbody", body)), class_="scroll")
+
+
+def definitions(facts: dict[str, Any]) -> Markup:
+    """Return a list of names and what they stand for; entries without a value are left out."""
+    return element("dl", [[element("dt", key), element("dd", value)] for key, value in facts.items() if value])
+
+
+def _compact(column: object) -> Markup:
+    return escape(", ".join(f"{key}={value}" for key, value in decoded(column).items()))
+
+
+def _or_dash(value: Any) -> str:
+    return text.NOTHING if value is None or pd.isna(value) else str(value)
+
+
+def _short(digest: object) -> str:
+    return "" if not isinstance(digest, str) else digest[:12]

@@ -1,0 +1,216 @@
+"""The page in headless Chromium: charts draw, nothing is fetched, nothing is logged, sorting works, phones fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found (install chromium and chromium-driver)")
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+FLAGS = (
+    *(
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ),
+    *("--disable-sync", "--no-first-run", "--disable-dev-shm-usage"),
+)
+DRAWN = """
+return Object.fromEntries([...document.querySelectorAll("[data-figure]")].map((figure) => [figure.dataset.figure,
+  [...figure.querySelectorAll(".points path, .bars path, .heatmaplayer image, .js-line, .textpoint, .errorbar path")]
+    .filter((mark) => mark.getBoundingClientRect().width + mark.getBoundingClientRect().height > 0).length]));
+"""
+
+
+@pytest.fixture(scope="module")
+def page(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report.write_report(database, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def browser(profile: Path) -> Any:
+    selenium = pytest.importorskip("selenium.webdriver")
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
+    return selenium.Chrome(options=options, service=selenium.ChromeService(executable_path=driver) if driver else None)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def opened(request: pytest.FixtureRequest, page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser of one size in which the page has drawn all of its figures."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    width, height = SIZES[request.param]
+    chromium = browser(tmp_path_factory.mktemp("profile"))
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        chromium.get(page.as_uri())
+        WebDriverWait(chromium, 60).until(
+            lambda b: b.execute_script("return document.documentElement.dataset.drawn") == "true"
+        )
+        yield chromium
+    finally:
+        chromium.quit()
+
+
+def test_every_figure_draws_its_data(opened):
+    marks = opened.execute_script(DRAWN)
+    assert len(marks) >= 10 and all(count > 0 for count in marks.values()), marks
+    points = opened.execute_script("return document.querySelectorAll('[data-figure=curve] .points path').length")
+    assert points == 47
+
+
+def test_nothing_is_fetched_and_nothing_is_logged(opened, page):
+    asked = []
+    for entry in opened.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent" and message["params"]["documentURL"].startswith(
+            page.as_uri()
+        ):
+            asked.append(message["params"]["request"]["url"])
+    assert page.as_uri() in asked and not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    assert opened.get_log("browser") == []
+
+
+def test_page_does_not_scroll_sideways(opened):
+    wide = opened.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1]
+
+
+def rows(opened: Any) -> list[str]:
+    return opened.execute_script(
+        "return [...document.getElementById('leaderboard').tBodies].filter((body) => body.offsetHeight > 0)"
+        ".map((body) => body.querySelector('th').innerText.split('\\n')[0].trim())"
+    )
+
+
+def choose(opened: Any, control: str, value: str) -> None:
+    """Set a control as a person would: its value, then the event the page listens to."""
+    script = (
+        "const c = document.getElementById(arguments[0]); c.value = arguments[1]; c.dispatchEvent(new Event('input'))"
+    )
+    opened.execute_script(script, control, value)
+
+
+def click(opened: Any, selector: str) -> None:
+    opened.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+def test_leaderboard_ranks_by_the_heading_that_is_clicked(opened):
+    first = rows(opened)
+    assert len(first) == 8 and first[0] == "digits-shortcut"
+    click(opened, "th[data-key=accuracy] button")
+    assert rows(opened)[0] == "digits-flow-small"
+    heading = opened.execute_script("return document.querySelector('th[data-key=accuracy]').ariaSort")
+    note = opened.execute_script("return document.getElementById('rank-note').innerText")
+    assert heading == "descending" and "by Accuracy" in note
+    assert "sort=accuracy" in opened.execute_script("return location.hash")
+    click(opened, "th[data-key=rank] button")
+    click(opened, "th[data-key=mmhm] button")
+    assert rows(opened) == first
+
+
+def test_all_settings_budget_and_filter_select_rows(opened):
+    click(opened, "#view-all")
+    assert len(rows(opened)) == 47
+    choose(opened, "filter", "ucgm-few")
+    assert rows(opened) == ["digits-ucgm-few"] * 6
+    choose(opened, "budget", "2")
+    assert rows(opened) == ["digits-ucgm-few"] * 2
+    choose(opened, "filter", "")
+    choose(opened, "budget", "")
+    click(opened, "#view-best")
+    assert len(rows(opened)) == 8
+
+
+def test_budgets_can_be_evaluations_or_time(opened):
+    title = "return document.getElementById('budget-title').innerText"
+    assert "from 1 to 4 NFE" in opened.execute_script(title)
+    choose(opened, "strip-cost", "seconds")
+    assert " ms" in opened.execute_script(title) and "NFE" not in opened.execute_script(title)
+    choose(opened, "strip-cost", "nfe")
+
+
+def test_a_row_opens_its_settings(opened):
+    hidden = opened.execute_script("return document.querySelector('#leaderboard .more').offsetHeight")
+    click(opened, "#leaderboard .open")
+    shown = opened.execute_script("return document.querySelector('#leaderboard .more').offsetHeight")
+    click(opened, "#leaderboard .open")
+    assert hidden == 0 < shown
+
+
+@pytest.mark.parametrize(("figure", "control", "value"), [
+    ("curve", "curve-metric", "mmhm"), ("curve", "curve-axis", "seconds"), ("pareto", "pareto-metric", "clip"),
+    ("guidance", "guidance-axis", "clip"), ("classes", "class-metric", "pick"),
+])  # fmt: skip
+def test_controls_redraw_their_figure(opened, figure, control, value):
+    plot = f"document.querySelector('[data-figure={figure}] .plot')"
+    titles = f"{plot}.layout.xaxis.title.text, {plot}.layout.yaxis.title.text"
+    state = f"return JSON.stringify([{plot}.data.map((t) => [t.x, t.y]), {titles}])"
+    before = opened.execute_script(state)
+    choose(opened, control, value)
+    assert opened.execute_script(state) != before
+    assert opened.execute_script(DRAWN)[figure] > 0 and opened.get_log("browser") == []
+
+
+def test_sample_grid_changes_with_the_steps_and_stays_crisp(opened):
+    grids = "[...document.querySelectorAll('[data-grid]')].filter((grid) => grid.offsetHeight > 0)"
+    shown = f"return {grids}.map((grid) => grid.dataset.grid)"
+    assert opened.execute_script(shown) == ["0"]
+    choose(opened, "grid-steps", "5")
+    assert opened.execute_script(shown) == ["5"]
+    assert (
+        opened.execute_script("return getComputedStyle(document.querySelector('.samples img')).imageRendering")
+        == "pixelated"
+    )
+    assert opened.execute_script("return document.querySelector('[data-grid=\"5\"] img').naturalWidth") == 8
+
+
+def test_a_chip_hides_its_model_in_every_figure(opened):
+    click(opened, ".chips [data-model=digits-flow]")
+    count = "return document.querySelector('[data-figure=pareto] .plot').data.filter((t) => t.visible === false).length"
+    assert opened.execute_script(count) == 1
+    click(opened, ".chips [data-model=digits-flow]")
+    assert opened.execute_script(count) == 0
+
+
+def test_hostile_names_do_not_run(new_database, tmp_path):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    hostile = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+    for name in (hostile, "b"):
+        builder.model(name)
+        for steps in (1, 2):
+            for cfg in (1.0, 1.5, 2.0):
+                builder.cell(name, steps, 1.0 / steps + (name == "b") + cfg / 9, cfg)
+    builder.rank()
+    output = report.write_report(builder.close(), tmp_path / "hostile.html")
+    chromium = browser(tmp_path / "profile")
+    try:
+        chromium.get(output.as_uri() + "#sort=fid:1&curve-metric=clip&view=view-all")
+        assert chromium.execute_script("return document.querySelectorAll('.js-plotly-plot').length") >= 8
+        assert (
+            chromium.title != "owned"
+            and chromium.execute_script("return document.querySelectorAll('img[onerror]').length") == 0
+        )
+        assert hostile[:20] in chromium.execute_script("return document.querySelector('h2').innerText")
+        assert chromium.execute_script("return document.getElementById('curve-metric').value") == "clip"
+        assert chromium.get_log("browser") == []
+    finally:
+        chromium.quit()

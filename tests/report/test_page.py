@@ -1,0 +1,225 @@
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+import report
+from report import page, samples
+from report.data import read_measurements
+from report.published import claims
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&"
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Tree(HTMLParser):
+    """Records tags, and fails on elements that are not closed in order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def content(database) -> str:
+    return page.build(read_measurements(database))
+
+
+def data_of(content: str) -> dict:
+    return json.loads(re.search(r'id="page-data">(.*?)</script>', content, re.S).group(1))
+
+
+def test_page_is_one_well_formed_file_below_fifteen_megabytes(content):
+    tree = Tree(content)
+    assert tree.open == [] and len(content.encode()) < 15_000_000
+    outside = [value for _, attributes in tree.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert outside and all(value.startswith("data:") for value in outside)
+    ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_figure_has_a_place_with_alternative_text(content):
+    tree = Tree(content)
+    places = [attributes["data-figure"] for tag, attributes in tree.tags if tag == "figure"]
+    assert sorted(places) == sorted(data_of(content)["figures"])
+    assert {
+        "curve",
+        "pareto",
+        "guidance",
+        "composite",
+        "correlation",
+        "classes",
+        "ranks",
+        "rulers",
+        "sensitivity",
+        "cost",
+    } <= set(places)
+    plots = [attributes for _, attributes in tree.tags if attributes.get("class") == "plot"]
+    assert len(plots) == len(places) and all(plot["aria-label"] for plot in plots)
+
+
+def test_headings_state_findings(content):
+    headings = re.findall(r"<h2>(.*?)</h2>", content)
+    assert re.match(r"digits-shortcut at 16 steps has the best MMHM 0.98", headings[0])
+    assert any("has its best FID at guidance 1.5, an optimum inside the swept range" in heading for heading in headings)
+
+
+def test_leaderboard_is_complete_without_scripts(content, database):
+    data = read_measurements(database)
+    assert content.count("<tbody data-cell=") == len(data.cells)
+    assert content.count('class="best"') == data.cells["model"].nunique()
+    assert "bench run --model digits-flow-small --steps 16 --cfg 1.5" in content
+
+
+def test_failed_and_unsupported_settings_are_shown_with_their_reason(content):
+    assert 'role="alert"' in content and "1 setting failed: digits-edm at 8 steps" in content
+    assert "the generator was distilled to one step" in content and "sample 12 of shard 3 is not finite" in content
+
+
+def test_published_figures_match_by_card_and_by_name(database):
+    found = claims(read_measurements(database))
+    assert {(claim.metric, claim.published) for claim in found} == {("fid", 0.52), ("fid", 0.90)}
+
+
+def test_downloads_hold_every_row(content, database):
+    links = [attributes for tag, attributes in Tree(content).tags if tag == "a" and "download" in attributes]
+    table = json.loads(
+        base64.b64decode(next(link["href"] for link in links if link["download"].endswith("json")).split(",")[1])
+    )
+    assert len(table) == len(read_measurements(database).cells) and {"fid", "fid_low", "mmhm_rank_high"} <= set(
+        table[0]
+    )
+
+
+def test_hostile_names_are_text_everywhere(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run(command=HOSTILE, device=HOSTILE)
+    builder.model(HOSTILE)
+    builder.model("b")
+    for name in (HOSTILE, "b"):
+        for steps in (1, 2, 4):
+            for cfg in (1.0, 1.5, 2.0):
+                builder.cell(
+                    name,
+                    steps,
+                    1.0 / steps + cfg,
+                    cfg,
+                    checkpoint=HOSTILE,
+                    settings={HOSTILE: HOSTILE},
+                    command=HOSTILE,
+                )
+    builder.cell(HOSTILE, 8, 0, status="failed", reason=HOSTILE)
+    builder.rank()
+    content = page.build(read_measurements(builder.close()))
+    assert "<img src=x" not in content and "</script><b>" not in content
+    assert not [tag for tag, attributes in Tree(content).tags if "onerror" in attributes]
+    names = [trace.get("name", "") for figure in data_of(content)["figures"].values() for trace in figure["data"]]
+    assert any("&lt;img" in name for name in names) and not any("<img" in name for name in names)
+
+
+def test_a_database_without_composite_sweep_or_pictures_still_gives_a_page(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    builder.model("a")
+    builder.cell("a", 1, 1.0)
+    builder.rows.pop("thumbnails")
+    builder.rows.pop("per_class")
+    content = page.build(read_measurements(builder.close()))
+    assert Tree(content).open == [] and "guidance" not in data_of(content)["figures"]
+
+
+def test_speed_only_and_folder_rows_give_a_page(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    builder.cell("a", 1, 1.0, random_weights=True)
+    content = page.build(read_measurements(builder.close()))
+    assert "no quality was measured" in content
+    folder = new_database("folder.duckdb")
+    folder.frame()
+    folder.run()
+    folder.cell("images", None, 1.0, cfg=None, sampler="images", images_per_second=None, latency_seconds=None, nfe=None)
+    folder.cell("other", None, 2.0, cfg=None, sampler="images", images_per_second=None, latency_seconds=None, nfe=None)
+    folder.rank()
+    assert Tree(page.build(read_measurements(folder.close()))).open == []
+
+
+def test_alerts_name_what_is_dirty_mixed_or_unfinished(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run(code_dirty=True)
+    builder.run(run_id="run-2", finished=None, code_version="0.2.0")
+    builder.cell("a", 1, 1.0, failures=3)
+    builder.cell(
+        "a",
+        1,
+        1.0,
+        ranking="cd" * 32,
+        started=pd.Timestamp("2026-01-01"),
+        finished=pd.Timestamp("2026-01-01"),
+        run_id="run-2",
+    )
+    found = " ".join(page.alerts(read_measurements(builder.close())))
+    for words in (
+        "3 images in 1 setting were not finite",
+        "1 run did not finish",
+        "uncommitted changes",
+        "2 versions",
+        "never ranked",
+    ):
+        assert words in found
+
+
+def test_rows_of_another_noise_shape_are_marked():
+    cells = pd.DataFrame(
+        {"model": ["a", "b", "c"], "variant": "", "steps": 1, "latent_shape": ["(4, 2)", "(4, 2)", "(3, 8)"]},
+        index=["a1", "b1", "c1"],
+    )
+    pictures = pd.DataFrame(
+        [
+            {"cell_id": c, "sample_index": i, "class_name": "x", "width": 8, "height": 8, "png": b"p"}
+            for c in cells.index
+            for i in (0, 1)
+        ]
+    )
+    grid = samples.grids(cells, pictures)
+    assert "same noise and labels, noise of shape (4, 2)" in grid and "labels only" in grid and grid.count("<img") == 6
+
+
+def test_pictures_beyond_the_budget_are_left_out(monkeypatch):
+    monkeypatch.setattr(samples, "LARGEST", 5)
+    pictures = pd.DataFrame({"sample_index": [0, 1, 2], "png": [b"123"] * 3})
+    assert list(samples.within_budget(pictures)["sample_index"]) == [0]
+
+
+def test_report_is_written_in_one_step(database, tmp_path):
+    output = tmp_path / "new" / "report.html"
+    assert report.write_report(database, output) == output
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(report.ReportError, match="cannot write"):
+        report.write_report(database, tmp_path / "file" / "report.html")
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    code = "import sys, report; print([name for name in ('plotly', 'pandas', 'duckdb') if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from report import text
+from report.markup import element, escape, script_json
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown", "spread"),
+    [
+        (0.51234, 0.49, 0.53, "0.512", "±0.020"),
+        (0.51234, 0.46, 0.56, "0.51", "±0.05"),
+        (281.27, 277.0, 285.0, "281", "±4"),
+        (13.04, 12.0, 15.0, "13.0", "12.0 to 15.0"),
+        (0.5, None, None, "0.500", ""),
+        (0.5, 0.5, 0.5, "0.500", ""),
+        (None, None, None, "–", ""),
+        (float("nan"), 0, 1, "–", ""),
+    ],
+)
+def test_decimals_are_cut_to_the_interval(value, low, high, shown, spread):
+    assert text.number(value, low, high) == shown
+    assert text.spread(value, low, high) == spread
+
+
+def test_numpy_numbers_are_known():
+    assert text.plain(np.int32(16)) == "16" and text.plain(np.float64(1.5)) == "1.5"
+
+
+def test_units_fit():
+    assert (
+        text.seconds(0.00286) == "2.86 ms"
+        and text.memory(410 * 2**20) == "410 MiB"
+        and text.parameters(177_000) == "177 k"
+    )
+
+
+def test_ranks_and_lists_read_naturally():
+    assert (text.rank(1, 3), text.rank(2, 2), text.rank(None, None)) == ("1–3", "2", "–")
+    assert text.listed(["a", "b", "c"]) == "a, b and c" and text.listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+
+
+def test_markup_escapes_text_and_attributes_but_not_itself():
+    assert element("td", "<b>", element("i", "&"), title='"') == '<td title="&quot;">&lt;b&gt;<i>&amp;</i></td>'
+    assert escape(["<", None]) == "&lt;"
+
+
+def test_script_json_cannot_end_its_element():
+    written = script_json({"name": "</script><!--\u2028", "value": float("nan")})
+    assert "<" not in written and "\u2028" not in written and '"value":null' in written
