@@ -1,8 +1,8 @@
 """The analytic generator: an exact flow to a Gaussian, whose distribution is known in closed form at any step count.
 
-Data of class y is N(c_y e, s^2 I) with |e| = 1 and c_y = -delta, +delta. On the straight path x_t = (1 - t) noise + t data
-the velocity is linear in x, so N Euler steps give a Gaussian with mean w c_y e and standard deviation rho_N: `moments`
-says both, and with them every FID is an arithmetic fact. It tests the whole pipeline, not a network.
+Data of class y is N(c_y e, s^2 I) with |e| = 1 and c_y = -delta, +delta. On the straight path x_t = (1 - t) noise +
+t data the velocity is linear in x, so N Euler steps give a Gaussian whose mean and standard deviation `moments` says,
+and with them every FID is an arithmetic fact. It tests the whole pipeline, not a network.
 """
 
 from __future__ import annotations

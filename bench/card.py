@@ -27,14 +27,15 @@ class WeightsSource:
     repo: str | None = None
     """Hugging Face hub id."""
     file: str | None = None
-    """File (or folder) name inside the repository or the download."""
+    """File (or folder) name inside the repository or the download; may be a zip archive of the one checkpoint."""
     revision: str | None = None
     sha256: str | None = None
     """Digest when it is known; else it is pinned on the first download and verified ever after."""
     url: str | None = None
-    """Where a person fetches files that no client can fetch (Google Drive)."""
+    """A file outside the hub: fetched where the address ends in `file`, else the page where a person finds it."""
     tree: str | None = None
-    """Subtree of the file that holds the sampled weights, e.g. `ema`."""
+    """Path of the subtree that holds the sampled weights, e.g. `train_state/params_ema`; `ema?` is `ema` where the file
+    has it and else the whole file."""
     prefix: str = ""
     """Prefix that is stripped from every key."""
 

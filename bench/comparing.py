@@ -36,23 +36,19 @@ class Comparison(NamedTuple):
     differences: list[Difference]
 
 
-def compare_cells(database: Path, a: str, b: str) -> Comparison:
-    """Return the paired differences of two rows, each a cell id or MODEL@STEPS[@CFG].
+def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Comparison:
+    """Return the paired differences of two rows, each a cell id, MODEL or MODEL@STEPS[@CFG]; `seed` narrows them.
 
     Raises BenchError when a row is not found or not unique, or the two were not measured alike.
     """
     with connect(database, retry=True) as connection:
-        cells = [_find(connection, name) for name in (a, b)]
+        found = [find_cells(connection, name, seed) for name in (a, b)]
+        cells = _pair(found[0], found[1], a, b)
         rows = [_metrics(connection, cell["cell_id"]) for cell in cells]
-    if cells[0]["ranking"] != cells[1]["ranking"]:
-        raise BenchError(
-            f"{a} and {b} were not measured alike (protocol, reference, judges, samples or seed differ): measure both "
-            "with one 'bench run'"
-        )
     differences = []
     for metric, value in rows[0].items():
         other = rows[1].get(metric)
-        if other is None or not value["jackknife"] or not other["jackknife"]:
+        if other is None or not value["jackknife"] or len(value["jackknife"]) != len(other["jackknife"] or []):
             continue
         interval = paired_difference(
             value["value"], np.array(value["jackknife"]), other["value"], np.array(other["jackknife"])
@@ -80,8 +76,13 @@ def _verdict(metric: str, low: float, high: float) -> str:
 
 
 def _title(cell: dict[str, Any]) -> str:
-    steps = "images" if cell["steps"] is None else f"{cell['steps']} steps, cfg {cell['cfg']:g}, NFE {cell['nfe']:g}"
-    return f"{cell['model']}, {steps} ({cell['cell_id']})"
+    return f"{cell['model']}, {_setting(cell)} ({cell['cell_id']})"
+
+
+def _setting(cell: dict[str, Any]) -> str:
+    steps = "images" if cell["steps"] is None else f"{cell['steps']} steps, cfg {cell['cfg']:g}"
+    nfe = "" if cell["nfe"] is None else f", NFE {cell['nfe']:g}"
+    return f"{steps}{nfe}, {cell['num_samples']:,} samples, seed {cell['seed']}"
 
 
 def _metrics(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str, dict[str, Any]]:
@@ -90,21 +91,42 @@ def _metrics(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str, d
     return {row["metric"]: row for row in sorted(rows, key=lambda row: order.index(row["metric"]))}
 
 
-def _find(connection: duckdb.DuckDBPyConnection, name: str) -> dict[str, Any]:
-    done = "SELECT * FROM cells WHERE status = 'done' AND "
+def _pair(
+    found_a: list[dict[str, Any]], found_b: list[dict[str, Any]], a: str, b: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the one pair of rows that were measured alike."""
+    pairs = [(one, other) for one in found_a for other in found_b if one["ranking"] == other["ranking"]]
+    if not pairs:
+        raise BenchError(
+            f"{a} and {b} were not measured alike (protocol, reference, judges, samples or seed differ): measure both "
+            "with one 'bench run'"
+        )
+    if len(pairs) > 1:
+        name, cells = (a, [one for one, _ in pairs]) if len({one["cell_id"] for one, _ in pairs}) > 1 else (b, found_b)
+        unique = {cell["cell_id"]: cell for cell in cells}
+        choices = "; ".join(f"{cell_id} ({_setting(cell)})" for cell_id, cell in list(unique.items())[:4])
+        raise BenchError(f"'{name}' fits {len(unique)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+    return pairs[0]
+
+
+def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | None = None) -> list[dict[str, Any]]:
+    """Return the finished cells that `name` stands for: the beginning of a cell id, MODEL, MODEL@STEPS[@CFG].
+
+    Raises BenchError when there is none, or `name` has another form.
+    """
     model, *rest = name.split("@")
-    if rest:
-        try:
-            steps, scale = int(rest[0]), float(rest[1]) if len(rest) > 1 else None
-        except ValueError:
-            raise BenchError(f"'{name}' is not of the form MODEL@STEPS or MODEL@STEPS@CFG") from None
-        found = dictionaries(connection, f"{done} model = ? AND steps = ? ORDER BY finished DESC", [model, steps])
-        found = [cell for cell in found if scale is None or cell["cfg"] == scale]
-    else:
-        found = dictionaries(connection, f"{done} (starts_with(cell_id, ?) OR model = ?)", [name, name])
+    try:
+        steps, scale = int(rest[0]) if rest else None, float(rest[1]) if len(rest) > 1 else None
+    except ValueError:
+        raise BenchError(f"'{name}' is not of the form MODEL@STEPS or MODEL@STEPS@CFG") from None
+    found = dictionaries(
+        connection,
+        "SELECT * FROM cells WHERE status = 'done' AND (model = $1 OR ($2 IS NULL AND starts_with(cell_id, $1))) "
+        "AND ($2 IS NULL OR steps = $2) AND ($3 IS NULL OR cfg = $3) AND ($4 IS NULL OR seed = $4) "
+        "ORDER BY steps, cfg, seed, cell_id",
+        [model, steps, scale, seed],
+    )
     if not found:
-        raise BenchError(f"no finished cell '{name}'; 'bench leaderboard --all' lists them")
-    if len(found) > 1:
-        choices = ", ".join(f"{cell['cell_id']} ({cell['steps']} steps, cfg {cell['cfg']:g})" for cell in found[:4])
-        raise BenchError(f"'{name}' fits {len(found)} cells: {choices}; give one id, or MODEL@STEPS@CFG")
-    return found[0]
+        where = "" if seed is None else f" of seed {seed}"
+        raise BenchError(f"no finished cell '{name}'{where}; 'bench leaderboard --all' lists them")
+    return found

@@ -201,7 +201,7 @@ def _no_draws(sample: _Sampler) -> str:
 @contextmanager
 def _forbidden_draws() -> Iterator[None]:
     """Make torch's random functions raise for the duration of the block."""
-    kept = [(torch, name, getattr(torch, name)) for name in DRAWS]
+    kept: list[tuple[Any, str, Any]] = [(torch, name, getattr(torch, name)) for name in DRAWS]
     kept += [(Tensor, name, getattr(Tensor, name)) for name in TENSOR_DRAWS]
     try:
         for owner, name, _ in kept:
@@ -223,7 +223,7 @@ def _global_state(sample: _Sampler) -> str:
     def state() -> tuple[Any, ...]:
         return (
             torch.get_rng_state().numpy().tobytes(),
-            np.random.get_state(legacy=True)[1].tobytes(),
+            repr(np.random.get_state()),
             torch.get_default_dtype(),
             torch.backends.cuda.matmul.allow_tf32,
             torch.is_grad_enabled(),

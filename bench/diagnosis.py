@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.card import cards
 from bench.errors import BenchError
 from bench.provenance import device_name, package_versions
-from bench.weights import cache_directory, locate
+from bench.weights import FileCache, cache_directory, model_files
 from protocols import ProtocolError, load_protocol, protocol_files
 from results import StoreError
 from results.store import connect
@@ -95,15 +95,12 @@ def _protocols() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
+    cache = FileCache(cache_directory())
     ready, missing = [], []
     for card in cards().values():
-        if card.weights is None or card.members:
-            continue
-        try:
-            locate(card.weights, card.name)
-            ready.append(card.name)
-        except BenchError:
-            missing.append(card.name)
+        if card.weights is not None and not card.members:
+            complete = all(file.find(cache) is not None for file in model_files(card))
+            (ready if complete else missing).append(card.name)
     findings = [Finding("ready", f"weights of {len(ready)} models", ", ".join(ready))] if ready else []
     if missing:
         detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench weights fetch MODEL'"

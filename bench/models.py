@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,22 +11,10 @@ import torch
 from bench.adapter import Adapter
 from bench.card import ModelCard
 from bench.errors import BenchError, unknown
-from bench.weights import locate, read_state
+from bench.families import decoder_of, family_class
+from bench.weights import autoencoder_sources, locate, read_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def family_class(family: str) -> type[Adapter]:
-    """Return the adapter class of `family` (entry point group `bench.adapters`)."""
-    points = {point.name: point for point in entry_points(group="bench.adapters")}
-    if family not in points:
-        raise unknown("adapter family", family, points)
-    loaded = points[family].load()
-    if not (isinstance(loaded, type) and issubclass(loaded, Adapter)):
-        raise BenchError(
-            f"adapter family '{family}': {points[family].value} is not a subclass of bench.adapter.Adapter"
-        )
-    return loaded
 
 
 def build_adapter(
@@ -38,8 +27,9 @@ def build_adapter(
 ) -> Adapter:
     """Return the adapter of `card`, loaded and on `device`.
 
-    `weights` replaces the card's own file; `random_weights` fills the networks with seeded noise instead. Raises
-    BenchError when the weights are absent, damaged or of another variant.
+    Loaded are its network, its `extra_weights` and, for a latent model, its autoencoder with the latents' statistics.
+    `weights` replaces the card's own file; `random_weights` fills the networks with seeded noise instead and needs no
+    file at all. Raises BenchError when a file is absent, altered, damaged or of another variant.
     """
     if card.members:
         names = ", ".join(member.model for member in card.members)
@@ -48,13 +38,44 @@ def build_adapter(
     if random_weights:
         adapter.randomise()
     elif card.weights is not None:
-        path = weights or locate(card.weights, card.name)
-        extra = {
-            role: read_state(locate(source, card.name), source, card.name)
-            for role, source in card.extra_weights.items()
-        }
-        adapter.load(read_state(path, card.weights, card.name), extra)
+        _load(adapter, card, weights or locate(card.weights, card.name))
+    elif weights is not None:
+        raise BenchError(f"{card.name} has no weights; leave out --weights")
     return adapter.to(device, DTYPES[dtype])
+
+
+def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
+    assert card.weights is not None
+    extra = {
+        role: read_state(locate(source, card.name, role), source, card.name, role)
+        for role, source in card.extra_weights.items()
+    }
+    state = read_state(path, card.weights, card.name)
+    with _naming(card, path):
+        adapter.load(state, extra)
+    decoder = decoder_of(adapter)
+    if decoder is not None:
+        sources = autoencoder_sources(card)
+        paths = {role: locate(source, card.name, role) for role, source in sources.items()}
+        states = {role: read_state(paths[role], source, card.name, role) for role, source in sources.items()}
+        with _naming(card, *paths.values()):
+            decoder.load(states)
+
+
+@contextmanager
+def _naming(card: ModelCard, *paths: Path) -> Iterator[None]:
+    """Name the files in whatever a family says about them."""
+    files = ", ".join(map(str, paths))
+    try:
+        yield
+    except BenchError as error:
+        raise BenchError(f"{error} ({files})") from error
+    except Exception as error:  # a family's conversion meets the arrays of another variant in its own way
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise BenchError(
+            f"weights of {card.name} do not fit ({type(error).__name__}: {reason}); is {files} the checkpoint of "
+            "another variant?"
+        ) from error
 
 
 def parse_dtype(name: str) -> str:

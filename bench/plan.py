@@ -12,7 +12,7 @@ from typing import Any
 from bench.adapter import Adapter
 from bench.card import ModelCard, find_card
 from bench.errors import BenchError
-from bench.models import family_class
+from bench.families import skeleton
 from bench.weights import weights_digest
 from protocols import Protocol, Sweep
 from protocols.schema import digest_of
@@ -30,6 +30,8 @@ class Request:
     seed: int | None = None
     batch_size: int | None = None
     sampler: str | None = None
+    select_on: int | None = None
+    """A second seed: every cell is measured on it too, and it alone decides which setting of a model is shown."""
     device: str = "cpu"
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Cell:
     """Digest of what turns samples into numbers: protocol and judges."""
     unsupported: str | None = None
     """Why the model cannot take this setting; such a cell becomes a row and is not sampled."""
+    selection: bool = False
+    """Measured only to choose among settings."""
 
     @property
     def cell_id(self) -> str:
@@ -88,7 +92,8 @@ class Cell:
     def label(self) -> str:
         """Short name for progress and messages."""
         guidance = f", cfg {self.cfg:g}" if self.cfg != 1.0 else ""
-        return f"{self.model} {self.steps} step{'s' if self.steps != 1 else ''}{guidance}"
+        selection = f", seed {self.seed}" if self.selection else ""
+        return f"{self.model} {self.steps} step{'s' if self.steps != 1 else ''}{guidance}{selection}"
 
     def command(self, protocol: str) -> str:
         """Return the command line that repeats this cell."""
@@ -111,6 +116,7 @@ def make_plan(request: Request, judges_digest: str) -> list[Cell]:
     """
     protocol = request.protocol
     measurement = digest_of([protocol.measurement_digest, judges_digest])
+    seeds = _seeds(request)
     cells: dict[str, Cell] = {}
     adapters: dict[str, Adapter] = {}
     for sweep in _sweeps(request):
@@ -127,19 +133,22 @@ def make_plan(request: Request, judges_digest: str) -> list[Cell]:
                     adapters[card.name] = skeleton(card)
                 scales = sweep.cfg if card.guidance.kind != "none" else (1.0,)
                 for cfg in scales:
-                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, measurement)
-                    cells.setdefault(cell.cell_id, cell)
+                    for seed in seeds:
+                        cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, measurement)
+                        cells.setdefault(cell.cell_id, cell)
     if not cells:
         raise BenchError(f"protocol '{protocol.name}' names no models; give --model")
     return list(cells.values())
 
 
-def skeleton(card: ModelCard) -> Adapter:
-    """Return the adapter of `card` with its networks on the meta device: facts without memory."""
-    import torch
-
-    with torch.device("meta"):
-        return family_class(card.family)(card)
+def _seeds(request: Request) -> tuple[int, ...]:
+    """Return the seed that is reported and, where there is one, the seed that settings are chosen on."""
+    reported = request.protocol.seed if request.seed is None else request.seed
+    if request.select_on is None:
+        return (reported,)
+    if request.select_on == reported:
+        raise BenchError(f"--select-on: {reported} is the seed that results are reported on; choose another number")
+    return reported, request.select_on
 
 
 def _sweeps(request: Request) -> Iterable[Sweep]:
@@ -167,7 +176,7 @@ def _natural_scales(model: str) -> tuple[float, ...]:
 
 
 def _cell(
-    request: Request, name: str, card: ModelCard, adapter: Adapter, steps: int, cfg: float, measurement: str
+    request: Request, name: str, card: ModelCard, adapter: Adapter, steps: int, cfg: float, seed: int, measurement: str
 ) -> Cell:
     protocol = request.protocol
     sampler = request.sampler or protocol.sampler
@@ -180,7 +189,7 @@ def _cell(
         settings=adapter.resolve_settings(steps, sampler, request.options),
         options=dict(request.options),
         dtype=request.dtype,
-        seed=protocol.seed if request.seed is None else request.seed,
+        seed=seed,
         num_samples=request.num_samples or protocol.num_samples,
         batch_size=request.batch_size or protocol.batch_size,
         random_weights=request.random_weights,
@@ -188,6 +197,7 @@ def _cell(
         weights_sha256=None if request.random_weights else weights_digest(card, request.weights),
         measurement=measurement,
         unsupported=adapter.unsupported(steps, cfg),
+        selection=seed == request.select_on,
     )
 
 

@@ -24,7 +24,8 @@ from bench.metrics.composite import (
 )
 from bench.metrics.uncertainty import jackknife, joint_rank_intervals
 from results.leaderboard import dictionaries
-from results.store import connect, replace_table, write_ranking
+from results.published import published_rows
+from results.store import connect, forget_rankings, replace_table, write_ranking
 
 METRICS = ("fid", "is", "clip", "pick")
 """The four metrics of MMHM in the order of the composite's columns."""
@@ -48,26 +49,32 @@ def metric_fact_rows() -> list[dict[str, Any]]:
 def rank_all(database: Path) -> None:
     """Rank every group of comparable rows anew and store scores, intervals, ranks, bounds and sensitivity.
 
-    Bounds, eps and clipping are those of the protocol that each row was measured under.
+    Bounds, eps and clipping are those of the protocol that each row was measured under. A row takes part when it has
+    all four metrics over all samples of its ranking: with samples missing, its FID would be one of another N.
     """
     with connect(database, write=True, retry=True) as connection:
         replace_table(connection, "metric_facts", metric_fact_rows())
+        replace_table(connection, "published", published_rows())
         groups = dictionaries(
             connection,
-            "SELECT ranking, c.protocol, num_samples, seed, any_value(p.definition) AS definition "
+            "SELECT ranking, min(c.protocol) AS protocol, num_samples, seed, any_value(p.definition) AS definition "
             "FROM cells c JOIN protocols p ON p.digest = c.protocol_digest "
-            "WHERE status = 'done' AND NOT random_weights GROUP BY ALL ORDER BY ranking",
+            "WHERE status = 'done' AND NOT random_weights GROUP BY ranking, num_samples, seed ORDER BY ranking",
         )
+        ranked = []
         for group in groups:
             rows = dictionaries(
                 connection,
                 "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.reference FROM metrics m "
-                "JOIN cells c USING (cell_id) WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights",
+                "JOIN cells c USING (cell_id) WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights "
+                "AND m.n = c.num_samples",
                 [group["ranking"]],
             )
             ranking = _rank_group(group, rows, json.loads(group["definition"])["composite"])
             if ranking is not None:
                 write_ranking(connection, *ranking)
+                ranked.append(group["ranking"])
+        forget_rankings(connection, ranked)
 
 
 def _rank_group(
@@ -96,7 +103,9 @@ def _rank_group(
     used = None if bounds is None else resolve_bounds(values, bounds)
     left = [[complete[cell_id][name]["jackknife"] for name in METRICS] for cell_id in complete]
     scores, ranks = _intervals(values, left, used, clip, eps)
-    geometric, mean_rank = minmax_geometric_mean(scored.utilities, eps), rank_composite(values)
+    geometric = minmax_geometric_mean(scored.utilities, eps)
+    places = 1.0 + (1.0 - rank_composite(values)) * (len(values) - 1)
+    mean_rank = np.round(8 * places) / 8  # means of four places, shared ones by halves: exact, so that ties stay ties
     sensitivity = {
         list(complete)[row.dropped]: len({index for pair in row.reordered for index in pair})
         for row in leave_one_row_out(table, eps, bounds, clip)

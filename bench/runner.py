@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 
@@ -17,24 +18,27 @@ from bench.cells import CellDirectory, disk_error
 from bench.errors import BenchError
 from bench.executors import Executor, open_executor
 from bench.judges.base import JudgeSpec, missing_files
+from bench.judges.files import JudgeFile
 from bench.measuring import Context, cell_record, model_row, timestamp
 from bench.plan import Cell, Request, make_plan
 from bench.provenance import run_record
 from bench.ranking import rank_all
-from bench.reference import judges_digest, prepare_reference
-from bench.weights import cache_directory, locate
+from bench.reference import build_command, built_references, judges_digest, prepare_reference
+from bench.sampling import CellFailure
+from bench.weights import FileCache, cache_directory, model_files
 from bench.worker import idle_task, load_judges, measure_task, sample_task
+from protocols import Protocol
 from protocols.labels import plan_labels
 from protocols.schema import digest_of
 from results import StoreError
-from results.store import connect, write_cell
+from results.store import connect, finish_runs, write_cell
 
 SHARD_SAMPLES = 500
 """Samples of a shard, rounded to whole batches: what a kill at any moment can lose."""
 FREE_BYTES_NEEDED = 64 * 2**20
 
 
-class Progress(Protocol):
+class Progress(Interface):
     """Told about every step; the command line draws it."""
 
     def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
@@ -116,6 +120,8 @@ def run(
         _execute(pool, work, context, runs, progress, summary)
     index_cells(database, [CellDirectory(runs, cell.cell_id) for cell in summary.reused], only_new=True)
     rank_all(database)
+    with connect(database, write=True, retry=True) as connection:
+        finish_runs(connection, timestamp(), context.run["run_id"])
     return summary
 
 
@@ -133,28 +139,44 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
         raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
     with connect(database, write=True, retry=True):
         pass
-    root = request.protocol.path.parent
-    for name, options in request.protocol.judges.items():
-        spec = JudgeSpec(name, str(options["kind"]), {key: v for key, v in options.items() if key != "kind"})
-        absent = missing_files(spec, cache_directory() / "judges", root=root)
-        if absent:
-            raise BenchError(
-                f"judge '{name}' of protocol '{request.protocol.name}' lacks {absent[0]}; "
-                "fetch it with 'bench weights fetch judges'"
-            )
+    for name, file in _judge_files(request.protocol):
+        raise BenchError(
+            f"judge '{name}' of protocol '{request.protocol.name}' lacks {file}; "
+            "fetch it with 'bench weights fetch judges'"
+        )
 
 
-def missing_weights(cells: Sequence[Cell]) -> list[str]:
-    """Return one line per checkpoint whose weights are not on this machine."""
-    lines = {}
-    for cell in cells:
-        if cell.random_weights or cell.weights is not None or cell.card.weights is None:
-            continue
-        try:
-            locate(cell.card.weights, cell.card.name)
-        except BenchError as error:
-            lines[cell.card.name] = str(error)
-    return list(lines.values())
+def missing(request: Request) -> list[str]:
+    """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
+    protocol = request.protocol
+    absent = [
+        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'" for name, file in _judge_files(protocol)
+    ]
+    reference = protocol.reference
+    if "source" not in reference and reference.get("kind") != "none" and not built_references(str(reference["name"])):
+        absent.append(f"reference '{reference['name']}': {build_command(protocol)}")
+    if request.random_weights or request.weights is not None:
+        return absent
+    cache = FileCache(cache_directory())
+    names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
+    return absent + [
+        f"{file.title}: {file.remedy}"
+        for card in names.values()
+        for file in model_files(card)
+        if file.find(cache) is None
+    ]
+
+
+def _judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
+    """Return (judge, file) of everything that the protocol's judges lack."""
+    root = protocol.path.parent
+    specs = [
+        JudgeSpec(name, str(options["kind"]), {key: value for key, value in options.items() if key != "kind"})
+        for name, options in protocol.judges.items()
+    ]
+    return [
+        (spec.name, file) for spec in specs for file in missing_files(spec, cache_directory() / "judges", root=root)
+    ]
 
 
 def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
@@ -226,17 +248,17 @@ def _execute(
         for future in done:
             item, finished = running.pop(future)
             try:
-                reason = future.result()
+                failure = future.result()
             except BrokenProcessPool as error:
                 raise BenchError(
                     f"a worker died while it sampled {item.cell.label} (out of memory?); run the same command to "
                     "continue, with a smaller --batch-size or --workers 1"
                 ) from error
             cell_id = item.cell.cell_id
-            if reason is not None:
+            if failure is not None:
                 if cell_id not in failed:
                     failed.add(cell_id)
-                    _record_failure(item, context, runs, reason, summary, progress)
+                    _record_failure(item, context, runs, failure, summary, progress)
                 continue
             if finished is None:
                 index_cells(summary.database, [CellDirectory(runs, cell_id)])
@@ -258,9 +280,15 @@ def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[
 
 
 def _record_failure(
-    item: _Work, context: Context, runs: Path, reason: str, summary: Summary, progress: Progress
+    item: _Work, context: Context, runs: Path, failure: CellFailure, summary: Summary, progress: Progress
 ) -> None:
-    row = item.row | {"status": "failed", "reason": reason, "finished": timestamp()}
+    reason = failure.reason
+    row = item.row | {
+        "status": "failed",
+        "reason": reason,
+        "failures": failure.failures,
+        "finished": timestamp(),
+    }
     directory = CellDirectory(runs, item.cell.cell_id)
     directory.write_result(cell_record(context, row, {}) | {"model": model_row(item.cell.card)})
     index_cells(summary.database, [directory])
@@ -340,6 +368,8 @@ def reindex(runs: Path) -> int:
         raise StoreError(f"{runs}: no finished cells to index; 'bench run' makes them")
     index_cells(rebuilt, finished)
     rank_all(rebuilt)
+    with connect(rebuilt, write=True) as connection:
+        finish_runs(connection, timestamp())
     rebuilt.replace(database)
     return len(finished)
 

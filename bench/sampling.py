@@ -49,12 +49,12 @@ class Meter:
         handles = [self.adapter.network.register_forward_hook(self._count)]
         if self.adapter.guide is not None:
             handles.append(self.adapter.guide.register_forward_hook(self._count_guide))
-        plain = self.adapter.decode
-        self.adapter.decode = self._timed(plain)  # type: ignore[method-assign]
+        # An attribute of the instance hides the method for as long as the block lasts.
+        vars(self.adapter)["decode"] = self._timed(self.adapter.decode)
         try:
             yield self
         finally:
-            del self.adapter.decode
+            del vars(self.adapter)["decode"]
             for handle in handles:
                 handle.remove()
 

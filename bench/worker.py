@@ -59,7 +59,9 @@ def load_cell_adapter(cell: Cell, device: str) -> Adapter:
     return _adapters[key]
 
 
-def sample_task(context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path) -> str | None:
+def sample_task(
+    context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
+) -> CellFailure | None:
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
     use_one_thread(context.device)
     judges = load_judges(context.protocol, context.device)
@@ -67,7 +69,7 @@ def sample_task(context: Context, cell: Cell, labels: np.ndarray, start: int, st
     try:
         arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
     except CellFailure as failure:
-        return failure.reason
+        return failure
     CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
     return None
 

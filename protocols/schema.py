@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 import json
@@ -15,6 +16,7 @@ from typing import Any
 LABEL_PLANS = ("balanced", "reference", "uniform")
 QUANTISERS = ("round", "trunc128", "trunc255")
 SAMPLERS = ("native", "plain")
+DATASET_KINDS = ("imagenet-val", "imagenetv2", "relaionet", "folder", "npz", "statistics", "none")
 
 
 class ProtocolError(ValueError):
@@ -33,14 +35,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol as loaded from TOML; see docs/protocols.md for every key."""
+    """A protocol as loaded from TOML; docs/protocols.md and docs/references.md tell every key."""
 
     name: str
     title: str
     resolution: int
     class_names: tuple[str, ...]
-    prompt_template: str
-    """With `{name}` in it; prompts are the class names put there."""
+    prompt_templates: tuple[str, ...]
+    """Each with `{name}` in it, where a class name is put; judges average over several."""
     label_plan: str
     num_samples: int
     seed: int
@@ -60,21 +62,27 @@ class Protocol:
     notes: str = ""
     thumbnails: int = 20
     """How many of the first samples are kept as pictures."""
+    smoke: bool = False
+    """A small subset that shows that everything runs; its rows are never compared with those of the full protocol."""
     path: Path = field(default=Path(), compare=False)
 
     @property
-    def prompts(self) -> list[str]:
-        """One prompt per class, in label order."""
-        return [self.prompt_template.format(name=name) for name in self.class_names]
+    def prompts(self) -> list[str | list[str]]:
+        """The prompt of each class in label order: one text, or one for every template."""
+        if len(self.prompt_templates) == 1:
+            return [self.prompt_templates[0].replace("{name}", name) for name in self.class_names]
+        return [[form.replace("{name}", name) for form in self.prompt_templates] for name in self.class_names]
 
     def canonical(self) -> dict[str, Any]:
         """Return every key as plain JSON values: what the digest is taken of."""
-        return {
+        form = {
             "name": self.name,
             "resolution": self.resolution,
             "labels": {
                 "names": list(self.class_names),
-                "template": self.prompt_template,
+                "template": self.prompt_templates[0]
+                if len(self.prompt_templates) == 1
+                else list(self.prompt_templates),
                 "plan": self.label_plan,
             },
             "sampling": {
@@ -93,6 +101,7 @@ class Protocol:
             "metrics": {"names": list(self.metrics), "blocks": self.blocks, "options": dict(self.metric_options)},
             "composite": dict(self.composite),
         }
+        return form | {"smoke": True} if self.smoke else form
 
     @property
     def digest(self) -> str:
@@ -105,16 +114,15 @@ class Protocol:
         form = self.canonical()
         sampling = {key: form["sampling"][key] for key in ("quantise", "levels")}
         metrics = {key: form["metrics"][key] for key in ("blocks", "options")}
-        return digest_of(
-            {
-                "resolution": self.resolution,
-                "labels": form["labels"],
-                "sampling": sampling,
-                "reference": form["reference"],
-                "judges": form["judges"],
-                "metrics": metrics,
-            }
-        )
+        measurement = {
+            "resolution": self.resolution,
+            "labels": form["labels"],
+            "sampling": sampling,
+            "reference": form["reference"],
+            "judges": form["judges"],
+            "metrics": metrics,
+        }
+        return digest_of(measurement | {"smoke": True} if self.smoke else measurement)
 
 
 def digest_of(value: Any) -> str:
@@ -125,7 +133,7 @@ def digest_of(value: Any) -> str:
 
 def protocol_files() -> dict[str, Path]:
     """Return the protocols shipped with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def find_protocol(name: str) -> Protocol:
@@ -142,21 +150,46 @@ def find_protocol(name: str) -> Protocol:
 
 def load_protocol(path: Path) -> Protocol:
     """Read one protocol. Raises ProtocolError naming the file, the key and the reason when it is malformed."""
+    return _read(_Table(path, _resolved(path, ()), ""), path)
+
+
+def _resolved(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the file's table on top of that of the protocol it extends: tables are merged, all else is replaced."""
+    if path in above:
+        raise ProtocolError(f"protocol {above[0]}: key 'extends' leads in a circle; name another protocol")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProtocolError(f"protocol {path}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"protocol {path}: not valid TOML ({error}); mend the file") from error
-    return _read(_Table(path, table, ""), path)
+    if isinstance(labels := table.get("labels"), dict) and isinstance(names := labels.get("names_file"), str):
+        labels["names_file"] = str(path.parent / names)
+    if "extends" not in table:
+        return table
+    name = _Table(path, table, "").text("extends")
+    beside = path.parent / f"{name}.toml"
+    if not beside.exists() and name not in protocol_files():
+        raise ProtocolError(f"protocol {path}: key 'extends' names '{name}', which is neither beside it nor shipped")
+    del table["extends"]
+    return _merged(_resolved(beside if beside.exists() else protocol_files()[name], (*above, path)), table)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
 
 
 def _read(root: _Table, path: Path) -> Protocol:
     labels, sampling = root.table_at("labels"), root.table_at("sampling")
     metrics, composite = root.table_at("metrics"), root.table_at("composite", optional=True)
-    names = labels.text_list("names") if "names" in labels.values else _names_file(labels, path)
-    template = labels.text("template")
-    if "{name}" not in template:
+    names = labels.text_list("names") if "names" in labels.values else _names_file(labels)
+    templates = labels.text_list("template") if isinstance(labels.values.get("template"), list) else None
+    templates = templates or [labels.text("template")]
+    if not all("{name}" in template for template in templates):
         raise labels.error("template", "must hold {name}")
     sweeps = tuple(_sweep(sweep) for sweep in sampling.tables("sweeps"))
     protocol = Protocol(
@@ -165,7 +198,7 @@ def _read(root: _Table, path: Path) -> Protocol:
         resolution=root.integer("resolution", low=1),
         notes=root.text("notes", ""),
         class_names=tuple(names),
-        prompt_template=template,
+        prompt_templates=tuple(templates),
         label_plan=labels.choice("plan", LABEL_PLANS),
         num_samples=sampling.integer("num_samples", low=2),
         seed=sampling.integer("seed", low=0),
@@ -175,21 +208,25 @@ def _read(root: _Table, path: Path) -> Protocol:
         levels=sampling.integer("levels", 256, low=2),
         batch_size=sampling.integer("batch_size", 64, low=1),
         thumbnails=sampling.integer("thumbnails", 20, low=0),
-        reference=root.table_at("reference").values,
+        reference=_reference(root.table_at("reference")),
         judges=root.table_at("judges").values,
         metrics=tuple(metrics.text_list("names")),
         blocks=metrics.integer("blocks", 20, low=2),
         metric_options=metrics.values.get("options", {}),
         composite=composite.values,
         path=path,
+        smoke=root.boolean("smoke", False),
     )
     for name, options in protocol.judges.items():
         if not isinstance(options, dict) or "kind" not in options:
             raise root.error(f"judges.{name}.kind", "is missing; add it")
     root.only(
-        {"name", "title", "resolution", "notes", "labels", "sampling", "reference", "judges", "metrics", "composite"}
-    )
-    labels.only({"names", "names_file", "template", "plan"})
+        {
+            "name", "title", "resolution", "notes", "smoke", "labels", "sampling", "reference", "judges", "metrics",
+            "composite",
+        }
+    )  # fmt: skip
+    labels.only({"names", "names_file", "names_column", "template", "plan"})
     sampling.only(
         {"num_samples", "seed", "sweeps", "sampler", "quantise", "levels", "batch_size", "thumbnails"},
     )
@@ -198,12 +235,33 @@ def _read(root: _Table, path: Path) -> Protocol:
     return protocol
 
 
-def _names_file(labels: _Table, path: Path) -> list[str]:
-    file = path.parent / labels.text("names_file")
+def _reference(table: _Table) -> Mapping[str, Any]:
+    """Check the table of the reference: a data set by `kind`, or images that a function gives (`source`)."""
+    table.text("name")
+    if "source" in table.values:
+        table.only({"name", "source", "part", "resize"})
+        return table.values
+    table.choice("kind", DATASET_KINDS)
+    table.text("resize", "none")
+    table.text("variant", "")
+    table.integer("images", 2, low=2)
+    table.integer("classes", 1, low=0)
+    table.only({"name", "kind", "variant", "resize", "images", "classes"})
+    return table.values
+
+
+def _names_file(labels: _Table) -> list[str]:
+    file = Path(labels.text("names_file"))
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        if file.suffix != ".csv":
+            return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        column = labels.text("names_column", "name")
+        with file.open(encoding="utf-8", newline="") as stream:
+            return [row[column] for row in csv.DictReader(stream)]
     except OSError as error:
         raise labels.error("names_file", f"cannot be read: {file} ({error.strerror})") from error
+    except KeyError as error:
+        raise labels.error("names_column", f"is no column of {file}: {error}") from error
 
 
 def _sweep(table: _Table) -> Sweep:
@@ -269,6 +327,12 @@ class _Table:
             raise self.error(key, "is missing; add it")
         if type(value) is not int or value < low:
             raise self.error(key, f"must be an integer of at least {low}, found {value!r}")
+        return value
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, found {value!r}")
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:

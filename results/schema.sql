@@ -147,8 +147,8 @@ CREATE TABLE ranks (
   rank_low DOUBLE,
   rank_high DOUBLE,
   p_first DOUBLE,                      -- probability of being first
-  geometric DOUBLE,
-  mean_rank DOUBLE,
+  geometric DOUBLE,                    -- geometric mean of the normalised values
+  mean_rank DOUBLE,                    -- mean place over the four metrics, 1 is best
   PRIMARY KEY (ranking, cell_id)
 );
 

@@ -20,6 +20,7 @@ TABLES = (
     "ranks", "rankings", "references", "published",
 )  # fmt: skip
 CELL_TABLES = ("metrics", "skipped_metrics", "per_class", "thumbnails")
+ROWS_PER_INSERT = 100
 LOCK_RETRIES, LOCK_WAIT_SECONDS = 20, 0.25
 
 
@@ -94,13 +95,13 @@ def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, 
 
 
 def insert_many(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that share their columns."""
-    if not rows:
-        return
-    columns = ", ".join(f'"{column}"' for column in rows[0])
-    marks = ", ".join("?" for _ in rows[0])
-    values = [[_plain(value) for value in row.values()] for row in rows]
-    connection.executemany(f'INSERT INTO "{table}" ({columns}) VALUES ({marks})', values)
+    """Insert rows that share their columns, many to a statement (DuckDB prepares each anew)."""
+    for start in range(0, len(rows), ROWS_PER_INSERT):
+        part = rows[start : start + ROWS_PER_INSERT]
+        columns = ", ".join(f'"{column}"' for column in part[0])
+        marks = ", ".join([f"({', '.join('?' for _ in part[0])})"] * len(part))
+        values = [_plain(value) for row in part for value in row.values()]
+        connection.execute(f'INSERT INTO "{table}" ({columns}) VALUES {marks}', values)
 
 
 def _plain(value: Any) -> Any:
@@ -134,6 +135,17 @@ def write_cell(connection: duckdb.DuckDBPyConnection, record: Mapping[str, Any])
         raise
 
 
+def finish_runs(connection: duckdb.DuckDBPyConnection, moment: str, run_id: str | None = None) -> None:
+    """Note that a run ended at `moment`; without `run_id` every run ended with its last cell (a rebuilt index)."""
+    if run_id is not None:
+        connection.execute("UPDATE runs SET finished = ? WHERE run_id = ?", [moment, run_id])
+        return
+    connection.execute(
+        "UPDATE runs SET finished = (SELECT max(cells.finished) FROM cells WHERE cells.run_id = runs.run_id) "
+        "WHERE finished IS NULL"
+    )
+
+
 def write_ranking(
     connection: duckdb.DuckDBPyConnection, ranking: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -143,6 +155,18 @@ def write_ranking(
         connection.execute("DELETE FROM ranks WHERE ranking = ?", [ranking["ranking"]])
         insert(connection, "rankings", ranking, replace=True)
         insert_many(connection, "ranks", ranks)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def forget_rankings(connection: duckdb.DuckDBPyConnection, kept: Sequence[str]) -> None:
+    """Remove every ranking but `kept`, in one transaction: its cells are gone, failed, or rank elsewhere."""
+    connection.execute("BEGIN")
+    try:
+        for table in ("ranks", "rankings"):
+            connection.execute(f"DELETE FROM {table} WHERE NOT list_contains(?::VARCHAR[], ranking)", [list(kept)])
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -29,7 +29,7 @@ class Quiet:
         self.outcomes.append((cell.label, status, reason))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quiet():
     """The class of silent progress."""
     return Quiet
@@ -65,3 +65,59 @@ def measure(tmp_path, digits_request):
         )
 
     return start
+
+
+class Synthetic:
+    """A database of invented rows; `write` stores and ranks them."""
+
+    def __init__(self, path, composite=None, reference="synthetic", num_samples=100):
+        self.path, self.num_samples, self.records = path, num_samples, []
+        self.protocol = {
+            "digest": "p", "name": "synthetic", "title": "Synthetic", "resolution": 8,
+            "definition": {"composite": composite or {}, "reference": {"name": reference}},
+        }  # fmt: skip
+
+    def add(self, model, values, blocks=None, **changes):
+        """Add a finished cell with `values` by metric and, by metric, the values without each block."""
+        cell_id = f"{len(self.records):020d}"
+        cell = {
+            "cell_id": cell_id, "run_id": "r", "model": model, "checkpoint": model, "family": "f",
+            "protocol": "synthetic", "protocol_digest": "p", "ranking": "k", "status": "done", "reason": None,
+            "steps": 1, "cfg": 1.0, "sampler": "native", "settings": {}, "options": {}, "dtype": "float32", "seed": 0,
+            "num_samples": self.num_samples, "batch_size": 10, "off_regime": False, "random_weights": False,
+            "weights_sha256": None, "nfe": 1.0, "failures": 0, "images_per_second": 10.0, "device": "cpu",
+            "latent_shape": "1x8x8", "command": "bench run", "started": "2026-01-01", "finished": "2026-01-01",
+        }  # fmt: skip
+        cell |= changes
+        metrics = [
+            {
+                "metric": name, "value": value, "low": value - 0.1, "high": value + 0.1, "standard_error": 0.05,
+                "corrected": None, "n": cell["num_samples"], "method": "none", "judge": "j", "judge_digest": "",
+                "reference": self.protocol["definition"]["reference"]["name"] if name == "fid" else None,
+                "reference_digest": None, "jackknife": None if blocks is None else [float(x) for x in blocks[name]],
+            }
+            for name, value in values.items()
+        ]  # fmt: skip
+        self.records.append({"cell": cell, "protocol": self.protocol, "metrics": metrics})
+        return cell_id
+
+    def write(self):
+        from bench.ranking import rank_all
+        from results.store import connect, write_cell
+
+        with connect(self.path, write=True) as connection:
+            for record in self.records:
+                write_cell(connection, record)
+        rank_all(self.path)
+        return self.path
+
+
+@pytest.fixture
+def synthetic(tmp_path):
+    """Start a database of invented rows in `tmp_path/runs`."""
+
+    def make(**options):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        return Synthetic(tmp_path / "runs" / "bench.duckdb", **options)
+
+    return make

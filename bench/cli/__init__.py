@@ -6,13 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
-from bench.cli import browse, contribute, measure
+from bench.cli import browse, contribute, measure, mmhm, reference, weights
 from bench.errors import BenchError
 from protocols import ProtocolError
 from results import StoreError
+
+UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
+"""ClickException: typer carries click inside, at a place that changes between its versions."""
 
 app = typer.Typer(
     name="bench",
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (measure, browse, contribute):
+for module in (measure, mmhm, browse, reference, weights, contribute):
     module.register(app)
 
 
@@ -46,14 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         result = app(args=words, standalone_mode=False)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _interrupted()
-    except KeyboardInterrupt:
-        _interrupted()
-    except click.ClickException as error:
+    except UsageFault as error:
         if debug:
             raise
-        error.show()
+        error.show()  # type: ignore[attr-defined]
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

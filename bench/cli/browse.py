@@ -77,22 +77,43 @@ def protocols(as_json: Annotated[bool, JSON] = False) -> None:
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """List the reference sets that are judged and ready."""
+    """List the reference sets that are judged and ready, and those that shipped protocols still lack."""
     import json
 
-    found = []
+    from bench.reference import build_command, built_references
+    from protocols import load_protocol, protocol_files
+
+    found = [{"path": str(built.directory), **built.facts} for built in built_references()]
     for path in sorted((runs_directory(runs_dir) / "references").glob("*/facts.json")):
-        found.append(
-            {"digest": path.parent.name, "path": str(path.parent), **json.loads(path.read_text(encoding="utf-8"))}
-        )
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found.append({"path": str(path.parent), "digest": path.parent.name, "judge": "all", **facts})
     if as_json:
         print_json(found)
         return
-    if not found:
-        console().print("no reference is ready here; 'bench run' judges the one that its protocol names")
-        return
-    rows = [[str(r.get("name", "-")), f"{r['n']:,}", str(r.get("resize", "-")), r["digest"]] for r in found]
-    page().print(plain_table(["reference", "images", "resize", "digest"], rows, right=["images"]))
+    rows = [
+        [
+            str(entry["name"]),
+            str(entry["judge"]),
+            f"{entry['n']:,}" if entry["n"] else "-",
+            f"{entry.get('resize', 'none')}{' ' + str(entry['resolution']) if 'resolution' in entry else ''}",
+            str(len(entry.get("skipped", []))),
+            str(entry["digest"])[:12],
+        ]
+        for entry in found
+    ]
+    columns = ["reference", "judge", "images", "cut", "skipped", "digest"]
+    if rows:
+        page().print(plain_table(columns, rows, right=["images", "skipped"]))
+    else:
+        console().print("no reference is ready here; 'bench run' judges the embedded one")
+    lacking: dict[str, str] = {}
+    for protocol in map(load_protocol, protocol_files().values()):
+        name = str(protocol.reference["name"])
+        data_set = not protocol.smoke and protocol.reference.get("kind", "none") != "none"
+        if data_set and all(entry["name"] != name for entry in found):
+            lacking.setdefault(name, build_command(protocol))
+    for name, command in lacking.items():
+        console().print(f"not built: {name}: {command}", markup=False, soft_wrap=True)
 
 
 def show(

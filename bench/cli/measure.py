@@ -1,15 +1,21 @@
-"""Commands that measure: run, score, check, and what is read off the results: report, leaderboard, compare."""
+"""Commands that measure: run, score, check; and the report."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.leaderboard import compare, leaderboard, unreported
 from bench.cli.output import JSON, RUNS_DIR, console, leaderboard_table, page, print_json, runs_directory
 from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.plan import Request
+    from bench.runner import Summary
 
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated [the protocol's].")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
@@ -33,6 +39,9 @@ def run(
     num_samples: Annotated[int | None, typer.Option(min=2, help="Samples a cell [the protocol's].")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch [the protocol's].")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise [the protocol's].")] = None,
+    select_on: Annotated[
+        int | None, typer.Option(min=0, help="Measure on this seed too, and choose each model's setting on it alone.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain [the protocol's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -53,6 +62,8 @@ def run(
     from bench.runner import run as run_request
     from protocols import find_protocol
 
+    if random_weights and select_on is not None:
+        raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
     if sampler not in (None, "native", "plain"):
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
     request = Request(
@@ -64,6 +75,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
         sampler=sampler,
+        select_on=select_on,
         device=parse_device(device),
         dtype=parse_dtype(dtype),
         options=parse_options(option or []),
@@ -85,39 +97,40 @@ def run(
             fresh=fresh,
             arguments=typed_command(),
         )
-    _print_summary(summary, request.protocol.name, runs, runs_dir)
+    _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
     if summary.failed:
         raise typer.Exit(1)
 
 
-def _print_plan(request: object, runs: Path) -> None:
+def _print_plan(request: Request, runs: Path) -> None:
     from bench.cells import CellDirectory
     from bench.cli.output import plain_table
-    from bench.plan import Request, make_plan
+    from bench.plan import make_plan
     from bench.reference import judges_digest
-    from bench.runner import missing_weights
+    from bench.runner import missing
     from bench.worker import load_judges
 
-    assert isinstance(request, Request)
-    cells = make_plan(request, judges_digest(load_judges(request.protocol, "cpu")))
+    absent = missing(request)
+    if absent:
+        cells = make_plan(replace(request, random_weights=True), "")
+    else:
+        cells = make_plan(request, judges_digest(load_judges(request.protocol, "cpu")))
     rows = []
     for cell in cells:
-        record = CellDirectory(runs, cell.cell_id).read_result()
+        record = None if absent else CellDirectory(runs, cell.cell_id).read_result()
         state = cell.unsupported or (record["cell"]["status"] if record else "to measure")
-        rows.append([cell.cell_id, cell.model, str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), state])
-    page().print(
-        plain_table(["cell", "model", "steps", "cfg", "samples", "state"], rows, right=["steps", "cfg", "samples"])
-    )
-    for line in missing_weights(cells):
-        page().print(f"missing: {line}", markup=False)
+        numbers = [str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), str(cell.seed)]
+        rows.append(["-" if absent else cell.cell_id, cell.model, *numbers, state])
+    columns = ["cell", "model", "steps", "cfg", "samples", "seed", "state"]
+    page().print(plain_table(columns, rows, right=columns[2:6], fixed=["cell", "model"]))
+    for line in absent:
+        page().print(f"missing: {line}", markup=False, soft_wrap=True)
 
 
-def _print_summary(summary: object, protocol: str, runs: Path, given: Path | None) -> None:
-    from bench.runner import Summary
-    from results.leaderboard import best_per_model, rows
+def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
+    from results.leaderboard import best_per_model, chosen_on, headline, rows
     from results.store import connect
 
-    assert isinstance(summary, Summary)
     out = console()
     with connect(summary.database, retry=True) as connection:
         wanted = {cell.cell_id for cell in [*summary.measured, *summary.reused]}
@@ -128,8 +141,18 @@ def _print_summary(summary: object, protocol: str, runs: Path, given: Path | Non
     if summary.failed:
         counts += f", {len(summary.failed)} failed"
     if found:
-        out.print(f"\nBest setting of each model by MMHM, ± 95 % interval ({counts}):\n")
-        out.print(leaderboard_table(best_per_model(found), out.width))
+        choices = []
+        if select_on is not None and any(row.cell["seed"] == select_on for row in found):
+            choices = chosen_on(found, select_on)
+        reported = [row for row in found if row.cell["seed"] != select_on]
+        how, shown = "", best_per_model(reported)
+        if choices:
+            how = f", chosen on seed {select_on} alone"
+            shown = best_per_model([row for choice in choices for row in choice.reported])
+        out.print(f"\nBest setting of each model by {headline(found).upper()}{how}, ± 95 % interval ({counts}):\n")
+        out.print(leaderboard_table(shown, out.width))
+        for line in unreported(choices):
+            out.print(line, markup=False)
         if any(row.cell["off_regime"] for row in found):
             out.print("* outside the step counts that the checkpoint was trained for")
     else:
@@ -153,48 +176,6 @@ def report(
     except ReportError as error:
         raise BenchError(str(error)) from error
     console().print(f"Report: {path}", markup=False, soft_wrap=True)
-
-
-def leaderboard(
-    protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
-    sort: Annotated[
-        str, typer.Option(help="mmhm, rank, fid, is, clip, pick, kid, nfe, images_per_second ...")
-    ] = "mmhm",
-    every: Annotated[bool, typer.Option("--all", help="Every setting, not only each model's best.")] = False,
-    as_json: Annotated[bool, JSON] = False,
-    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
-) -> None:
-    """Rank what is measured; rows of other references, judges or sample counts are ranked apart."""
-    from results.leaderboard import best_per_model, rows, sorted_rows
-    from results.store import connect
-
-    with connect(runs_directory(runs_dir) / "bench.duckdb", retry=True) as connection:
-        found = rows(connection, protocol=protocol)
-    chosen = sorted_rows(found, sort) if every else best_per_model(found, sort)
-    if as_json:
-        print_json([_row_json(row) for row in chosen])
-        return
-    groups: dict[str, list] = {}
-    for row in chosen:
-        groups.setdefault(row.cell["ranking"], []).append(row)
-    for members in groups.values():
-        cell = members[0].cell
-        title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}"
-        page().print(f"{title} (ranking {cell['ranking'][:8]})", markup=False)
-        page().print(leaderboard_table(members, page().width))
-        page().print("")
-    if not chosen:
-        console().print("no finished cells here; 'bench run' measures some")
-
-
-def _row_json(row: object) -> dict:
-    import dataclasses
-
-    from results.leaderboard import Row
-
-    assert isinstance(row, Row)
-    metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
-    return {**row.cell, "metrics": metrics, "mmhm": dict(row.rank)}
 
 
 def score(
@@ -257,26 +238,3 @@ def check(
         sys.stderr.write(f"check failed: {len(outcome.moved)} of {outcome.compared} metrics moved\n")
         raise typer.Exit(1)
     console().print(f"check passed: {outcome.compared} metrics within their intervals")
-
-
-def compare(
-    a: Annotated[str, typer.Argument(help="A cell id, or MODEL@STEPS, or MODEL@STEPS@CFG.")],
-    b: Annotated[str, typer.Argument(help="Likewise.")],
-    as_json: Annotated[bool, JSON] = False,
-    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
-) -> None:
-    """Show the paired difference a - b of two rows, metric by metric, with its interval."""
-    from bench.cli.output import plain_table
-    from bench.comparing import compare_cells
-
-    outcome = compare_cells(runs_directory(runs_dir) / "bench.duckdb", a, b)
-    if as_json:
-        print_json([difference._asdict() for difference in outcome.differences])
-        return
-    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
-    columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
-    rows = [
-        [d.metric, f"{d.a:.4g}", f"{d.b:.4g}", f"{d.difference:+.3g}", f"{d.low:+.3g} .. {d.high:+.3g}", d.verdict]
-        for d in outcome.differences
-    ]
-    page().print(plain_table(columns, rows, right=columns[1:5]))

@@ -70,7 +70,9 @@ def plain_table(
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in fixed)
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in fixed
+        )
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -94,14 +96,22 @@ def digits_for(half_width: float) -> int:
     return max(0, min(4, 1 - math.floor(math.log10(half_width))))
 
 
+WIDE = 130
+"""Columns of a terminal that show the whole leaderboard."""
 LEADERBOARD_METRICS = ("fid", "is", "clip", "pick", "accuracy")
 
 
 def leaderboard_table(found: Sequence[Row], width: int) -> Table:
-    """Return the leaderboard: rank interval, setting, NFE, metrics with intervals, MMHM, speed; fewer if narrow."""
-    wanted = LEADERBOARD_METRICS if width >= 130 else LEADERBOARD_METRICS[:1]
+    """Return the leaderboard: rank interval, setting, NFE, metrics with intervals, MMHM, speed; fewer if narrow.
+
+    Samples that failed have a column where there are any, the probability of being first where it is wide enough.
+    """
+    wide = width >= WIDE
+    wanted = LEADERBOARD_METRICS if wide else LEADERBOARD_METRICS[:1]
+    failures = any(row.cell["failures"] for row in found)
     metrics = [name for name in wanted if any(name in row.metrics for row in found)]
-    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in metrics], "MMHM", "img/s"]
+    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in metrics], "MMHM"]
+    columns += ["first"] * wide + ["img/s"] + ["failed"] * failures
     rows = []
     for row in found:
         cell = row.cell
@@ -116,7 +126,9 @@ def leaderboard_table(found: Sequence[Row], width: int) -> Table:
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
                 *[with_interval(row.metrics.get(name)) for name in metrics],
                 _mmhm(row),
+                *["-" if row.rank.get("p_first") is None else f"{row.rank['p_first']:.0%}"] * wide,
                 "-" if cell["images_per_second"] is None else f"{cell['images_per_second']:,.0f}",
+                *[str(cell["failures"])] * failures,
             ]
         )
     return plain_table(columns, rows, right=[column for column in columns if column != "model"], fixed=columns)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.weights.cache import FileCache, cache_directory
+from bench.weights.fetch import NotOnHub, fetch_hub, fetch_url, find_hub, hub_key
 
 
 @dataclass(frozen=True)
@@ -50,63 +50,51 @@ class JudgeFile:
         if self.url:
             places = [directory / self.names[0] for directory in _download_directories(cache_dir)]
             return next((place for place in places if place.is_file()), None)
-        from huggingface_hub import try_to_load_from_cache
-
-        for directory in (_hub_directory(cache_dir), None):
-            for name in self.names:
-                found = try_to_load_from_cache(self.repository, name, cache_dir=directory, revision=self.revision)
-                if isinstance(found, str):
-                    return Path(found)
-        return None
+        cache = _cache(cache_dir)
+        found = (find_hub(cache, self.repository, name, self.revision) for name in self.names)
+        return next((path for path in found if path is not None), None)
 
     def fetch(self, cache_dir: Path | None) -> Path:
         """Return the file's path, downloading it into the cache first if need be. Raises BenchError."""
-        found = self.locate(cache_dir)
-        if found is None and self.path is not None:
-            raise BenchError(f"{self.title}: {self.path} does not exist; correct the path in the protocol")
-        if found is None:
-            found = self._download(cache_dir)
-        if self.sha256 and not file_sha256(found).startswith(self.sha256):
-            raise BenchError(
-                f"{self.title}: {found} is not the published file (sha256 differs); delete it and fetch again"
-            )
-        return found
-
-    def _download(self, cache_dir: Path | None) -> Path:
+        if self.path is not None:
+            if not self.path.is_file():
+                raise BenchError(f"{self.title}: {self.path} does not exist; correct the path in the protocol")
+            _cache(cache_dir).verify(self.title, self.path, "", self.sha256)
+            return self.path
+        cache, published = _cache(cache_dir), self.sha256 or None
         if self.url:
-            import torch
-
-            target = _download_directories(cache_dir)[0] / self.names[0]
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = self.locate(cache_dir) or _download_directories(cache_dir)[0] / self.names[0]
+            return fetch_url(cache, self.url, target, published, self.title)
+        last: BenchError | None = None
+        for name in self._found_first(cache):
             try:
-                torch.hub.download_url_to_file(
-                    self.url, str(target), hash_prefix=self.sha256 or None, progress=sys.stderr.isatty()
-                )
-            except (OSError, RuntimeError) as error:
-                raise BenchError(f"{self.title}: cannot download {self.url} ({_first_line(error)})") from error
-            return target
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        for name in self.names:
-            try:
-                return Path(
-                    hf_hub_download(self.repository, name, revision=self.revision, cache_dir=_hub_directory(cache_dir))
-                )
-            except Exception as error:
+                return fetch_hub(cache, self.repository, name, self.revision, published, self.title)
+            except NotOnHub as error:
                 last = error
-                # Without a connection every further name would wait for its own time-outs.
-                if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-                    break
-        raise BenchError(f"{self.title}: cannot download {self} ({_first_line(last)})") from last
+        raise last or BenchError(f"{self.title}: {self.repository} has no file to fetch; name one in the protocol")
+
+    def verify(self, cache_dir: Path | None) -> Path | None:
+        """Hash the file anew and return its path, None while it is missing. Raises BenchError when it is altered."""
+        path, cache = self.locate(cache_dir), _cache(cache_dir)
+        if path is not None:
+            key = self.url or next((self._key(name) for name in self.names if cache.pinned(self._key(name))), "")
+            cache.verify(self.title, path, key, self.sha256, fresh=True)
+        return path
+
+    def _key(self, name: str) -> str:
+        return hub_key(self.repository, name, self.revision)
+
+    def _found_first(self, cache: FileCache) -> list[str]:
+        """Return the alternative names, those that are on this machine first."""
+        return sorted(self.names, key=lambda name: find_hub(cache, self.repository, name, self.revision) is None)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _hub_directory(cache_dir: Path | None) -> Path | None:
-    return None if cache_dir is None else cache_dir / "huggingface"
+def _cache(cache_dir: Path | None) -> FileCache:
+    return FileCache(cache_dir or cache_directory() / "judges")
 
 
 def _download_directories(cache_dir: Path | None) -> list[Path]:
@@ -137,16 +125,9 @@ def located(name: str, files: Sequence[JudgeFile], cache_dir: Path | None) -> li
     return paths
 
 
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, modified_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file; read once per process while its size and time stand."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    """Return the hexadecimal SHA-256 of a file; a large one is read once while its size and time stand."""
+    return FileCache(cache_directory()).digest(path)
 
 
 def library_version(distribution: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from bench.judges.precision import full_precision
 from bench.judges.preprocess import Preprocess
 from bench.judges.resize import resize
 from bench.judges.transformers_judge import TransformersTowers
+from bench.parity import Call, Case
 
-Call = Mapping[str, Any]
 FIRST_ROW = " (first row only)"
 RESIZE_METHODS = {
     "clean-fid": "clean-fid",
@@ -28,15 +28,7 @@ RESIZE_METHODS = {
 }
 
 
-class RecordedCase(Protocol):
-    """The parts of a parity case that judge calls need."""
-
-    spec: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
-
-
-def replay_judges(case: RecordedCase, call: Call) -> dict[str, Any]:
+def replay_judges(case: Case, call: Call) -> dict[str, Any]:
     """Return what judges compute for a recorded call: `output` (tensor, or tensors by role) and `expected` (numbers).
 
     Raises BenchError for a kind, a method or a library this tool does not know.
@@ -47,13 +39,13 @@ def replay_judges(case: RecordedCase, call: Call) -> dict[str, Any]:
         return REPLAYS[call["kind"]](case, call)
 
 
-def _features(case: RecordedCase, call: Call) -> dict[str, Any]:
+def _features(case: Case, call: Call) -> dict[str, Any]:
     towers, inputs = _towers(case), _inputs(case, call)
     text = towers.text_features(inputs["input_ids"], inputs.get("attention_mask"))
     return {"output": {"image": towers.image_features(inputs["pixel_values"]), "text": text}}
 
 
-def _scores(case: RecordedCase, call: Call) -> dict[str, Any]:
+def _scores(case: Case, call: Call) -> dict[str, Any]:
     inputs = _inputs(case, call)
     if "scores" in inputs:
         return {"expected": {"per_class": _class_means(inputs["scores"], inputs["labels"])}}
@@ -67,7 +59,7 @@ def _scores(case: RecordedCase, call: Call) -> dict[str, Any]:
     return {"output": scores, "expected": {"mean": float(scores.double().mean())}}
 
 
-def _tokens(case: RecordedCase, call: Call) -> dict[str, Any]:
+def _tokens(case: Case, call: Call) -> dict[str, Any]:
     import open_clip
 
     options = call["options"]
@@ -77,13 +69,13 @@ def _tokens(case: RecordedCase, call: Call) -> dict[str, Any]:
     return {"output": tokens.masked_fill(ended > 0, options.get("padding_id", 0))}
 
 
-def _preprocess(case: RecordedCase, call: Call) -> dict[str, Any]:
+def _preprocess(case: Case, call: Call) -> dict[str, Any]:
     options = call["options"]
     backend = str(options["backend"]).split()[0].lower()
     return {"output": Preprocess(size=options["size"], backend=backend)(_image(case, call))[0]}
 
 
-def _resize(case: RecordedCase, call: Call) -> dict[str, Any]:
+def _resize(case: Case, call: Call) -> dict[str, Any]:
     options = call["options"]
     method = next((ours for theirs, ours in RESIZE_METHODS.items() if options["method"].startswith(theirs)), None)
     if method is None:
@@ -91,7 +83,7 @@ def _resize(case: RecordedCase, call: Call) -> dict[str, Any]:
     return {"output": resize(_image(case, call), options["size"], method)[0].permute(1, 2, 0)}
 
 
-REPLAYS: dict[str, Callable[[RecordedCase, Call], dict[str, Any]]] = {
+REPLAYS: dict[str, Callable[[Case, Call], dict[str, Any]]] = {
     "clip-features": _features,
     "pick-features": _features,
     "clip": _scores,
@@ -102,12 +94,12 @@ REPLAYS: dict[str, Callable[[RecordedCase, Call], dict[str, Any]]] = {
 }
 
 
-def _image(case: RecordedCase, call: Call) -> Tensor:
+def _image(case: Case, call: Call) -> Tensor:
     """Return the recorded uint8 image [H, W, 3] as a batch of one, [1, 3, H, W]."""
     return _inputs(case, call)["image"].permute(2, 0, 1)[None].contiguous()
 
 
-def _inputs(case: RecordedCase, call: Call) -> dict[str, Tensor]:
+def _inputs(case: Case, call: Call) -> dict[str, Tensor]:
     """Return the recorded tensors of a call by role."""
     return {
         role: case.tensors[name.removesuffix(FIRST_ROW)][:1] if name.endswith(FIRST_ROW) else case.tensors[name]
@@ -120,7 +112,7 @@ def _class_means(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {str(label): float(scores[labels == label].double().mean()) for label in labels.unique().tolist()}
 
 
-def _towers(case: RecordedCase) -> Towers:
+def _towers(case: Case) -> Towers:
     """Build the recorded network from its `architecture` and load its weights."""
     architecture = case.spec["architecture"]
     library = architecture["library"]

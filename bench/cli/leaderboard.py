@@ -1,0 +1,254 @@
+"""Commands that are read off the results: the leaderboard with its views, and comparisons of rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli.output import JSON, RUNS_DIR, console, digits_for, leaderboard_table, page, plain_table, print_json
+from bench.cli.output import runs_directory as directory_of
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from results.leaderboard import Choice, Row
+
+MMHM_METRICS = ("fid", "is", "clip", "pick")
+
+
+def leaderboard(
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="mmhm, rank, geometric, fid, is, clip, kid, nfe ... [mmhm, else fid].")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every setting, not only each model's best.")] = False,
+    at_nfe: Annotated[float | None, typer.Option(min=0, help="At most so many network evaluations an image.")] = None,
+    at_seconds: Annotated[float | None, typer.Option(min=0, help="At most so many seconds an image.")] = None,
+    at_steps: Annotated[int | None, typer.Option(min=1, help="At exactly so many steps.")] = None,
+    select_on: Annotated[
+        int | None, typer.Option(min=0, help="Choose each model's setting on this seed, report it on the others.")
+    ] = None,
+    composites: Annotated[
+        bool, typer.Option(help="MMHM beside other composites, and how the metrics correlate.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Rank what is measured; rows of other references, judges, seeds or sample counts are ranked apart."""
+    from results.leaderboard import (
+        best_per_model,
+        by_ranking,
+        chosen_on,
+        headline,
+        rankings,
+        rows,
+        sorted_rows,
+        within_budget,
+    )
+    from results.store import connect
+
+    if every and select_on is not None:
+        raise BenchError("--all shows every setting, --select-on one of each model: give one of the two")
+    with connect(directory_of(runs_dir) / "bench.duckdb", retry=True) as connection:
+        found = rows(connection, protocol=protocol)
+        failed = rows(connection, protocol=protocol, status="failed")
+        facts = rankings(connection)
+    candidates = within_budget(found, nfe=at_nfe, seconds=at_seconds, steps=at_steps)
+    choices: list[Choice] = []
+    if select_on is not None:
+        choices = chosen_on(found, select_on, sort, candidates)
+        chosen = best_per_model([row for choice in choices for row in choice.reported], sort)
+    else:
+        chosen = sorted_rows(candidates, sort) if every else best_per_model(candidates, sort)
+    everyone = by_ranking(found)
+    groups = {name: sorted_rows(rows, sort or headline(everyone[name])) for name, rows in by_ranking(chosen).items()}
+    if as_json:
+        selected = {row.cell["cell_id"]: choice for choice in choices for row in choice.reported}
+        table = [row_json(row, selected.get(row.cell["cell_id"])) for rows in groups.values() for row in rows]
+        print_json([{**facts.get(name, {}), "rows": _of(table, name)} for name in groups] if composites else table)
+        return
+    view = _view(at_nfe, at_seconds, at_steps)
+    for name, members in groups.items():
+        cell = members[0].cell
+        title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}{view}"
+        if select_on is not None:
+            title += f", settings chosen on seed {select_on} by {choices[0].metric}"
+        ranked = [row for row in everyone[name] if row.rank]
+        page().print(f"{title} (ranking {name[:8]}, ranks among {len(ranked)} rows)", markup=False)
+        if composites:
+            _print_composites(members, ranked, facts.get(name))
+        else:
+            page().print(leaderboard_table(members, page().width))
+        page().print("")
+    for line in unreported(choices):
+        console().print(line, markup=False)
+    for row in failed:
+        console().print(f"failed: {_label(row)}: {row.cell['reason']}", markup=False)
+    if not chosen and not choices:
+        budget = f"{view.removeprefix(', ')}: " if found and view else ""
+        console().print(f"{budget}no finished cells here; 'bench run' measures some", markup=False)
+
+
+def row_json(row: Row, choice: Choice | None = None) -> dict[str, Any]:
+    """Return a row as JSON: its cell, metrics and ranks, and how its setting was chosen on another seed."""
+    metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
+    entry = {**row.cell, "metrics": metrics, "mmhm": dict(row.rank), "bottleneck": row.bottleneck}
+    if choice is not None:
+        chosen = choice.chosen
+        entry["chosen_on"] = {
+            "seed": chosen.cell["seed"],
+            "cell_id": chosen.cell["cell_id"],
+            "metric": choice.metric,
+            "value": chosen.value(choice.metric),
+        }
+    return entry
+
+
+def unreported(choices: Sequence[Choice]) -> list[str]:
+    """Return one line for each model whose chosen setting is not measured on any other seed."""
+    return [
+        f"{_label(choice.chosen)}: chosen on seed {choice.chosen.cell['seed']}, but not measured on another; "
+        f"'bench run --select-on {choice.chosen.cell['seed']}' measures both"
+        for choice in choices
+        if not choice.reported
+    ]
+
+
+def _of(table: Sequence[Mapping[str, Any]], ranking: str) -> list[Mapping[str, Any]]:
+    return [row for row in table if row["ranking"] == ranking]
+
+
+def _view(nfe: float | None, seconds: float | None, steps: int | None) -> str:
+    words = "" if nfe is None else f", at most {nfe:g} network evaluations an image"
+    words += "" if seconds is None else f", at most {seconds:g} s an image"
+    return words + ("" if steps is None else f", {steps} step{'s' if steps != 1 else ''}")
+
+
+def _label(row: Row) -> str:
+    cell = row.cell
+    return cell["model"] if cell["steps"] is None else f"{cell['model']}, {cell['steps']} steps, cfg {cell['cfg']:g}"
+
+
+def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Mapping[str, Any] | None) -> None:
+    """Print the composites of `members`, and over all rows of the ranking where they disagree and what correlates."""
+    if ranking is None:
+        page().print("not ranked: a row needs FID, IS, CLIP score and PickScore over all its samples")
+        return
+    columns = ["model", "steps", "cfg", "NFE", "MMHM", "geometric", "mean rank", "bottleneck", "dropping it"]
+    rows = []
+    for row in members:
+        if not row.rank:
+            continue
+        moved = ranking["sensitivity"].get(row.cell["cell_id"], 0)
+        rows.append(
+            [
+                row.cell["model"],
+                *("-" if row.cell[key] is None else f"{row.cell[key]:g}" for key in ("steps", "cfg", "nfe")),
+                f"{row.rank['mmhm']:.3f}",
+                f"{row.rank['geometric']:.3f}",
+                f"{row.rank['mean_rank']:.2f}",
+                f"{row.bottleneck} {row.rank['utilities'][row.bottleneck]:.3f}",
+                f"moves {moved} rows" if moved else "-",
+            ]
+        )
+    page().print(plain_table(columns, rows, right=columns[1:7], fixed=columns))
+    for name, label in (("geometric", "geometric mean"), ("mean_rank", "mean rank")):
+        apart, pairs = disagreements(ranked, name)
+        page().print(f"{label}: orders {apart} of {pairs} pairs otherwise than MMHM", markup=False)
+    bounds = ", ".join("{} {:.4g} .. {:.4g}".format(name, *ranking["bounds"][name]) for name in MMHM_METRICS)
+    clipped = "clipped" if ranking["clip"] else "not clipped"
+    page().print(f"bounds, {ranking['bounds_source']}, {clipped}: {bounds}; eps {ranking['eps']:g}", markup=False)
+    table = []
+    for one in MMHM_METRICS:
+        values = [ranking["correlation"][one][other] for other in MMHM_METRICS]
+        table.append([one, *("-" if value is None else f"{value:+.2f}" for value in values)])
+    page().print(f"rank correlation over {len(ranked)} rows (+ means agreement, FID counted as lower is better)")
+    page().print(plain_table(["", *MMHM_METRICS], table, right=MMHM_METRICS))
+
+
+def disagreements(rows: Sequence[Row], composite: str) -> tuple[int, int]:
+    """Return how many pairs of ranked rows `composite` orders otherwise than MMHM, and the number of pairs."""
+    from results.leaderboard import LOWER_IS_BETTER
+
+    sign = -1.0 if composite in LOWER_IS_BETTER else 1.0
+    pairs = list(combinations(rows, 2))
+    apart = sum(
+        sign * (one.rank[composite] - two.rank[composite]) * (one.rank["mmhm"] - two.rank["mmhm"]) < 0
+        for one, two in pairs
+    )
+    return apart, len(pairs)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A cell id, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.")],
+    b: Annotated[str | None, typer.Argument(help="Likewise; not with --published.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Hold A against its published figures.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Show the paired difference a - b of two rows, or how far a row is from what was published."""
+    if published == (b is not None):
+        raise BenchError("compare: give either two rows, or one and --published")
+    database = directory_of(runs_dir) / "bench.duckdb"
+    if b is None:
+        _compare_published(database, a, seed, as_json)
+    else:
+        _compare_rows(database, a, b, seed, as_json)
+
+
+def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: bool) -> None:
+    from bench.comparing import compare_cells
+
+    outcome = compare_cells(database, a, b, seed)
+    if as_json:
+        print_json([difference._asdict() for difference in outcome.differences])
+        return
+    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
+    columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
+    rows = [
+        [d.metric, f"{d.a:.4g}", f"{d.b:.4g}", f"{d.difference:+.3g}", f"{d.low:+.3g} .. {d.high:+.3g}", d.verdict]
+        for d in outcome.differences
+    ]
+    page().print(plain_table(columns, rows, right=columns[1:5]))
+
+
+def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
+    from bench.claims import published_claims
+
+    found, elsewhere = published_claims(database, name, seed)
+    if as_json:
+        print_json([claim._asdict() for claim in found])
+        return
+    if not found:
+        where = f"; published are {', '.join(elsewhere)}" if elsewhere else ""
+        page().print(f"{name}: no published figure for what is measured{where}", markup=False, soft_wrap=True)
+        return
+    columns = ["model", "steps", "cfg", "metric", "measured", "published", "difference", "half widths", "source"]
+    rows = []
+    for claim in found:
+        half = claim.half_width
+        digits = 3 if half is None else digits_for(half)
+        rows.append(
+            [
+                claim.model,
+                str(claim.steps),
+                f"{claim.cfg:g}",
+                claim.metric,
+                f"{claim.measured:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"),
+                f"{claim.published:g}",
+                f"{claim.difference:+.{digits}f}",
+                "-" if claim.half_widths is None else f"{claim.half_widths:+.1f}",
+                claim.source,
+            ]
+        )
+    page().print(plain_table(columns, rows, right=columns[1:3] + columns[4:8], fixed=columns[:8]))
+    obstacles = {obstacle: None for claim in found for obstacle in claim.not_comparable}
+    if obstacles:
+        page().print(f"Not comparable: {'; '.join(obstacles)}.", markup=False, soft_wrap=True)
+    else:
+        page().print("Beyond ±1 half width, the sampling noise of the measured row does not explain the difference.")

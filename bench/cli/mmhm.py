@@ -1,0 +1,159 @@
+"""`bench mmhm`: score a table of four metrics that was made elsewhere, as the fair benchmark's own script does."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from bench.cli.output import JSON, page, plain_table, print_json
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.metrics.composite import Bounds
+
+
+class ScoreTable(NamedTuple):
+    """A CSV as read: the four metrics by their own header, and the other columns as text, row by row."""
+
+    metrics: dict[str, list[float | None]]
+    others: list[dict[str, str]]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(mmhm)
+
+
+def mmhm(
+    file: Annotated[Path, typer.Argument(help="A CSV with columns FID, IS, CLIP Score, Pick Score (or is_mean ...).")],
+    bounds: Annotated[Path | None, typer.Option(help="Bounds as JSON; without, those of the rows.")] = None,
+    write_bounds: Annotated[Path | None, typer.Option(help="Write the bounds used to this file.")] = None,
+    eps: Annotated[float, typer.Option(min=0, help="Softening of the harmonic mean.")] = 1e-3,
+    clip: Annotated[bool, typer.Option("--clip", help="Clip normalised values to [0, 1]; the paper does not.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Score a CSV by MMHM, by default as published: bounds from the rows, nothing clipped."""
+    from bench.metrics.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
+
+    table = read_table(file)
+    if not math.isfinite(eps):
+        raise BenchError(f"--eps: {eps} is not a finite number; the paper takes 0.001")
+    given = None if bounds is None else read_bounds(bounds)
+    try:
+        result = minmax_harmonic_mean({**dict.fromkeys(table.others[0], ()), **table.metrics}, eps, given, clip)
+    except BenchError as error:
+        raise BenchError(f"{file}: {error}") from error
+    _check_bounds(result.bounds, bounds)
+    if write_bounds is not None:
+        _write(write_bounds, result.bounds)
+    scores = five_significant(result.scores)
+    values = list(zip(*(_column(table, column) for column in COLUMNS), strict=True))
+    if as_json:
+        rows = [
+            {
+                **other,
+                **dict(zip(COLUMNS, row, strict=True)),
+                "MMHM": score,
+                "utilities": dict(zip(COLUMNS, map(float, utilities), strict=True)),
+                "outside": [column for column, out in zip(COLUMNS, outside, strict=True) if out],
+            }
+            for other, row, score, utilities, outside in zip(
+                table.others, values, scores, result.utilities, result.outside, strict=True
+            )
+        ]
+        print_json({"eps": eps, "clip": clip, "bounds": result.bounds, "rows": rows})
+        return
+    names = list(table.others[0])
+    lines = [
+        [
+            *other.values(),
+            *("-" if v is None else f"{v:g}{'*' if out else ''}" for v, out in zip(row, outside, strict=True)),
+            "-" if math.isnan(score) else f"{score:g}",
+        ]
+        for other, row, score, outside in zip(table.others, values, scores, result.outside, strict=True)
+    ]
+    page().print(plain_table([*names, *COLUMNS, "MMHM"], lines, right=[*COLUMNS, "MMHM"]))
+    used = ", ".join(f"{column} {pair['min']:g} .. {pair['max']:g}" for column, pair in result.bounds.items())
+    source = "of the rows: the order depends on which rows are here" if bounds is None else f"of {bounds}"
+    page().print(f"bounds {source}: {used}", markup=False, soft_wrap=True)
+    if result.outside.any():
+        page().print(f"* outside the bounds, {'clipped' if clip else 'not clipped, as in the paper'}", markup=False)
+
+
+def read_table(path: Path) -> ScoreTable:
+    """Read a CSV with one row a model. Raises BenchError naming the file, line and column of the first fault.
+
+    Columns of metrics go by any name that the paper's script accepts; an empty cell means that the metric is missing.
+    """
+    from bench.metrics.composite import ALIASES
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BenchError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from error
+    if not lines:
+        raise BenchError(f"{path}: the file is empty; it needs a header and one row a model")
+    header = [name.strip() for name in lines[0][1]]
+    if len(lines) == 1:
+        raise BenchError(f"{path}: a header but no rows; give one row a model")
+    for name in header:
+        if header.count(name) > 1:
+            raise BenchError(f"{path}: column '{name}' is given twice; keep one of them")
+    metrics: dict[str, list[float | None]] = {}
+    others: list[dict[str, str]] = []
+    for number, line in lines[1:]:
+        if len(line) != len(header):
+            raise BenchError(f"{path}, line {number}: {len(line)} cells under {len(header)} columns; mend the line")
+        cells = dict(zip(header, (cell.strip() for cell in line), strict=True))
+        for name, text in cells.items():
+            if name.lower().replace(" ", "_") in ALIASES:
+                metrics.setdefault(name, []).append(_number(path, number, name, text))
+        others.append({name: text for name, text in cells.items() if name not in metrics})
+    return ScoreTable(metrics, others)
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BenchError(f"{path}, line {line}, column '{column}': '{text}' is not a number; mend it or leave it empty")
+    return value
+
+
+def _column(table: ScoreTable, column: str) -> list[float | None]:
+    from bench.metrics.composite import ALIASES
+
+    (name,) = (name for name in table.metrics if ALIASES[name.lower().replace(" ", "_")] == column)
+    return table.metrics[name]
+
+
+def _check_bounds(used: Bounds, path: Path | None) -> None:
+    """Refuse bounds that cannot scale a column: the wrong way round, or of a column without a value."""
+    for column, pair in used.items():
+        if not (math.isfinite(pair["min"]) and math.isfinite(pair["max"])):
+            raise BenchError(f"column '{column}' has no bounds: no row has a value; give --bounds with numbers for it")
+        if pair["min"] > pair["max"]:
+            raise BenchError(
+                f"bounds of '{column}': min {pair['min']:g} is above max {pair['max']:g}; mend {path or 'the rows'}"
+            )
+
+
+def _write(path: Path, bounds: Bounds) -> None:
+    from bench.metrics.composite import write_bounds
+
+    try:
+        write_bounds(path, bounds)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

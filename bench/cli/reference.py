@@ -1,0 +1,182 @@
+"""Commands for reference sets: `bench reference build`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli.output import JSON, console, print_json
+from bench.errors import BenchError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protocols import Protocol
+
+SHOWN = 10
+PROMPT_KINDS = ("open-clip", "transformers-clip", "hpsv2", "image-reward")
+"""Kinds of judges that score an image against a prompt: they say nothing of a reference and need not be loaded."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="Reference sets: judged once, kept in the cache directory.")
+
+    @group.callback()
+    def reference() -> None:
+        """Reference sets: judged once, kept in the cache directory."""
+
+    group.command()(build)
+    app.add_typer(group, name="reference")
+
+
+def build(
+    name: Annotated[str, typer.Argument(help="Name of the reference, as protocols call it.")],
+    data: Annotated[Path, typer.Option(help="The data set's folder, or an .npz.")],
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose judges, crop and size [every shipped protocol with this reference].")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="imagenet-val, imagenetv2, relaionet, folder, npz, statistics [the protocol's].")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos, none [the protocol's].")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of imagenetv2: matched-frequency, threshold-0.7, top-images.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of labels of a flat imagenet-val folder.")] = None,
+    ambiguous: Annotated[
+        str, typer.Option(help="refuse or skip folders that several classes or none answer to.")
+    ] = "refuse",
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out (recorded) instead of stopping.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads [one per core].")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Judge again what is there already.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Judge a data set once, so that models can be measured against it. Stopped, it continues where it was."""
+    from bench.models import parse_device
+    from bench.reference_build import BuildRequest, build_reference
+
+    out = console()
+    asked = _protocols(name, protocol)
+    judges = _judges(asked, parse_device(device))
+    request = BuildRequest(
+        name, data, asked[0], kind, resize, variant, labels, ambiguous, skip_unreadable, workers, fresh
+    )
+    with BuildProgress(out) as progress:
+        result = build_reference(request, judges, progress)
+    if as_json:
+        print_json([{"path": str(built.directory), **built.facts} for built in result.references])
+        return
+    for built in result.references:
+        facts = built.facts
+        images = f"{facts['n']:,} images" if facts["kind"] != "statistics" else "statistics alone"
+        classes = f", {len(facts['labels'])} classes" if facts["labels"] else ""
+        cut = f", {facts['resize']} at {facts['resolution']} pixels" if facts["kind"] != "statistics" else ""
+        out.print(f"{name} by {facts['judge']}: {images}{classes}{cut}, digest {facts['digest'][:12]}", markup=False)
+    _print_left_out(out, result.references[0].facts)
+    if result.reused:
+        out.print(f"{result.reused} of {len(result.references)} judges had been there before (--fresh judges again)")
+    out.print(f"Facts: {result.references[0].directory / 'facts.json'}", markup=False, soft_wrap=True)
+
+
+def _protocols(name: str, protocol: str | None) -> list[Protocol]:
+    """Return the protocols whose judges are to see the reference: the one named, or all shipped ones that use it."""
+    from protocols import find_protocol, load_protocol, protocol_files
+
+    if protocol is not None:
+        found = find_protocol(protocol)
+        if found.reference["name"] != name:
+            raise BenchError(
+                f"protocol '{found.name}' asks for reference '{found.reference['name']}', not '{name}'; build it under "
+                "that name"
+            )
+        if "kind" not in found.reference:
+            raise BenchError(
+                f"reference '{name}' of protocol '{found.name}' is made by code; there is nothing to build"
+            )
+        return [found]
+    shipped = [found for found in map(load_protocol, protocol_files().values()) if "kind" in found.reference]
+    users = [found for found in shipped if found.reference["name"] == name]
+    if not users:
+        raise unknown("reference", name, {str(found.reference["name"]) for found in shipped})
+    return users
+
+
+def _judges(asked: list[Protocol], device: str) -> list[Any]:
+    """Return the judges of the protocols on `device`, those that read prompts left out; each loaded once."""
+    from bench.judges.base import JudgeSpec, load_judge
+    from bench.weights import cache_directory
+
+    loaded: dict[str, Any] = {}
+    for protocol in asked:
+        root = protocol.path.parent
+        for name, table in protocol.judges.items():
+            options = {key: value for key, value in table.items() if key != "kind"}
+            spec = JudgeSpec(name, str(table["kind"]), options)
+            key = f"{spec.kind} {sorted(options.items())}"
+            if key not in loaded and spec.kind not in PROMPT_KINDS:
+                loaded[key] = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
+    return list(loaded.values())
+
+
+def _print_left_out(out: Console, facts: Mapping[str, Any]) -> None:
+    lines = [f"left out: {entry['reason']}" for entry in facts["skipped"]]
+    lines += [f"passed over: {entry['name']} {entry['reason']}" for entry in facts["left_out"]]
+    for line in lines[:SHOWN]:
+        out.print(line, markup=False)
+    if len(lines) > SHOWN:
+        out.print(f"and {len(lines) - SHOWN} more, all in facts.json")
+
+
+class BuildProgress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, out: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.out = out
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=out,
+            disable=not out.is_terminal,
+            transient=True,
+        )
+        self.total = self.done = self.told = 0
+
+    def __enter__(self) -> BuildProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, total: int, done: int) -> None:
+        """Show how many images there are and how many an earlier build has judged."""
+        self.total, self.done, self.told = total, done, done
+        self.task = self.bars.add_task("images", total=total, completed=done)
+
+    def advance(self, count: int) -> None:
+        """Show that so many more are done."""
+        self.done += count
+        self.bars.advance(self.task, count)
+        if not self.out.is_terminal and (self.done == self.total or self.done - self.told >= self.total / 10):
+            self.told = self.done
+            self.out.print(f"{self.done:,} of {self.total:,} images")
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.out.print(text, markup=False)

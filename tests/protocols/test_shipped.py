@@ -1,0 +1,93 @@
+"""The shipped protocols hold together: judges, models, references, and their smoke variants."""
+
+import pytest
+
+from bench.card import cards
+from bench.judges.base import JudgeSpec, judge_kind
+from bench.metrics.catalog import CATALOG
+from bench.metrics.cell import OPTIONS
+from bench.reference_source import POLICIES
+from protocols import ProtocolError, find_protocol, load_protocol, protocol_files
+
+PROTOCOLS = {name: load_protocol(path) for name, path in protocol_files().items()}
+DATA_SETS = {name: protocol for name, protocol in PROTOCOLS.items() if "kind" in protocol.reference}
+WANTED = (
+    "fair-imagenet-256", "fair-imagenet-256-v2", "fair-imagenetv2-256", "fair-imagenetv2-256-v2", "fair-relaionet-256",
+    "fair-relaionet-256-v2", "imagenet-256-adm", "imagenet-512-adm", "imagenet-64", "text-to-image",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_judges_are_of_known_kinds_with_known_options(name):
+    protocol = PROTOCOLS[name]
+    for judge, table in protocol.judges.items():
+        spec = JudgeSpec(judge, table["kind"], {key: value for key, value in table.items() if key != "kind"})
+        judge_kind(spec).required_files(spec, protocol.path.parent)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_metrics_are_known_and_have_their_judges(name):
+    protocol = PROTOCOLS[name]
+    assert [metric for metric in protocol.metrics if CATALOG[metric].judge not in protocol.judges] == []
+    assert set(protocol.metric_options) <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_models_have_cards_of_the_protocols_size(name):
+    models = {model for sweep in PROTOCOLS[name].sweeps for model in sweep.models}
+    assert {model: cards()[model].resolution for model in models} == dict.fromkeys(models, PROTOCOLS[name].resolution)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_references_are_cut_by_a_known_policy_and_mean_one_thing(name):
+    protocol = DATA_SETS[name]
+    assert protocol.reference.get("resize", "none") in POLICIES
+    for other in DATA_SETS.values():
+        if other.reference["name"] == protocol.reference["name"] and protocol.reference["kind"] != "none":
+            assert (other.reference, other.resolution) == (protocol.reference, protocol.resolution)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_every_protocol_has_a_smoke_variant_that_never_ranks_with_it(name):
+    full, smoke = PROTOCOLS[name], PROTOCOLS[f"{name}-smoke"]
+    assert smoke.smoke and not full.smoke
+    assert smoke.num_samples <= 200 and smoke.num_samples < full.num_samples
+    assert smoke.measurement_digest != full.measurement_digest
+    assert smoke.judges == full.judges and smoke.metrics == full.metrics and smoke.notes != full.notes
+
+
+def test_class_names_follow_the_protocol():
+    published, ours = PROTOCOLS["fair-imagenet-256"], PROTOCOLS["fair-imagenet-256-v2"]
+    assert published.prompts[2] == "a photo of a great_white_shark"
+    assert published.prompts[134] == published.prompts[517]
+    assert ours.prompts[2][0] == "a photo of a great white shark"
+    assert len(ours.prompts[0]) == 4 and len(set(ours.class_names)) == 1000
+    assert len(PROTOCOLS["text-to-image"].prompts) == 64
+
+
+def test_a_protocol_extends_another_by_replacing_what_it_says(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'extends = "fair-imagenet-256-v2"\nname = "mine"\ntitle = "Mine"\n[sampling]\nnum_samples = 10000\n'
+    )
+    mine, base = load_protocol(path), find_protocol("fair-imagenet-256-v2")
+    assert (mine.num_samples, mine.seed, mine.judges) == (10000, base.seed, base.judges)
+    assert mine.class_names == base.class_names and mine.measurement_digest == base.measurement_digest
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('extends = "mine"', "leads in a circle"),
+        ('extends = "nothing"', "neither beside it nor shipped"),
+        ('extends = "fair-imagenet-256"\nsmoke = 1', "'smoke' must be true or false"),
+        ('extends = "fair-imagenet-256"\n[reference]\nkind = "coco"', "reference.kind' must be one of imagenet-val"),
+        ('extends = "fair-imagenet-256"\n[reference]\ncrop = "adm"', "reference.crop' is not known"),
+        ('extends = "fair-imagenet-256"\n[labels]\nnames_column = "nom"', "names_column' is no column"),
+    ],
+)
+def test_a_malformed_extension_names_its_key(tmp_path, text, reason):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ProtocolError, match=reason):
+        load_protocol(path)

@@ -1,0 +1,126 @@
+"""The documentation is current: commands, keys, methods and the worked example."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.adapter import Adapter
+from bench.card import ModelCard, WeightsSource, cards
+from protocols import protocol_files
+from results.store import TABLES
+
+ROOT = Path(__file__).parent.parent
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]}
+
+
+def commands():
+    from typer.main import get_command
+
+    from bench.cli import app
+
+    def walk(command, words):
+        yield " ".join(words), command
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, [*words, name])
+
+    return dict(walk(get_command(app), ["bench"]))
+
+
+def test_generated_pages_are_current():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_help_and_is_in_the_documentation():
+    for name, command in commands().items():
+        assert command.help, f"{name} is missing its help"
+        assert f"## {name}\n" in DOCS["cli.md"], f"{name} is missing from docs/cli.md"
+
+
+def test_every_option_has_help():
+    for name, command in commands().items():
+        for parameter in command.params:
+            if parameter.name != "help":
+                assert parameter.help, f"{name} {parameter.name} is missing its help"
+
+
+def test_every_protocol_key_is_documented():
+    import tomllib
+
+    text = DOCS["protocols.md"]
+    for path in protocol_files().values():
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        for section in ("labels", "sampling", "metrics", "composite"):
+            for key in table.get(section, {}):
+                assert f"{section}.{key}" in text or f"`{key}`" in text, f"{path.stem}: {section}.{key}"
+        for key in table.get("reference", {}):
+            assert f"`{key}`" in text + DOCS["references.md"], f"{path.stem}: reference.{key}"
+
+
+def test_every_adapter_method_and_card_key_is_documented():
+    text = DOCS["adding-an-adapter.md"]
+    for name in vars(Adapter):
+        if not name.startswith("_") and name not in ("device", "dtype"):
+            assert f"`{name}" in text, f"Adapter.{name}"
+    for kind in (ModelCard, WeightsSource):
+        for field in dataclasses.fields(kind):
+            if not (kind is ModelCard and field.name == "path"):
+                assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
+
+
+def test_every_table_of_the_database_is_documented():
+    for table in TABLES:
+        assert f"`{table}`" in DOCS["database.md"], table
+
+
+def test_every_model_is_in_the_table():
+    for name in cards():
+        assert f"`{name}`" in DOCS["models.md"]
+
+
+def test_links_and_files_that_are_named_exist():
+    for name, text in DOCS.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), f"{name} links to {target}"
+        for target in re.findall(r"`((?:bench|adapters|protocols|results|report|tests|docs)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / target).exists(), f"{name} names {target}"
+
+
+@pytest.mark.parametrize("name", sorted(DOCS))
+def test_commands_in_the_documentation_exist(name):
+    known = commands()
+    for line in re.findall(r"^\$ (bench [^\n]*)", DOCS[name], re.M):
+        for part in line.split("&&"):
+            words = part.split()
+            assert any(" ".join(words[:n]) in known and n > 1 for n in (2, 3)), part
+
+
+def test_the_worked_example_works(tmp_path):
+    """docs/adding-an-adapter.md, block by block, in a package of its own."""
+    text = DOCS["adding-an-adapter.md"]
+    assert "bench adapter new my-model" in text and "bench adapter check my-model" in text
+    run = [sys.executable, "-m", "bench"]
+    subprocess.run([*run, "adapter", "new", "my-model"], cwd=tmp_path, check=True, capture_output=True)
+    for listed in re.findall(r"^    (my-model/\S+)", text, re.M):
+        assert (tmp_path / listed).exists(), listed
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site]
+    subprocess.run([*install, tmp_path / "my-model"], check=True, capture_output=True)
+    import os
+
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    checked = subprocess.run(
+        [*run, "adapter", "check", "my-model"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    measured = subprocess.run(
+        [*run, "run", "--model", "my-model", "--steps", "1,2,4", "--num-samples", "200", "--workers", "1"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    assert "my-model" in measured.stderr and (tmp_path / "runs" / "bench.duckdb").exists()

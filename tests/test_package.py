@@ -1,0 +1,55 @@
+"""The wheel holds what runs, and nothing else at its top level."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP = {"bench", "adapters", "protocols", "results", "report"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel's members with their sizes."""
+    import shutil
+
+    source = tmp_path_factory.mktemp("source") / "tree"
+    ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", "*.egg-info", "build", "tests", ".venv", "venv")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    output = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*command, output, source], check=True, capture_output=True)
+    with zipfile.ZipFile(next(output.glob("*.whl"))) as archive:
+        return {info.filename: info.file_size for info in archive.infolist()}
+
+
+def test_the_top_level_names_are_the_five_packages(wheel):
+    assert {name.split("/")[0] for name in wheel if ".dist-info" not in name} == TOP
+
+
+def test_every_data_file_of_the_tree_is_in_the_wheel(wheel):
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", *sorted(TOP)], capture_output=True, text=True, check=True)
+    assert set(tracked.stdout.split()) <= set(wheel)
+
+
+def test_digits_weights_stay_small(wheel):
+    weights = [size for name, size in wheel.items() if "digits" in name and name.endswith(".safetensors")]
+    assert len(weights) == 12
+    assert sum(weights) < 8e6
+
+
+def test_recorded_cases_stay_small():
+    size = sum(path.stat().st_size for path in (ROOT / "tests" / "golden").rglob("*") if path.is_file())
+    assert size < 20e6
+
+
+def test_the_tree_names_no_machine():
+    pattern = r"/(work|home|root)/[a-z]|/tmp/[a-z]|pypi\.org|file:///"
+    found = subprocess.run(
+        ["git", "-C", ROOT, "grep", "-n", "-I", "-E", pattern, "--", ".", ":!tests/test_package.py"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout == ""
