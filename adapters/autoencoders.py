@@ -24,7 +24,9 @@ from bench.parity import Call, Case, Replay
 State = Mapping[str, Tensor]
 OUTPUT_RANGES = ("minus-one-one", "zero-one")
 PIXELS_PER_PASS = 8 * 512 * 512
-"""Image pixels decoded at once unless told otherwise: roughly 7 GB of float32 activations in the SD-VAE."""
+"""Image pixels decoded at once unless told otherwise."""
+VALUES_PER_PIXEL = 900
+"""Activations alive at the decoder's peak, per image pixel, in the SD-VAE, the hungriest: 7.5 GB a pass in float32."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Autoencoder(Float32Buffers):
             return latents
         dtype = next(self.decoder.parameters()).dtype
         pixels = latents.shape[-2] * latents.shape[-1] * self.downsample**2
-        size = self.decode_batch or max(1, PIXELS_PER_PASS // pixels)
+        size = self.decode_batch or images_per_pass(pixels, dtype, latents.device)
         return torch.cat([self.decoder(part.to(dtype)).float() for part in latents.split(size)])
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -125,11 +127,23 @@ class Autoencoder(Float32Buffers):
         return y.clamp(-1, 1)
 
 
+def images_per_pass(pixels: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return how many images of `pixels` pixels to decode at once: a fixed number, fewer where memory is short.
+
+    The number is the same on every device with room for it, because kernels may round differently at other batches.
+    """
+    size = PIXELS_PER_PASS // pixels
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        size = min(size, int(0.8 * free) // (pixels * VALUES_PER_PIXEL * dtype.itemsize))
+    return max(1, size)
+
+
 def build_autoencoder(facts: Mapping[str, Any] | None, decode_batch: int | None = None) -> Autoencoder:
     """Return the autoencoder that a card's `autoencoder` table describes, not yet loaded; None is the identity.
 
-    `decode_batch` is the number of images decoded at once (default: what a fixed number of pixels allows, whatever
-    the device, so that results do not depend on free memory). Raises BenchError for an unknown kind or fact.
+    `decode_batch` is the number of images decoded at once (default: `images_per_pass`). Raises BenchError for an unknown kind or fact.
     """
     if facts is None:
         return Autoencoder()

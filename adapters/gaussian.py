@@ -75,11 +75,10 @@ def moments(steps: int, cfg: float, deviation: float, offset: float) -> tuple[fl
     return mean, abs(rho)
 
 
-def closed_form_fid(steps: int, cfg: float, deviation: float, offset: float, dimensions: int) -> float:
-    """Return the FID of the samples against the data, both with balanced labels, in pixel space.
+def fid_of(mean: float, rho: float, deviation: float, offset: float, dimensions: int) -> float:
+    """Return the FID of samples with these `moments` against the data, both with balanced labels, in pixel space.
 
     Both covariances are s^2 I + c^2 e e^T, so they commute: FID is the sum of squared differences of deviations.
     """
-    mean, rho = moments(steps, cfg, deviation, offset)
     along = sqrt(rho**2 + mean**2) - sqrt(deviation**2 + offset**2)
     return (dimensions - 1) * (rho - deviation) ** 2 + along**2

@@ -116,12 +116,23 @@ class Adapter(ABC):
         return [module for module in (self.network, self.guide, decoder) if isinstance(module, nn.Module)]
 
     def randomise(self, seed: int = 0) -> Adapter:
-        """Fill every parameter with small seeded random values (`--random-weights`: speed, memory and tests)."""
+        """Fill every parameter with seeded random values (`--random-weights`: speed, memory and tests).
+
+        Weights keep the variance of what passes through them, 1 / fan-in, and tables of vectors have unit variance, so
+        that labels, times and guidance move the output visibly and no 16-bit format overflows at any published depth.
+        """
         generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            for parameter in module.parameters():
-                values = torch.randn(parameter.shape, generator=generator) * 0.02
-                parameter.data.copy_(1.0 + values if parameter.ndim == 1 and parameter.data.ne(0).all() else values)
+        for network in self.modules():
+            tables = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)}
+            for name, parameter in network.named_parameters():
+                values = torch.randn(parameter.shape, generator=generator)
+                if name.endswith("bias"):
+                    values *= 0.02
+                elif parameter.ndim < 2:  # gains: of norms, of residual branches
+                    values = 1 + 0.02 * values
+                elif name.endswith("weight") and id(parameter) not in tables:
+                    values *= parameter[0].numel() ** -0.5
+                parameter.data.copy_(values)
         return self
 
 

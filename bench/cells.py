@@ -15,8 +15,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -53,25 +54,36 @@ class CellDirectory:
             return None
 
     def assemble(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-        """Join the shards into one memory-mapped array per name (`thumbnails` only from where they are)."""
+        """Join the shards into one memory-mapped array per name (`thumbnails` only from where they are).
+
+        One shard is in memory at a time. Raises BenchError when the disk refuses.
+        """
         total = ranges[-1][1]
-        arrays: dict[str, np.ndarray] = {}
         thumbnails: list[np.ndarray] = []
-        for start, stop in ranges:
-            with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    part = shard.get_tensor(name)
-                    if name == "thumbnails":
-                        thumbnails.append(part)
-                        continue
-                    if name not in arrays:
-                        file = self.path / f"{name}.npy"
-                        arrays[name] = np.lib.format.open_memmap(
-                            file, mode="w+", dtype=part.dtype, shape=(total, *part.shape[1:])
-                        )
-                    arrays[name][start:stop] = part
-        for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]
+        paths: dict[str, Path] = {}
+        try:
+            with ExitStack() as stack:
+                files: dict[str, BinaryIO] = {}
+                for start, stop in ranges:
+                    with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
+                        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                            part = shard.get_tensor(name)
+                            if name == "thumbnails":
+                                thumbnails.append(part)
+                                continue
+                            if name not in files:
+                                paths[name] = self.path / f"{name}.npy"
+                                files[name] = stack.enter_context(paths[name].open("wb"))
+                                shape = (total, *part.shape[1:])
+                                header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
+                                np.lib.format.write_array_header_2_0(files[name], header)
+                            part.tofile(files[name])
+                for file in files.values():
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+        arrays = {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
         if thumbnails:
             arrays["thumbnails"] = np.concatenate(thumbnails)
         return arrays
@@ -96,6 +108,13 @@ class CellDirectory:
         except (OSError, ValueError):
             return None
         return record if "cell" in record else None
+
+    def rename(self, cell_id: str) -> CellDirectory:
+        """Make this the directory of `cell_id`, in place of what was there, and return it."""
+        target = CellDirectory(self.path.parent.parent, cell_id)
+        target.clear()
+        self.path.rename(target.path)
+        return target
 
     def clear(self) -> None:
         """Remove everything measured of this cell."""

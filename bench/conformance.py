@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.adapter import Adapter
 from bench.card import GUIDANCE_KINDS, ModelCard
 from bench.errors import BenchError
+from bench.families import skeleton
 from bench.models import build_adapter
 from bench.noise import PhiloxNoise
 from bench.sampling import Meter
@@ -22,6 +25,11 @@ SAMPLES = 6
 SEED = 11
 SPLIT_TOLERANCE = 1e-3
 """Largest difference between batch splits, in units of [-1, 1]: kernels may round differently, nothing more."""
+VISIBLE = 1e-3
+"""Smallest mean change that counts as one, in standard deviations of the images: far above rounding."""
+BFLOAT16_TOLERANCE = 0.1
+"""Largest root mean square error of bfloat16, in standard deviations of the images: a rounding is 0.2 %, and some
+hundreds of them in series, incoherent, and a few steps stay below this; a lost float32 state or time does not."""
 DRAWS = (
     "randn",
     "rand",
@@ -69,12 +77,15 @@ def check_adapter(
             lambda: _differs(sample(), sample(indices=range(100, 100 + SAMPLES)), "other noise"),
         ),
         ("labels matter", lambda: _labels(sample)),
+        ("steps matter", lambda: _steps(sample)),
         ("guidance 1.0 equals no guidance", lambda: _no_guidance(sample)),
         ("guidance matters where there is any", lambda: _guidance(sample)),
         ("evaluations are counted", lambda: _evaluations(sample)),
         ("draws no random numbers of its own", lambda: _no_draws(sample)),
         ("leaves global state alone", lambda: _global_state(sample)),
         ("refuses what it cannot take", lambda: _refusals(adapter)),
+        ("never waits for the device between steps", lambda: _no_waiting(card)),
+        ("bfloat16 stays close to float32", lambda: _bfloat16(sample)),  # last: it rounds the weights
     ]
     findings = []
     for clause, check in checks:
@@ -93,7 +104,7 @@ class _Sampler:
     def __init__(self, adapter: Adapter, steps: int) -> None:
         self.adapter, self.steps = adapter, steps
         self.labels = torch.arange(SAMPLES) % max(adapter.num_classes, 1)
-        self.nfe = 0.0
+        self.nfe = self.guide_nfe = 0.0
 
     def __call__(
         self,
@@ -108,7 +119,7 @@ class _Sampler:
         meter = Meter(self.adapter)
         with meter.installed():
             images = self.adapter.sample(chosen, steps or self.steps, cfg, noise=noise)
-        self.nfe = meter.rows / len(chosen)
+        self.nfe, self.guide_nfe = meter.rows / len(chosen), meter.guide_rows / len(chosen)
         return images
 
 
@@ -117,6 +128,11 @@ def _smallest_steps(adapter: Adapter) -> int:
         if adapter.unsupported(steps, 1.0) is None:
             return steps
     raise BenchError(f"{adapter.card.name} supports none of 1, 2, 4, 8 steps: name some in supported_steps")
+
+
+def _other_steps(adapter: Adapter, steps: int) -> int | None:
+    known = (1, 2, 4, 8, *(adapter.card.supported_steps or ()))
+    return next((count for count in known if count != steps and adapter.unsupported(count, 1.0) is None), None)
 
 
 def _require(condition: bool, detail: str) -> str:
@@ -154,8 +170,8 @@ def _splits(sample: _Sampler) -> str:
 
 
 def _differs(a: Tensor, b: Tensor, what: str) -> str:
-    change = float((a - b).abs().mean())
-    return _require(change > 0.0, f"mean change {change:.2g} with {what}")
+    change = float((a - b).abs().mean() / a.std())
+    return _require(change > VISIBLE, f"mean change {change:.2g} standard deviations with {what}")
 
 
 def _labels(sample: _Sampler) -> str:
@@ -164,27 +180,43 @@ def _labels(sample: _Sampler) -> str:
     return _differs(sample(), sample(labels=(sample.labels + 1) % sample.adapter.num_classes), "other labels")
 
 
+def _steps(sample: _Sampler) -> str:
+    other = _other_steps(sample.adapter, sample.steps)
+    if other is None:
+        return f"{sample.steps} steps only"
+    return _differs(sample(), sample(steps=other), f"{other} steps instead of {sample.steps}")
+
+
 def _no_guidance(sample: _Sampler) -> str:
     plain = sample(cfg=1.0)
     evaluations = sample.nfe
+    _require(sample.guide_nfe == 0, f"the guide was evaluated {sample.guide_nfe:g} times at cfg 1")
     if sample.adapter.guidance == "none":
         return f"guidance-free, NFE {evaluations:g} at {sample.steps} steps"
     again = sample(cfg=1.0)
     _require(bool(torch.equal(plain, again)), "two calls at cfg 1 differ")
+    if sample.adapter.unsupported(sample.steps, 1.0 + 1e-6) is not None:
+        return f"not guided at {sample.steps} steps, NFE {evaluations:g}"
     limit = sample(cfg=1.0 + 1e-6)
+    guided = sample.nfe + sample.guide_nfe
+    _require(evaluations <= guided, f"NFE {evaluations:g} at cfg 1, {guided:g} with guidance")
     error = float((plain - limit).abs().max())
     return _require(error < 1e-2, f"cfg 1.000001 differs from cfg 1 by {error:.1e}; NFE {evaluations:g} at cfg 1")
 
 
 def _guidance(sample: _Sampler) -> str:
-    card = sample.adapter.card
     if sample.adapter.guidance == "none":
         return "guidance-free"
-    scale = card.guidance.natural if card.guidance.natural != 1.0 else max(card.guidance.range[1], 1.5)
+    scale = _scale(sample.adapter)
     reason = sample.adapter.unsupported(sample.steps, scale)
     if reason is not None:
         return f"not at {sample.steps} steps: {reason}"
     return _differs(sample(cfg=1.0), sample(cfg=scale), f"cfg {scale:g}")
+
+
+def _scale(adapter: Adapter) -> float:
+    guidance = adapter.card.guidance
+    return guidance.natural if guidance.natural != 1.0 else max(guidance.range[1], 1.5)
 
 
 def _evaluations(sample: _Sampler) -> str:
@@ -247,3 +279,53 @@ def _refusals(adapter: Adapter) -> str:
             return "labels out of range and guidance that it lacks are refused"
         raise AssertionError(f"label {int(wrong)} was accepted")
     return "unconditional"
+
+
+def _no_waiting(card: ModelCard) -> str:
+    """Sample on the meta device, whose tensors have no values: whatever reads one on the host raises."""
+    adapter = skeleton(card).to("meta")
+    first = _smallest_steps(adapter)
+    second = _other_steps(adapter, first) or first
+    copies = []
+    for steps in (first, second):
+        noise = PhiloxNoise(SEED, range(SAMPLES), "meta")
+        labels = torch.arange(SAMPLES) % max(adapter.num_classes, 1)
+        cfg = _scale(adapter) if adapter.unsupported(steps, _scale(adapter)) is None else 1.0
+        try:
+            with _Copies() as counter:
+                adapter.sample(labels, steps, cfg, noise=noise)
+        except (RuntimeError, NotImplementedError) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise AssertionError(
+                f"{Path(frame.filename).name}:{frame.lineno} ({frame.line}) needs a value of a device tensor: {error}"
+            ) from error
+        copies.append(counter.copies)
+    _require(copies[0] == copies[1], f"{copies} copies between host and device at {first} and {second} steps")
+    return f"{copies[0]} copies between host and device, at {first} and at {second} steps"
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies between the host and the meta device; on a real one each makes the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        operation, aten = func.overloadpacket, torch.ops.aten
+        if operation in (aten.to, aten._to_copy, aten.copy_):
+            source = args[1] if operation is aten.copy_ else args[0]
+            self.copies += source.device != output.device
+        elif operation is aten.lift_fresh:  # torch.tensor and torch.as_tensor of numbers
+            self.copies += output.device.type == "meta"
+        return output
+
+
+def _bfloat16(sample: _Sampler) -> str:
+    exact = sample()
+    sample.adapter.to(sample.adapter.device, torch.bfloat16)
+    rounded = sample()
+    _require(rounded.dtype == torch.float32, f"returns {rounded.dtype} with bfloat16 weights")
+    error = float((rounded - exact).square().mean().sqrt() / exact.std())
+    return _require(error <= BFLOAT16_TOLERANCE, f"root mean square error {error:.1%} of the standard deviation")

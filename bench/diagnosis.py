@@ -96,7 +96,8 @@ def _protocols() -> list[Finding]:
 
 def _weights() -> list[Finding]:
     cache = FileCache(cache_directory())
-    ready, missing = [], []
+    ready: list[str] = []
+    missing: list[str] = []
     for card in cards().values():
         if card.weights is not None and not card.members:
             complete = all(file.find(cache) is not None for file in model_files(card))

@@ -10,6 +10,7 @@ import torch
 
 from bench.adapter import Adapter
 from bench.card import ModelCard
+from bench.compilation import compile_networks
 from bench.errors import BenchError, unknown
 from bench.families import decoder_of, family_class
 from bench.weights import autoencoder_sources, locate, read_state
@@ -24,12 +25,14 @@ def build_adapter(
     dtype: str = "float32",
     weights: Path | None = None,
     random_weights: bool = False,
+    compile: bool = False,
 ) -> Adapter:
     """Return the adapter of `card`, loaded and on `device`.
 
     Loaded are its network, its `extra_weights` and, for a latent model, its autoencoder with the latents' statistics.
     `weights` replaces the card's own file; `random_weights` fills the networks with seeded noise instead and needs no
-    file at all. Raises BenchError when a file is absent, altered, damaged or of another variant.
+    file at all. `compile` runs the networks through torch.compile. Raises BenchError when a file is absent, altered,
+    damaged or of another variant, and when there is no compiler.
     """
     if card.members:
         names = ", ".join(member.model for member in card.members)
@@ -41,7 +44,8 @@ def build_adapter(
         _load(adapter, card, weights or locate(card.weights, card.name))
     elif weights is not None:
         raise BenchError(f"{card.name} has no weights; leave out --weights")
-    return adapter.to(device, DTYPES[dtype])
+    adapter.to(device, DTYPES[dtype])
+    return compile_networks(adapter) if compile else adapter
 
 
 def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Request:
     """A second seed: every cell is measured on it too, and it alone decides which setting of a model is shown."""
     device: str = "cpu"
     dtype: str = "float32"
+    compile: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     random_weights: bool = False
@@ -64,6 +66,8 @@ class Cell:
     """Why the model cannot take this setting; such a cell becomes a row and is not sampled."""
     selection: bool = False
     """Measured only to choose among settings."""
+    compile: bool = False
+    """Whether torch.compile prepares the network; its kernels round differently."""
 
     @property
     def cell_id(self) -> str:
@@ -86,6 +90,8 @@ class Cell:
             "model": self.model,
             "sampler": self.sampler,
         }
+        if self.compile:
+            identity["compile"] = True
         return digest_of(identity)[:20]
 
     @property
@@ -106,16 +112,20 @@ class Cell:
             words += ["--weights", str(self.weights)]
         if self.random_weights:
             words.append("--random-weights")
+        if self.compile:
+            words.append("--compile")
         return shlex.join([*words, "--fresh"])
 
 
-def make_plan(request: Request, judges_digest: str) -> list[Cell]:
+def make_plan(request: Request, conditions: str) -> list[Cell]:
     """Return the cells of a request in the order they run, without repetitions.
+
+    `conditions` is the digest of judges and reference (`bench.reference.conditions`).
 
     Raises BenchError for unknown models, step counts, scales and settings before anything is sampled.
     """
     protocol = request.protocol
-    measurement = digest_of([protocol.measurement_digest, judges_digest])
+    measurement = digest_of([protocol.measurement_digest, conditions])
     seeds = _seeds(request)
     cells: dict[str, Cell] = {}
     adapters: dict[str, Adapter] = {}
@@ -132,10 +142,10 @@ def make_plan(request: Request, judges_digest: str) -> list[Cell]:
                 if card.name not in adapters:
                     adapters[card.name] = skeleton(card)
                 scales = sweep.cfg if card.guidance.kind != "none" else (1.0,)
-                for cfg in scales:
-                    for seed in seeds:
-                        cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, measurement)
-                        cells.setdefault(cell.cell_id, cell)
+                options = {**sweep.options, **request.options}
+                for cfg, seed in product(scales, seeds):
+                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, measurement)
+                    cells.setdefault(cell.cell_id, cell)
     if not cells:
         raise BenchError(f"protocol '{protocol.name}' names no models; give --model")
     return list(cells.values())
@@ -162,10 +172,10 @@ def _sweeps(request: Request) -> Iterable[Sweep]:
         mine = [sweep for sweep in protocol.sweeps if model in sweep.models]
         if request.steps is not None:
             cfg = request.cfg or _natural_scales(model)
-            yield Sweep((model,), request.steps, cfg)
+            yield Sweep((model,), request.steps, cfg, mine[0].options if mine else {})
         elif mine:
             for sweep in mine:
-                yield Sweep((model,), sweep.steps, request.cfg or sweep.cfg)
+                yield replace(sweep, models=(model,), cfg=request.cfg or sweep.cfg)
         else:
             steps = protocol.sweeps[0].steps if protocol.sweeps else (find_card(model).natural_steps,)
             yield Sweep((model,), steps, request.cfg or _natural_scales(model))
@@ -176,7 +186,15 @@ def _natural_scales(model: str) -> tuple[float, ...]:
 
 
 def _cell(
-    request: Request, name: str, card: ModelCard, adapter: Adapter, steps: int, cfg: float, seed: int, measurement: str
+    request: Request,
+    name: str,
+    card: ModelCard,
+    adapter: Adapter,
+    steps: int,
+    cfg: float,
+    seed: int,
+    options: Mapping[str, Any],
+    measurement: str,
 ) -> Cell:
     protocol = request.protocol
     sampler = request.sampler or protocol.sampler
@@ -186,8 +204,8 @@ def _cell(
         steps=steps,
         cfg=cfg,
         sampler=sampler,
-        settings=adapter.resolve_settings(steps, sampler, request.options),
-        options=dict(request.options),
+        settings=adapter.resolve_settings(steps, sampler, options),
+        options=dict(options),
         dtype=request.dtype,
         seed=seed,
         num_samples=request.num_samples or protocol.num_samples,
@@ -198,6 +216,7 @@ def _cell(
         measurement=measurement,
         unsupported=adapter.unsupported(steps, cfg),
         selection=seed == request.select_on,
+        compile=request.compile,
     )
 
 

@@ -127,6 +127,11 @@ def judges_digest(judges: Mapping[str, Judge]) -> str:
     return digest_of({name: judge.digest for name, judge in judges.items()})
 
 
+def conditions(judges: Mapping[str, Judge], reference: Reference) -> str:
+    """Return the digest of what judges samples and of what they are held against: part of every cell's identity."""
+    return digest_of([judges_digest(judges), reference.digest])
+
+
 def build_command(protocol: Protocol) -> str:
     """Return the command that builds the protocol's reference."""
     data = "FILE.npz" if protocol.reference["kind"] in ("npz", "statistics") else "DIR"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from bench.errors import BenchError
 from bench.judges.base import Judge
@@ -148,17 +149,18 @@ class _Build:
         self.request, self.source, self.statistics, self.progress = request, source, statistics, progress
         self.settings = [source.kind, request.chosen_resize, request.protocol.resolution, source.decoder, FORMAT]
         self.home = references_directory() / request.name
-        key = digest_of([source.listing, self.settings, request.skip_unreadable, sorted(j.digest for j in judges)])
+        key = digest_of([source.listing, self.settings, sorted(judge.digest for judge in judges)])
         self.partial = self.home / f"{key[:20]}.partial"
         self.judges = list(judges)
         self.faults: list[Fault] = []
+        self.data = ""
 
     def run(self) -> BuildResult:
         """Judge what is not judged yet and store it."""
         built = built_references(self.request.name)
         there = {} if self.request.fresh else {e.facts["judge_digest"]: e for e in built if self._same(e)}
         missing = [judge for judge in self.judges if judge.digest not in there]
-        with _disk(self.home):
+        with _disk(self.home), _alone(self.home):
             if self.request.fresh:
                 shutil.rmtree(self.partial, ignore_errors=True)
             if missing:
@@ -172,41 +174,54 @@ class _Build:
         return facts["listing"] == self.source.listing and facts["settings"] == self.settings
 
     def _judge(self, judges: Sequence[Judge]) -> None:
+        """Judge every image that is not judged yet, batch by batch; whatever batch was finished stays on disk."""
         self.partial.mkdir(parents=True, exist_ok=True)
         state = _read_json(self.partial / "progress.json")
-        arrays_there = all((self.partial / f"{judge.digest[:20]}.json").exists() for judge in judges)
-        done = int(state.get("done", 0)) if arrays_there else 0
-        self.faults = [Fault(*fault) for fault in state.get("faults", [])] if done else []
+        complete = all(self._outputs_path(judge).exists() for judge in judges)
+        done = int(state.get("done", 0)) if complete else 0
+        self.faults = self._checked([Fault(*fault) for fault in state.get("faults", [])]) if done else []
         self.progress.begin(len(self.source), done)
         if done:
             self.progress.say(f"continuing after {done:,} of {len(self.source):,} images")
-        hashes = self._array("hashes", (32,), np.dtype(np.uint8), continued=done > 0)
-        arrays: dict[tuple[str, str], np.memmap] = {}
+        arrays: dict[str, np.memmap] = {}
+
+        def array(stem: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+            if stem not in arrays:
+                arrays[stem] = self._array(stem, shape, np.dtype(dtype), continued=done > 0)
+            return arrays[stem]
+
         for batch in self.source.batches(done, BATCH):
-            for fault in batch.faults:
-                if not self.request.skip_unreadable:
-                    raise BenchError(f"{fault.reason}, or leave such files out with --skip-unreadable")
-                self.progress.say(f"left out: {fault.reason.removesuffix('; replace or remove it')}")
+            self.faults += self._checked(batch.faults)
+            array("hashes", (32,), np.uint8)[batch.start : batch.stop] = batch.sha256
             labels = torch.zeros(len(batch.places), dtype=torch.int64)
             for judge in judges if len(batch.places) else []:
-                outputs = {key: value for key, value in judge(batch.images, labels).items() if key in OUTPUTS}
+                outputs = {key: values for key, values in judge(batch.images, labels).items() if key in OUTPUTS}
                 for output, values in outputs.items():
-                    place = (judge.digest, output)
-                    if place not in arrays:
-                        stem = f"{judge.digest[:20]}.{output}"
-                        arrays[place] = self._array(stem, tuple(values.shape[1:]), np.dtype(np.float32), done > 0)
-                    arrays[place][batch.places] = values.cpu().numpy()
-                if not (self.partial / f"{judge.digest[:20]}.json").exists():
-                    _write_json(self.partial / f"{judge.digest[:20]}.json", sorted(outputs))
-            hashes[batch.start : batch.stop] = batch.sha256
-            for array in (hashes, *arrays.values()):
-                array.flush()
-            self.faults += batch.faults
-            done = batch.stop
-            _write_json(self.partial / "progress.json", {"done": done, "faults": self.faults})
+                    rows = array(f"{judge.digest[:20]}.{output}", tuple(values.shape[1:]), np.float32)
+                    rows[batch.places] = values.cpu().numpy()
+                if not self._outputs_path(judge).exists():
+                    _write_json(self._outputs_path(judge), sorted(outputs))
+            for rows in arrays.values():
+                rows.flush()
+            _write_json(self.partial / "progress.json", {"done": batch.stop, "faults": self.faults})
             self.progress.advance(batch.stop - batch.start)
-        if len(self.faults) > len(self.source) - 2:
+        if len(self.source) - len(self.faults) < 2:
             raise BenchError(f"{self.request.data}: {len(self.faults)} of {len(self.source)} images cannot be read")
+
+    def _checked(self, faults: list[Fault]) -> list[Fault]:
+        """Return unreadable images that may be left out, telling each; raise for the first that may not."""
+        for fault in faults:
+            if not self.request.skip_unreadable:
+                raise BenchError(
+                    f"{self.source.root / fault.name}: {fault.reason}; replace it, or leave such files out with "
+                    "--skip-unreadable"
+                )
+            self.progress.say(f"left out: {fault.name}: {fault.reason}")
+        return faults
+
+    def _outputs_path(self, judge: Judge) -> Path:
+        """Return the file that lists what a judge gives; it is there once the judge's first batch is."""
+        return self.partial / f"{judge.digest[:20]}.json"
 
     def _array(self, stem: str, shape: tuple[int, ...], dtype: np.dtype, continued: bool) -> np.memmap:
         path = self.partial / f"{stem}.npy"
@@ -218,9 +233,9 @@ class _Build:
         """Move what one judge said to its place, without the rows of unreadable images, and add its moments."""
         faulty = {fault.place for fault in self.faults}
         kept = np.array([place for place in range(len(self.source)) if place not in faulty], dtype=np.int64)
-        outputs = json.loads((self.partial / f"{judge.digest[:20]}.json").read_text(encoding="utf-8"))
+        outputs = json.loads(self._outputs_path(judge).read_text(encoding="utf-8"))
         hashes = np.load(self.partial / "hashes.npy", mmap_mode="r", allow_pickle=False)
-        data = self.source.content(hashes)
+        data = self._content(hashes)
         temporary = _temporary(self.home)
         taken_over = {}
         for output in outputs:
@@ -247,6 +262,12 @@ class _Build:
             facts["names_digest"] = digest_of(list(self.request.protocol.class_names))
         facts["digest"] = digest_of([data, self.settings, judge.digest, sorted(faulty), sorted(taken_over)])
         return _publish(temporary, self.home, facts)
+
+    def _content(self, hashes: np.ndarray) -> str:
+        """Return the digest of the set's content, read once for all judges."""
+        if not self.data:
+            self.data = self.source.content(hashes)
+        return self.data
 
     def _moments(
         self, judge: Judge, output: str, features: np.ndarray
@@ -325,7 +346,7 @@ def _facts(request: BuildRequest, judge: Judge, kind: str, data: str, n: int, ou
         "kind": kind,
         "n": n,
         "data": data,
-        "source": str(request.data),
+        "source": request.data.name,
         "resize": request.chosen_resize,
         "resolution": request.protocol.resolution,
         "judge": judge.name,
@@ -383,6 +404,17 @@ def _write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Keep other processes from building the same reference at the same time."""
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home / "build.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BenchError(f"reference '{home.name}' is being built by another process; wait for it") from error
 
 
 @contextmanager

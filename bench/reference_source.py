@@ -108,6 +108,7 @@ class ReferenceSource(ABC):
 
     Attributes:
         kind: kind of data set.
+        root: the folder or archive.
         labels: int64 [N] or None.
         listing: digest of names, sizes and times of the files: tells whether an interrupted build still fits.
         decoder: what turned files into pixels, for the record.
@@ -115,6 +116,7 @@ class ReferenceSource(ABC):
     """
 
     kind: str
+    root: Path
     labels: np.ndarray | None
     listing: str
     decoder: str
@@ -138,7 +140,7 @@ class FolderSource(ReferenceSource):
 
     def __init__(self, images: ImageSet, size: int, policy: str, workers: int) -> None:
         self.images, self.size, self.policy, self.workers = images, size, policy, workers
-        self.kind, self.labels, self.left_out = images.kind, images.labels, images.left_out
+        self.kind, self.root, self.labels, self.left_out = images.kind, images.root, images.labels, images.left_out
         self.decoder = library_version("pillow")
         entries = [(file.as_posix(), _size_and_time(images.root / file)) for file in images.files]
         self.listing = digest_of([images.kind, entries, None if self.labels is None else self.labels.tolist()])
@@ -171,9 +173,10 @@ class FolderSource(ReferenceSource):
                 sha256 = hashlib.file_digest(stream, "sha256").digest()
             pixels = read_rgb(path)
         except BenchError as error:
-            return sha256, str(error)
+            reason = str(error).removeprefix(f"{path}: ").partition("; ")[0]
+            return sha256, reason.replace(str(path), file.name)
         except OSError as error:
-            return sha256, f"{path}: cannot be read ({error.strerror}); replace or remove it"
+            return sha256, f"cannot be read ({error.strerror})"
         image = cut(pixels, self.size, self.policy)
         if image.shape[:2] != (self.size, self.size):
             raise BenchError(
@@ -208,7 +211,7 @@ class ArchiveSource(ReferenceSource):
     """The images of an `.npz` (`arr_0`), read piece by piece."""
 
     def __init__(self, path: Path, size: int, policy: str) -> None:
-        self.kind, self.path, self.size, self.policy = "npz", path, size, policy
+        self.kind, self.root, self.size, self.policy = "npz", path, size, policy
         self.archive = ImageArchive(path)
         height, width = self.archive.shape[1:3]
         if policy == "none" and (height, width) != (size, size):
@@ -235,7 +238,7 @@ class ArchiveSource(ReferenceSource):
 
     def content(self, sha256: np.ndarray) -> str:
         """Return the sha256 of the archive."""
-        with self.path.open("rb") as stream:
+        with self.root.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

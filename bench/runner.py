@@ -15,6 +15,7 @@ from typing import Protocol as Interface
 import numpy as np
 
 from bench.cells import CellDirectory, disk_error
+from bench.compilation import check_compiler
 from bench.errors import BenchError
 from bench.executors import Executor, open_executor
 from bench.judges.base import JudgeSpec, missing_files
@@ -23,7 +24,7 @@ from bench.measuring import Context, cell_record, model_row, timestamp
 from bench.plan import Cell, Request, make_plan
 from bench.provenance import run_record
 from bench.ranking import rank_all
-from bench.reference import build_command, built_references, judges_digest, prepare_reference
+from bench.reference import build_command, built_references, conditions, prepare_reference
 from bench.sampling import CellFailure
 from bench.weights import FileCache, cache_directory, model_files
 from bench.worker import idle_task, load_judges, measure_task, sample_task
@@ -108,7 +109,7 @@ def run(
             run=run_record(arguments, request.device, threads),
             device=request.device,
         )
-        cells = make_plan(request, judges_digest(judges))
+        cells = make_plan(request, conditions(judges, reference))
         summary = Summary(database)
         work = _sort(cells, context, runs, fresh, summary)
         ahead = [(item.cell.steps, stop - start) for item in work for start, stop in item.missing]
@@ -127,6 +128,8 @@ def run(
 
 def preflight(request: Request, runs: Path, database: Path) -> None:
     """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
+    if request.compile:
+        check_compiler(request.device)
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / f".write-{os.getpid()}"
@@ -139,11 +142,21 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
         raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
     with connect(database, write=True, retry=True):
         pass
-    for name, file in _judge_files(request.protocol):
+    protocol = request.protocol
+    for name, file in _judge_files(protocol):
         raise BenchError(
-            f"judge '{name}' of protocol '{request.protocol.name}' lacks {file}; "
-            "fetch it with 'bench weights fetch judges'"
+            f"judge '{name}' of protocol '{protocol.name}' lacks {file}; fetch it with 'bench weights fetch judges'"
         )
+    if _lacks_reference(protocol):
+        raise BenchError(
+            f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
+            f"{build_command(protocol)}"
+        )
+
+
+def _lacks_reference(protocol: Protocol) -> bool:
+    facts = protocol.reference
+    return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
 
 
 def missing(request: Request) -> list[str]:
@@ -152,9 +165,8 @@ def missing(request: Request) -> list[str]:
     absent = [
         f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'" for name, file in _judge_files(protocol)
     ]
-    reference = protocol.reference
-    if "source" not in reference and reference.get("kind") != "none" and not built_references(str(reference["name"])):
-        absent.append(f"reference '{reference['name']}': {build_command(protocol)}")
+    if _lacks_reference(protocol):
+        absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
     if request.random_weights or request.weights is not None:
         return absent
     cache = FileCache(cache_directory())
@@ -316,7 +328,7 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
         "cfg": cell.cfg,
         "sampler": cell.sampler,
         "settings": dict(cell.settings),
-        "options": dict(cell.options),
+        "options": {**cell.options, **({"compile": True} if cell.compile else {})},
         "dtype": cell.dtype,
         "seed": cell.seed,
         "num_samples": cell.num_samples,

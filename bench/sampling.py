@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,10 @@ class Meter:
                 handle.remove()
 
     def _count(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.rows += _batch_rows(output)
+        self.rows += batch_rows(output)
 
     def _count_guide(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.guide_rows += _batch_rows(output)
+        self.guide_rows += batch_rows(output)
 
     def _timed(self, decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def timed(latents: Tensor) -> Tensor:
@@ -74,7 +75,8 @@ class Meter:
         return timed
 
 
-def _batch_rows(output: Any) -> int:
+def batch_rows(output: Any) -> int:
+    """Return the batch size of a network's output: of the tensor, or of the first of several."""
     first = output[0] if isinstance(output, (tuple, list)) else output
     return int(first.shape[0])
 
@@ -104,29 +106,30 @@ def sample_shard(
     thumbnails: list[np.ndarray] = []
     facts = {"start": start, "stop": stop, "batch_size": cell.batch_size, "judge_seconds": 0.0}
     sample_seconds = timed_seconds = 0.0
-    timed_samples = 0
+    timed_samples = peak = 0
     meter = Meter(adapter)
     warm = getattr(adapter, "warmed_up", None)
     with meter.installed():
         for first in range(start, stop, cell.batch_size):
             last = min(first + cell.batch_size, stop)
             batch_labels = torch.from_numpy(labels[first:last])
+            memory = PeakMemory(adapter)
             began = clock(adapter.device)
             images = _checked_sample(cell, adapter, batch_labels, first, last, protocol.resolution)
             seconds = clock(adapter.device) - began
             sample_seconds += seconds
+            peak = max(peak, memory.read())
             if warm == (cell.cell_id, last - first):
                 timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
             warm = (cell.cell_id, last - first)
             began = clock(adapter.device)
             pixels = quantise(images, protocol.quantise, protocol.levels)
-            for name, judge in judges.items():
-                for key, values in judge(pixels, batch_labels.to(pixels.device)).items():
-                    parts.setdefault(f"{name}.{key}", []).append(values.cpu().numpy())
+            for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device)).items():
+                parts.setdefault(name, []).append(values)
             facts["judge_seconds"] += clock(adapter.device) - began
             if first < protocol.thumbnails:
                 kept = pixels[: protocol.thumbnails - first].cpu()
-                thumbnails.append(_shrink(kept).numpy())
+                thumbnails.append(shrink(kept).numpy())
     adapter.warmed_up = warm  # type: ignore[attr-defined]
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     if thumbnails:
@@ -138,7 +141,7 @@ def sample_shard(
         "network_seconds": sample_seconds - meter.decode_seconds,
         "timed_seconds": timed_seconds,
         "timed_samples": timed_samples,
-        "peak_memory": peak_memory(adapter.device),
+        "peak_memory": peak,
     }
     return arrays, facts
 
@@ -163,7 +166,13 @@ def _checked_sample(cell: Cell, adapter: Adapter, labels: Tensor, first: int, la
     return images
 
 
-def _shrink(pixels: Tensor) -> Tensor:
+def judge_batch(judges: Mapping[str, Judge], pixels: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Return what each judge says of uint8 `pixels` [B, 3, H, W], as `<judge>.<name>` [B, ...]: one pass a judge."""
+    judged = {name: judge(pixels, labels) for name, judge in judges.items()}
+    return {f"{name}.{key}": values.cpu().numpy() for name, said in judged.items() for key, values in said.items()}
+
+
+def shrink(pixels: Tensor) -> Tensor:
     """Return the images no larger than a thumbnail, by averaging whole squares of pixels."""
     factor = -(-pixels.shape[-1] // THUMBNAIL_SIDE)
     if factor == 1:
@@ -171,10 +180,33 @@ def _shrink(pixels: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(pixels.float(), factor).round().byte()
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: allocated on the accelerator, resident in this process otherwise."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
+class PeakMemory:
+    """The most memory in use from its making to `read`, in bytes.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    On an accelerator the model's own: its weights and what sampling allocates besides. On a processor all that is
+    resident in this process, libraries and judges included.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.device = adapter.device
+        self.others = 0
+        if self.device.type == "cuda":
+            tensors = [t for module in adapter.modules() for t in (*module.parameters(), *module.buffers())]
+            own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.others = max(0, torch.cuda.memory_allocated(self.device) - own)
+        else:
+            # Linux forgets the process's peak on this; elsewhere the peak of its whole life stands in.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def read(self) -> int:
+        """Return the peak so far."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device)) - self.others
+        with suppress(OSError, StopIteration):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from bench.cells import CellDirectory
 from bench.errors import BenchError, unknown
+from bench.judges.base import Judge
 from bench.judges.images import ImageSource, open_images
 from bench.measuring import (
     Context,
@@ -24,13 +27,15 @@ from bench.measuring import (
 from bench.plan import Request
 from bench.provenance import run_record, typed_command
 from bench.ranking import rank_all
-from bench.reference import judges_digest, prepare_reference
-from bench.runner import index_cells, preflight
+from bench.reference import conditions, prepare_reference
+from bench.runner import index_cells, preflight, shard_ranges
+from bench.sampling import judge_batch, shrink
 from bench.worker import load_judges
 from protocols import Protocol
 from protocols.schema import digest_of
 
-BATCH = 250
+BATCH = 64
+"""Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""
 
 
 def score_images(
@@ -48,27 +53,6 @@ def score_images(
     images = open_images(source)
     all_labels = _labels(images, protocol)
     used = {key: judge for key, judge in judges.items() if all_labels is not None or not judge.reads_prompts}
-    parts: dict[str, list[np.ndarray]] = {}
-    thumbnails: list[np.ndarray] = []
-    content = hashlib.sha256()
-    done = 0
-    for pixels, _ in images.batches(BATCH):
-        if pixels.shape[2:] != (protocol.resolution, protocol.resolution):
-            raise BenchError(
-                f"{source}: images of {pixels.shape[3]}x{pixels.shape[2]} pixels, protocol '{protocol.name}' judges "
-                f"{protocol.resolution}x{protocol.resolution}; resize them first or choose another with --protocol"
-            )
-        content.update(pixels.numpy().tobytes())
-        labels = torch.zeros(len(pixels), dtype=torch.int64)
-        if all_labels is not None:
-            labels = torch.from_numpy(all_labels[done : done + len(pixels)])
-        done += len(pixels)
-        for key, judge in used.items():
-            for output, values in judge(pixels, labels).items():
-                parts.setdefault(f"{key}.{output}", []).append(values.cpu().numpy())
-        wanted = protocol.thumbnails - sum(map(len, thumbnails))
-        if wanted > 0:
-            thumbnails.append(pixels[:wanted].numpy())
     context = Context(
         protocol=protocol,
         reference=reference,
@@ -76,21 +60,68 @@ def score_images(
         run=run_record(typed_command(), device, torch.get_num_threads()),
         device=device,
     )
-    arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    measured = measure_arrays(context, arrays, all_labels)
-    cell_id = digest_of(["images", content.hexdigest(), name, context.judge_digests, protocol.measurement_digest])[:20]
-    row = _row(context, cell_id, name, len(images), content.hexdigest(), nfe, judges_digest(judges), source)
+    ranges = shard_ranges(len(images), BATCH)
+    directory = CellDirectory(runs, f"scoring-{uuid.uuid4().hex[:12]}")  # named when the images are known
+    try:
+        content = _judge_images(images, protocol, used, all_labels, device, directory, ranges)
+        arrays = directory.assemble(ranges)
+        directory.remove_shards()
+        thumbnails = arrays.pop("thumbnails", None)
+        measured = measure_arrays(context, arrays, all_labels)
+        identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
+        cell_id = digest_of(identity)[:20]
+        directory = directory.rename(cell_id)
+    except BaseException:
+        directory.clear()
+        raise
+    row = _row(context, cell_id, name, len(images), content, nfe, conditions(judges, reference), source)
     rows = {
         "metrics": metric_rows(context, measured),
         "skipped_metrics": [{"metric": skipped.name, "reason": skipped.reason} for skipped in measured.skipped],
         "per_class": per_class_rows(protocol, measured),
-        "thumbnails": thumbnail_rows(protocol, np.concatenate(thumbnails), all_labels) if thumbnails else [],
+        "thumbnails": [] if thumbnails is None else thumbnail_rows(protocol, thumbnails, all_labels),
     }
-    directory = CellDirectory(runs, cell_id)
     directory.write_result(cell_record(context, row, rows))
     index_cells(database, [directory])
     rank_all(database)
     return cell_id
+
+
+def _judge_images(
+    images: ImageSource,
+    protocol: Protocol,
+    judges: Mapping[str, Judge],
+    all_labels: np.ndarray | None,
+    device: str,
+    directory: CellDirectory,
+    ranges: list[tuple[int, int]],
+) -> str:
+    """Judge the images in order, write a shard for each range and return the SHA-256 of all pixels."""
+    content = hashlib.sha256()
+    ends = {stop: start for start, stop in ranges}
+    parts: dict[str, list[np.ndarray]] = {}
+    last = 0
+    for pixels, _ in images.batches(BATCH):
+        if pixels.shape[2:] != (protocol.resolution, protocol.resolution):
+            raise BenchError(
+                f"{images.path}: images of {pixels.shape[3]}x{pixels.shape[2]} pixels, protocol '{protocol.name}' "
+                f"judges {protocol.resolution}x{protocol.resolution}; resize them first or choose another with "
+                "--protocol"
+            )
+        content.update(pixels.numpy().data)
+        first, last = last, last + len(pixels)
+        labels = torch.zeros(len(pixels), dtype=torch.int64)
+        if all_labels is not None:
+            labels = torch.from_numpy(all_labels[first:last])
+        for name, values in judge_batch(judges, pixels.to(device), labels.to(device)).items():
+            parts.setdefault(name, []).append(values)
+        if first < protocol.thumbnails:
+            parts.setdefault("thumbnails", []).append(shrink(pixels[: protocol.thumbnails - first]).numpy())
+        if last in ends:
+            arrays = {name: np.concatenate(values) for name, values in parts.items()}
+            directory.write_shard(ends[last], last, arrays, {"start": ends[last], "stop": last})
+            parts = {}
+    return content.hexdigest()
 
 
 def _labels(images: ImageSource, protocol: Protocol) -> np.ndarray | None:
@@ -124,11 +155,11 @@ def _row(
     count: int,
     content: str,
     nfe: float | None,
-    judges: str,
+    measured_under: str,
     source: Path,
 ) -> dict[str, Any]:
     protocol = context.protocol
-    measurement = digest_of([protocol.measurement_digest, judges])
+    measurement = digest_of([protocol.measurement_digest, measured_under])
     comparable = [measurement, context.reference.digest, count, protocol.seed, dict(protocol.composite)]
     return {
         "cell_id": cell_id,

@@ -12,15 +12,15 @@ import torch
 
 from bench.adapter import Adapter
 from bench.cells import CellDirectory
+from bench.costs import sample_costs
 from bench.judges.base import Judge, JudgeSpec, load_judge
+from bench.judges.precision import full_precision
 from bench.measuring import Context, cell_record, cost_facts, finish_rows, model_row, timestamp
 from bench.models import build_adapter
 from bench.plan import Cell
 from bench.sampling import CellFailure, sample_shard
 from bench.weights import cache_directory
 from protocols import Protocol
-
-LATENCY_REPEATS = 3
 
 _judges: dict[str, Mapping[str, Judge]] = {}
 _adapters: dict[tuple[str, ...], Adapter] = {}
@@ -50,12 +50,14 @@ def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
 
 def load_cell_adapter(cell: Cell, device: str) -> Adapter:
     """Return the adapter of a cell on `device`; the last one stays loaded."""
-    key = (cell.card.name, str(cell.weights), str(cell.weights_sha256), str(cell.random_weights), cell.dtype, device)
+    facts = (cell.weights, cell.weights_sha256, cell.random_weights, cell.compile)
+    key = (cell.card.name, *map(str, facts), cell.dtype, device)
     if key not in _adapters:
         _adapters.clear()
         _adapters[key] = build_adapter(
-            cell.card, device=device, dtype=cell.dtype, weights=cell.weights, random_weights=cell.random_weights
-        )
+            cell.card, device=device, dtype=cell.dtype, weights=cell.weights, random_weights=cell.random_weights,
+            compile=cell.compile,
+        )  # fmt: skip
     return _adapters[key]
 
 
@@ -67,7 +69,8 @@ def sample_task(
     judges = load_judges(context.protocol, context.device)
     adapter = load_cell_adapter(cell, context.device)
     try:
-        arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
+        with full_precision():
+            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
     except CellFailure as failure:
         return failure
     CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
@@ -83,31 +86,21 @@ def measure_task(
     facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
     adapter = load_cell_adapter(cell, context.device)
     rows = finish_rows(context, directory, ranges, labels)
+    cost = cost_facts(facts, cell.num_samples)
+    with full_precision():
+        alone = sample_costs(cell, adapter, labels)
     cell_row = {
         **row,
         "status": "done",
         "reason": None,
-        **cost_facts(facts, cell.num_samples),
+        **cost,
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
-        "latency_seconds": latency(cell, adapter, labels),
+        "latency_seconds": alone.latency_seconds,
+        "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
         "finished": timestamp(),
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
     directory.remove_shards()
-
-
-def latency(cell: Cell, adapter: Adapter, labels: np.ndarray) -> float:
-    """Return the median seconds of one image at batch 1, after one warm-up."""
-    from bench.noise import PhiloxNoise
-    from bench.sampling import clock
-
-    label = torch.from_numpy(labels[:1])
-    seconds = []
-    for _ in range(1 + LATENCY_REPEATS):
-        began = clock(adapter.device)
-        adapter.sample(label, cell.steps, cell.cfg, noise=PhiloxNoise(cell.seed, [0], adapter.device), **cell.settings)
-        seconds.append(clock(adapter.device) - began)
-    return float(np.median(seconds[1:]))
 
 
 def idle_task() -> float:

@@ -101,9 +101,11 @@ class _NoMemory(NoiseSource):
 
 
 def _nfe(card: ModelCard) -> str:
-    """Return the evaluations per image at the natural setting, counted on the meta device."""
+    """Return the evaluations per image at the natural setting: networks are counted, not computed."""
     card = find_card(card.member(card.natural_steps)) if card.members else card
-    adapter = skeleton(card)
+    adapter = skeleton(card).to("meta")
+    for network in filter(None, (adapter.network, adapter.guide)):
+        network.forward = lambda x, *conditions, **named: x
     meter = Meter(adapter)
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     settings = adapter.resolve_settings(card.natural_steps)

@@ -31,6 +31,8 @@ class Sweep:
     steps: tuple[int, ...]
     cfg: tuple[float, ...] = (1.0,)
     """Guidance scales; models without inference-time guidance get one cell per step count."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Sampler settings of these cells, as `--option` gives them."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +273,9 @@ def _sweep(table: _Table) -> Sweep:
         raise table.error("steps", f"must be a list of positive integers, found {steps!r}")
     if not isinstance(cfg, list) or not all(type(w) in (int, float) and math.isfinite(w) for w in cfg) or not cfg:
         raise table.error("cfg", f"must be a list of numbers, found {cfg!r}")
-    table.only({"models", "steps", "cfg"})
-    return Sweep(tuple(table.text_list("models")), tuple(steps), tuple(float(w) for w in cfg))
+    table.only({"models", "steps", "cfg", "options"})
+    options = table.table_at("options", optional=True).values
+    return Sweep(tuple(table.text_list("models")), tuple(steps), tuple(float(w) for w in cfg), options)
 
 
 class _Table:

@@ -45,6 +45,7 @@ def run(
     sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain [the protocol's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile, on CUDA with CUDA graphs.")] = False,
     option: Annotated[list[str] | None, typer.Option(help="Sampler setting, key=value; may be repeated.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights: speed only, never ranked.")] = False,
@@ -78,6 +79,7 @@ def run(
         select_on=select_on,
         device=parse_device(device),
         dtype=parse_dtype(dtype),
+        compile=compile,
         options=parse_options(option or []),
         weights=weights,
         random_weights=random_weights,
@@ -106,7 +108,7 @@ def _print_plan(request: Request, runs: Path) -> None:
     from bench.cells import CellDirectory
     from bench.cli.output import plain_table
     from bench.plan import make_plan
-    from bench.reference import judges_digest
+    from bench.reference import conditions, prepare_reference
     from bench.runner import missing
     from bench.worker import load_judges
 
@@ -114,7 +116,8 @@ def _print_plan(request: Request, runs: Path) -> None:
     if absent:
         cells = make_plan(replace(request, random_weights=True), "")
     else:
-        cells = make_plan(request, judges_digest(load_judges(request.protocol, "cpu")))
+        judges = load_judges(request.protocol, "cpu")
+        cells = make_plan(request, conditions(judges, prepare_reference(request.protocol, judges, runs)))
     rows = []
     for cell in cells:
         record = None if absent else CellDirectory(runs, cell.cell_id).read_result()

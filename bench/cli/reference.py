@@ -129,12 +129,12 @@ def _judges(asked: list[Protocol], device: str) -> list[Any]:
 
 
 def _print_left_out(out: Console, facts: Mapping[str, Any]) -> None:
-    lines = [f"left out: {entry['reason']}" for entry in facts["skipped"]]
-    lines += [f"passed over: {entry['name']} {entry['reason']}" for entry in facts["left_out"]]
-    for line in lines[:SHOWN]:
-        out.print(line, markup=False)
-    if len(lines) > SHOWN:
-        out.print(f"and {len(lines) - SHOWN} more, all in facts.json")
+    if facts["skipped"]:
+        out.print(f"{len(facts['skipped'])} unreadable images left out, listed in facts.json")
+    for entry in facts["left_out"][:SHOWN]:
+        out.print(f"passed over: {entry['name']} {entry['reason']}", markup=False)
+    if len(facts["left_out"]) > SHOWN:
+        out.print(f"passed over: {len(facts['left_out']) - SHOWN} more, listed in facts.json")
 
 
 class BuildProgress:

@@ -37,6 +37,7 @@ TORCH_WEIGHT_LIMIT = 2**15
 FLOAT_BITS = 24
 PIXEL_BITS = 8
 CHUNK_ELEMENTS = 2**26
+CHUNK_ELEMENTS_CPU = 2**20  # intermediate results then stay in the processor's cache
 
 
 class Kernel(NamedTuple):
@@ -178,8 +179,10 @@ def _in_chunks(images: Tensor, size: tuple[int, int], resample: Callable[[Tensor
     """Apply `resample` to so many images at a time that its intermediates stay bounded."""
     height, width = images.shape[-2:]
     elements = 3 * max(height, size[0]) * max(width, size[1])
+    limit = CHUNK_ELEMENTS_CPU if images.device.type == "cpu" else CHUNK_ELEMENTS
+    count = max(1, limit // elements)
     with full_precision():
-        return torch.cat([resample(chunk) for chunk in images.split(max(1, CHUNK_ELEMENTS // elements))])
+        return torch.cat([resample(chunk) for chunk in images.split(count)])
 
 
 def pillow_resize(images: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:

@@ -333,7 +333,8 @@ def _agreement(cell: _Cell) -> np.ndarray:
     classes = cell.options["num_classes"] or int(np.max(cell.labels)) + 1
     if logits.shape[1] != classes:
         raise _Unavailable(f"the judge has {logits.shape[1]} classes, the labels {classes}; they cannot be compared")
-    return (np.argmax(logits, axis=1) == cell.labels).astype(np.float64)
+    named = np.concatenate([np.argmax(block, axis=1) for block in row_blocks(logits)])
+    return (named == cell.labels).astype(np.float64)
 
 
 def _means_without(values: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:

@@ -11,6 +11,7 @@ factor of a reference's covariance, or its centred samples themselves where thos
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,21 @@ def row_blocks(features: np.ndarray, rows: int = ROWS) -> Iterator[np.ndarray]:
     """Yield consecutive blocks of at most `rows` rows of `features` [n, d] as float64."""
     for start in range(0, len(features), rows):
         yield np.asarray(features[start : start + rows], dtype=np.float64)
+        release(features)
+
+
+def release(features: np.ndarray) -> None:
+    """Take what was read of a memory map out of this process (it stays in the system's cache); else do nothing."""
+    if isinstance(features, np.memmap) and features.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped: mmap.mmap = features._mmap  # type: ignore[attr-defined]
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def rows_of(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a copy of the chosen `rows` (int [m]) of `features`, [m, d] in its own dtype."""
+    chosen = np.array(features[rows], subok=False)
+    release(features)
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +107,27 @@ class Moments:
         return (covariance + covariance.T) / 2
 
 
+class _ProjectedSums(NamedTuple):
+    """What the distance from a set to a reference takes, of x = sample - mu; leaving a block out costs no d^3 product.
+
+    Attributes:
+        n: number of samples.
+        sum: sum of x, [d].
+        squares: sum of |x|^2.
+        outer: sum of (L^T x)(L^T x)^T, [r, r].
+    """
+
+    n: int
+    sum: np.ndarray
+    squares: float
+    outer: np.ndarray
+
+    def without(self, part: _ProjectedSums) -> _ProjectedSums:
+        return _ProjectedSums(
+            self.n - part.n, self.sum - part.sum, self.squares - part.squares, self.outer - part.outer
+        )
+
+
 class FrechetReference:
     """One side of the distance, with the factor of its covariance computed once and shared by every distance to it."""
 
@@ -155,26 +192,47 @@ class FrechetReference:
         """
         count = int(blocks.max()) + 1
         members = [np.flatnonzero(blocks == k) for k in range(count)]
-        whole = Moments.of(features, shift=self.mu)
-        if whole.n - max(map(len, members)) > features.shape[1]:
-            left = (self.distance(whole - Moments.of(features[rows], shift=self.mu)) for rows in members)
-            return self.distance(whole), np.array(list(left))
+        if len(features) - max(map(len, members)) > features.shape[1]:
+            all_sums = self._sums(features)
+            rest = (all_sums.without(self._sums(rows_of(features, rows))) for rows in members)
+            return self._distance(all_sums), np.array([self._distance(sums) for sums in rest])
 
         # Few samples: eigenvalues of the centred Gram matrix of B L. Centring makes the smallest one exactly zero, and
         # the root of its rounding error is the only thing that would spoil the value, so it is dropped.
-        projected = (np.asarray(features, dtype=np.float64) - self.mu) @ self.root
+        x = np.asarray(features, dtype=np.float64) - self.mu
+        projected = x @ self.root
         gram = projected @ projected.T
+        total, squares = x.sum(axis=0), (x * x).sum(axis=1)
 
         def without(rows: np.ndarray) -> float:
-            rest = np.delete(np.arange(len(features)), rows)
-            moments = whole - Moments.of(features[rows], shift=self.mu)
+            rest = np.delete(np.arange(len(x)), rows)
+            n, mean = len(rest), (total - x[rows].sum(axis=0)) / len(rest)
             g = gram[np.ix_(rest, rest)]
             g = g - g.mean(axis=0) - g.mean(axis=1)[:, None] + g.mean()
             values = np.linalg.eigvalsh(g)[1:]
-            trace = np.sqrt(np.clip(values, 0.0, None)).sum() / np.sqrt(moments.n - 1)
-            return self._assemble(moments.mean, np.trace(moments.covariance), trace)
+            root_trace = np.sqrt(np.clip(values, 0.0, None)).sum() / np.sqrt(n - 1)
+            trace = (squares[rest].sum() - n * (mean @ mean)) / (n - 1)
+            return self._assemble(self.mu + mean, float(trace), root_trace)
 
         return self.distance_from_features(features), np.array([without(rows) for rows in members])
+
+    def _sums(self, features: np.ndarray) -> _ProjectedSums:
+        total, squares = np.zeros(self.mu.size), 0.0
+        outer = np.zeros((self.root.shape[1], self.root.shape[1]))
+        for block in row_blocks(features):
+            x = block - self.mu
+            y = x @ self.root
+            total += x.sum(axis=0)
+            squares += float(np.vdot(x, x))
+            outer += y.T @ y
+        return _ProjectedSums(len(features), total, squares, outer)
+
+    def _distance(self, sums: _ProjectedSums) -> float:
+        n, mean = sums.n, sums.sum / sums.n
+        projected_mean = mean @ self.root
+        values = np.linalg.eigvalsh((sums.outer - n * np.outer(projected_mean, projected_mean)) / (n - 1))
+        trace = (sums.squares - n * float(mean @ mean)) / (n - 1)
+        return self._assemble(self.mu + mean, trace, np.sqrt(np.clip(values, 0.0, None)).sum())
 
     def _assemble(self, mean: np.ndarray, trace: float, root_trace: float) -> float:
         difference = mean - self.mu
@@ -191,9 +249,19 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
 
 
 def frechet_distance_from_features(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the squared Frechet distance between samples `a` [n1, d] and `b` [n2, d], exact also where n < d."""
+    """Return the squared Frechet distance between samples `a` [n1, d] and `b` [n2, d], exact also where n < d.
+
+    With both sets small no d x d matrix is made: tr (S1 S2)^(1/2) = |A B^T|_nuclear / sqrt((n1 - 1)(n2 - 1)).
+    """
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"a covariance needs at least 2 samples a side, got {len(a)} and {len(b)}")
+    if max(len(a), len(b)) <= a.shape[1]:
+        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        difference = x.mean(axis=0) - y.mean(axis=0)
+        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+        nuclear = np.linalg.svd(x @ y.T, compute_uv=False).sum() / np.sqrt((len(x) - 1) * (len(y) - 1))
+        traces = (x * x).sum() / (len(x) - 1) + (y * y).sum() / (len(y) - 1)
+        return float(difference @ difference + traces - 2.0 * nuclear)
     if len(a) < len(b):
         a, b = b, a  # the smaller set gives the smaller problem, and the low-rank form if either set allows it
     return FrechetReference.of(a).distance_from_features(b)
@@ -210,7 +278,7 @@ def frechet_per_class(
     rows_1 = {int(c): np.flatnonzero(labels_1 == c) for c in classes}
     rows_2 = {int(c): np.flatnonzero(labels_2 == c) for c in classes}
     return {
-        c: frechet_distance_from_features(features_1[rows_1[c]], features_2[rows_2[c]])
+        c: frechet_distance_from_features(rows_of(features_1, rows_1[c]), rows_of(features_2, rows_2[c]))
         if min(len(rows_1[c]), len(rows_2[c])) >= 2
         else None
         for c in rows_1
@@ -282,7 +350,7 @@ def frechet_infinity(
         moments = Moments.of(features[:0], shift=reference.mu)
         start = 0
         for position, size in enumerate(grid[:-1]):
-            moments = moments + Moments.of(features[np.sort(order[start:size])], shift=reference.mu)
+            moments = moments + Moments.of(rows_of(features, np.sort(order[start:size])), shift=reference.mu)
             distances[draw, position] = reference.distance(moments) - influence[order[:size]].mean()
             start = size
     distances[:, -1] = reference.distance(Moments.of(features, shift=reference.mu))

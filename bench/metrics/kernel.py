@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.metrics.frechet import row_blocks
+from bench.metrics.frechet import release, row_blocks, rows_of
 
 TILE = 1024  # a tile of the kernel matrix is TILE x TILE float64, 8 MiB
 
@@ -81,8 +81,8 @@ def kernel_distance_subsets(
     random = np.random.RandomState(rng_seed)
     values = []
     for _ in range(subsets):
-        a = features_1[random.choice(n1, subset_size, replace=False)]
-        b = features_2[random.choice(n2, subset_size, replace=False)]
+        a = rows_of(features_1, random.choice(n1, subset_size, replace=False))
+        b = rows_of(features_2, random.choice(n2, subset_size, replace=False))
         values.append(kernel_distance(a, b, kernel=kernel).value)
     return SubsetDistance(float(np.mean(values)), float(np.std(values)))
 
@@ -235,6 +235,7 @@ def _self_sums(features: np.ndarray, kernel: Kernel, blocks: np.ndarray) -> tupl
             if j.start < i.start:
                 continue
             tile = kernel(x, x if i == j else np.asarray(features[j], dtype=np.float64))
+            release(features)
             by_block[i] += tile @ one_hot[blocks[j]]
             if i == j:
                 diagonal[i] = tile.diagonal()

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from bench.metrics.frechet import release
+
 TILE = 1024
 SPARE = 8  # neighbours kept beyond the k-th, to find radii again when a block is left out
 
@@ -177,6 +179,7 @@ def _tiles(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     for start in range(0, len(features), TILE):
         rows = slice(start, min(start + TILE, len(features)))
         yield rows, np.asarray(features[rows], dtype=np.float64)
+        release(features)
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray, centre: np.ndarray) -> np.ndarray:

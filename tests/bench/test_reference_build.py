@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -176,7 +177,8 @@ def test_an_unreadable_image_stops_the_build_unless_it_is_to_be_skipped(tmp_path
     assert reference.n == 30 and len(reference.labels) == 30
     kept = np.array(reference.features()["inception.features"].features)
     bad.unlink()
-    clean = build(root, protocol()).references[0]
+    said = Said()
+    clean = build(root, protocol(), said).references[0]
     assert clean.facts["digest"] != built.facts["digest"]
     assert (np.load(clean.directory / "features.npy") == kept).all()
 
@@ -481,3 +483,22 @@ def test_the_command_refuses_names_that_no_protocol_asks_for(tmp_path, capsys, a
     with pytest.raises(SystemExit) as stop:
         main(["reference", "build", *arguments, "--data", str(tmp_path)])
     assert stop.value.code == 2 and reason in capsys.readouterr().err
+
+
+def test_a_build_that_met_an_unreadable_image_goes_on_from_there_when_it_may_skip_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.reference_build.BATCH", 8)
+    root = make_folder(tmp_path / "data")
+    (root / "blue" / "zz.png").write_bytes(b"")
+    with pytest.raises(BenchError, match="is empty"):
+        build(root, protocol())
+    said = Said()
+    build(root, protocol(), said, skip_unreadable=True)
+    assert said.begun == (31, 24)
+    assert [*(tmp_path / "cache").rglob("*.partial")] == []
+
+
+def test_two_processes_do_not_build_one_reference_at_once(tmp_path):
+    home = tmp_path / "cache" / "references" / "colours"
+    home.mkdir(parents=True)
+    with FileLock(home / "build.lock"), pytest.raises(BenchError, match="is being built by another process"):
+        build(make_folder(tmp_path / "data"), protocol())

@@ -64,7 +64,7 @@ def test_float_resize_equals_pillow_in_mode_f(source, target):
 def test_result_depends_neither_on_batch_nor_on_chunks(monkeypatch):
     images = noise(40, 30, count=7)
     whole = pillow_resize(images, (23, 23))
-    monkeypatch.setattr(resizing, "CHUNK_ELEMENTS", 3 * 40 * 30 * 2)
+    monkeypatch.setattr(resizing, "CHUNK_ELEMENTS_CPU", 3 * 40 * 30 * 2)
     assert torch.equal(pillow_resize(images, (23, 23)), whole)
     assert torch.equal(torch.cat([pillow_resize(image[None], (23, 23)) for image in images]), whole)
 

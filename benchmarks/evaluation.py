@@ -1,0 +1,451 @@
+"""Speed and memory of a whole evaluation, ours and others', on the same images and the same random weights.
+
+    python benchmarks/evaluation.py --num 1000,4000 --models small
+    python benchmarks/evaluation.py --num 128 --models full --resolution 256
+    python benchmarks/evaluation.py --algebra          (the trace and per-class FID against scipy's sqrtm)
+
+Every variant runs in a process of its own and is timed without its start (imports, loading of networks, the
+reference, which all of them keep):
+
+floor        one float32 forward pass of each judge's network over each image, nothing else
+ours         `bench score`: FID, IS, CLIP score, PickScore, KID, precision and recall, each with its interval; stored
+fidelity     torch-fidelity's calculate_metrics: FID, IS, KID, precision and recall from one pass of the classifier
+ours-fidelity  ours restricted to the metrics of `fidelity`
+loop         the fair benchmark's loop: torchmetrics' FID and IS, transformers' CLIP and PickScore with the prompt
+             and the processor of each image
+
+Needs torchmetrics besides the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from judge_files import SETS, Layer, SmallClassifier, stored_images, write_classifier, write_clip, write_images
+
+BATCH = 64
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEMPLATE = "a photo of a {name}"
+VARIANTS = ("floor", "ours", "loop", "ours-fidelity", "fidelity", "floor again")
+
+
+class Setting(NamedTuple):
+    """Where the files of one comparison lie."""
+
+    root: Path
+    models: str
+    num: int
+    resolution: int
+    device: str
+
+    @property
+    def images(self) -> Path:
+        return self.root / f"images-{self.num}.npz"
+
+    @property
+    def reference(self) -> Path:
+        return self.root / "reference.npz"
+
+    @property
+    def classifier(self) -> Path:
+        return self.root / "classifier.pth"
+
+    def clip(self, name: str) -> Path:
+        return self.root / name
+
+    def synchronise(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def prepare(setting: Setting, references: int) -> None:
+    """Write images, weights and protocols, unless they are there."""
+    chosen = SETS[setting.models]
+    if not setting.images.exists():
+        write_images(setting.images, setting.num, setting.resolution, len(NAMES), seed=setting.num)
+    if setting.reference.exists():
+        return
+    write_images(setting.reference, references, setting.resolution, len(NAMES), seed=0)
+    write_classifier(chosen.classifier, setting.classifier)
+    for name, tower in (("alignment", chosen.alignment), ("preference", chosen.preference)):
+        write_clip(tower, setting.clip(name))
+    small = chosen.classifier == "small"
+    extractor = "judge_files:SmallClassifier" if small else chosen.classifier
+    towers = "".join(
+        f'[judges.{judge}]\nkind = "transformers-clip"\npath = "{setting.clip(name)}"\n{scale}\n'
+        for judge, name, scale in (("clip", "alignment", "scale = 100.0"), ("pick", "preference", ""))
+    )
+    for name, metrics, judges in (
+        ("ours", ["fid", "is", "clip", "pick", "kid", "precision", "recall"], towers),
+        ("ours-fidelity", ["fid", "is", "kid", "precision", "recall"], ""),
+    ):
+        (setting.root / f"{name}.toml").write_text(f"""
+name = "{name}"
+title = "{name}"
+resolution = {setting.resolution}
+
+[labels]
+names = {json.dumps(NAMES)}
+template = "{TEMPLATE}"
+plan = "balanced"
+
+[sampling]
+num_samples = {setting.num}
+seed = 0
+thumbnails = 20
+
+[reference]
+name = "stored"
+source = "judge_files:stored_images"
+part = "{setting.reference}"
+
+[judges.inception]
+kind = "torch-fidelity"
+extractor = "{extractor}"
+weights = "{setting.classifier}"
+
+{judges}
+[metrics]
+names = {json.dumps(metrics)}
+blocks = 20
+""")
+
+
+Work = Callable[[], dict[str, float]]
+
+
+def floor(setting: Setting) -> Work:
+    """One forward pass of each network of `ours`, on inputs that are already of its size."""
+    from bench.judges.precision import full_precision
+    from bench.worker import load_judges
+    from protocols import load_protocol
+
+    judges = load_judges(load_protocol(setting.root / "ours.toml"), setting.device)
+    side = setting.resolution if SETS[setting.models].classifier == "small" else 299
+    images = torch.randint(0, 256, (BATCH, 3, side, side), dtype=torch.uint8, device=setting.device)
+    pixels = torch.randn(BATCH, 3, 224, 224, device=setting.device)
+    networks: dict[str, tuple[Any, torch.Tensor]] = {
+        "inception": (judges["inception"].extractor, images),
+        "clip": (judges["clip"].towers.image_features, pixels),
+        "pick": (judges["pick"].towers.image_features, pixels),
+    }
+
+    def work() -> dict[str, float]:
+        seconds = {}
+        with torch.inference_mode(), full_precision():
+            for name, (network, batch) in networks.items():
+                began = time.perf_counter()
+                for start in range(0, setting.num, BATCH):
+                    network(batch[: min(BATCH, setting.num - start)])
+                setting.synchronise()
+                seconds[name] = time.perf_counter() - began
+        return seconds
+
+    return work
+
+
+def ours(setting: Setting, name: str = "ours") -> Work:
+    """`bench score` with the judges loaded and the reference judged before."""
+    from bench.reference import prepare_reference
+    from bench.scoring import score_images
+    from bench.worker import load_judges
+    from protocols import load_protocol
+    from results.store import connect
+
+    protocol = load_protocol(setting.root / f"{name}.toml")
+    runs = setting.root / "runs"
+    judges = load_judges(protocol, setting.device)
+    prepare_reference(protocol, judges, runs)
+
+    def work() -> dict[str, float]:
+        cell_id = score_images(setting.images, protocol, runs, name=f"{name}-{setting.num}", device=setting.device)
+        with connect(runs / "bench.duckdb") as connection:
+            query = "SELECT metric, value FROM metrics WHERE cell_id = ?"
+            return dict(connection.execute(query, [cell_id]).fetchall())
+
+    return work
+
+
+class Stored(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The images of an archive, one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.images = stored_images(str(path)).images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def fidelity(setting: Setting) -> Work:
+    """torch-fidelity, the reference's features in its cache; one network for all metrics is its fastest way."""
+    import torch_fidelity
+
+    extractor = SETS[setting.models].classifier
+    if extractor == "small":
+        torch_fidelity.register_feature_extractor("small", SmallClassifier)
+    images = Stored(setting.images)
+    options = {
+        "cuda": setting.device.startswith("cuda"), "batch_size": BATCH, "feature_extractor": extractor,
+        "feature_extractor_weights_path": str(setting.classifier), "fid": True, "isc": True, "kid": True, "prc": True,
+        "kid_subset_size": min(1000, setting.num, len(stored_images(str(setting.reference)).images)),
+        "feature_layer_prc": "pool" if extractor == "small" else "2048",
+        "cache_root": str(setting.root / "fidelity"), "input2": Stored(setting.reference),
+        "input2_cache_name": "reference", "verbose": False,
+    }  # fmt: skip
+    few = torch.utils.data.Subset(images, range(min(setting.num, BATCH)))
+    torch_fidelity.calculate_metrics(input1=few, **(options | {"kid": False}))
+
+    def work() -> dict[str, float]:
+        return torch_fidelity.calculate_metrics(input1=images, **options)
+
+    return work
+
+
+def loop(setting: Setting) -> Work:
+    """The fair benchmark's evaluation: each metric by its own library, prompts and processors for each image."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from transformers import CLIPModel, CLIPProcessor
+
+    device, path = torch.device(setting.device), str(setting.classifier)
+    if SETS[setting.models].classifier == "small":
+        options = {"feature_extractor_weights_path": path}
+        fid = FrechetInceptionDistance(Layer(SmallClassifier("small", ["pool"], **options), 256))
+        score = InceptionScore(Layer(SmallClassifier("small", ["logits"], **options), 100))
+    else:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        fid = FrechetInceptionDistance(feature_extractor_weights_path=path)
+        score = InceptionScore(NoTrainInceptionV3("inception-v3-compat", ["logits_unbiased"], path))
+    fid, score = fid.to(device), score.to(device)
+    names = ("alignment", "preference")
+    models = [CLIPModel.from_pretrained(setting.clip(name)).to(device).eval() for name in names]
+    processors = [CLIPProcessor.from_pretrained(setting.clip(name)) for name in names]
+    images, labels = stored_images(str(setting.images))
+    with torch.inference_mode():
+        for batch in stored_images(str(setting.reference)).images.split(BATCH):
+            fid.update(batch.to(device), real=True)
+
+    @torch.inference_mode()
+    def work() -> dict[str, float]:
+        scores: list[list[torch.Tensor]] = [[], []]
+        for batch, label in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            fid.update(batch.to(device), real=False)
+            score.update(batch.to(device))
+            prompts = [TEMPLATE.format(name=NAMES[index]) for index in label]
+            arrays = [image.permute(1, 2, 0).numpy() for image in batch]
+            for model, processor, values in zip(models, processors, scores, strict=True):
+                inputs = processor(text=prompts, images=arrays, return_tensors="pt", padding=True).to(device)
+                image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+                text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+                image, text = image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
+                values.append((image * text).sum(dim=-1).cpu())
+        means = [float(torch.cat(values).mean()) for values in scores]
+        return {
+            "fid": float(fid.compute()), "is": float(score.compute()[0]),
+            "clip": 100.0 * means[0], "pick": float(models[1].logit_scale.exp()) * means[1],
+        }  # fmt: skip
+
+    return work
+
+
+MAKERS: dict[str, Callable[[Setting], Work]] = {
+    "floor": floor,
+    "floor again": floor,
+    "ours": ours,
+    "ours-fidelity": lambda setting: ours(setting, "ours-fidelity"),
+    "fidelity": fidelity,
+    "loop": loop,
+}
+
+
+def measure(variant: str, setting: Setting) -> dict[str, Any]:
+    """Run one variant in this process: seconds of its work, and the process's peak memory."""
+    work = MAKERS[variant](setting)
+    began, cpu = time.perf_counter(), time.process_time()
+    values = work()
+    setting.synchronise()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device_peak = torch.cuda.max_memory_allocated() if setting.device.startswith("cuda") else None
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak": peak, "device_peak": device_peak, "values": values}
+
+
+def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any]:
+    """Run one variant in a fresh process and return what it measured."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BENCH_CACHE_DIR": str(setting.root / "cache")}
+    here = Path(__file__).resolve()
+    environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parent.parent)])
+    arguments = [sys.executable, str(here), "--worker", variant, json.dumps([str(setting.root), *setting[1:]])]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{variant} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, dict[str, Any]], num: int) -> str:
+    """Return the comparison as a table in Markdown."""
+    floors = [results[name] for name in ("floor", "floor again") if name in results]
+    whole = float(np.median([result["cpu_seconds"] for result in floors]))
+    classifier = float(np.median([result["values"]["inception"] for result in floors]))
+    classifier *= whole / float(np.median([result["seconds"] for result in floors]))
+    lines = ["| variant | images/s | seconds | processor seconds | x floor | peak MiB |", "|---|---|---|---|---|---|"]
+    for name, result in results.items():
+        base = classifier if "fidelity" in name else whole
+        peak = (result["device_peak"] or result["peak"]) / 2**20
+        lines.append(
+            f"| {name} | {num / result['seconds']:.1f} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | "
+            f"{result['cpu_seconds'] / base:.2f} | {peak:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def algebra(dimension: int = 2048) -> None:
+    """Print the trace at full rank and one class of 50 against 50, ours and by scipy's sqrtm."""
+    from scipy.linalg import sqrtm
+
+    from bench.metrics.frechet import FrechetReference, Moments, frechet_distance_from_features
+
+    random = np.random.default_rng(0)
+    spectrum = np.linspace(1, dimension, dimension) ** -0.5
+    a, b = (random.standard_normal((2 * dimension, dimension)) * spectrum + shift for shift in (0.0, 0.02))
+
+    def timed(work: Callable[[], float], repeats: int) -> tuple[float, float]:
+        seconds = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            value = work()
+            seconds.append(time.perf_counter() - began)
+        return float(np.median(seconds)), value
+
+    def by_root(x: np.ndarray, y: np.ndarray, ridge: float = 0.0) -> float:
+        s1, s2 = (np.cov(part, rowvar=False) + ridge * np.eye(dimension) for part in (x, y))
+        difference = x.mean(axis=0) - y.mean(axis=0)
+        return float(difference @ difference + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2)).real)
+
+    reference = FrechetReference.of(a)
+    _ = reference.root
+    moments = Moments.of(b, shift=reference.mu)
+    s1, s2 = reference.sigma, moments.covariance
+    few_a, few_b = a[:50].astype(np.float32), b[:50].astype(np.float32)
+    rows = {
+        "trace, ours (factor kept)": timed(lambda: reference.distance(moments), 3),
+        "trace, scipy sqrtm": timed(lambda: float(np.trace(sqrtm(s1 @ s2)).real), 1),
+        "class of 50 and 50, ours": timed(lambda: frechet_distance_from_features(few_a, few_b), 20),
+        "class of 50 and 50, ridge and sqrtm": timed(lambda: by_root(few_a, few_b, 1e-6), 1),
+    }
+    print(f"\nd = {dimension}\n\n| what | seconds | value |\n|---|---|---|")
+    for name, (seconds, value) in rows.items():
+        print(f"| {name} | {seconds:.5f} | {value:.6f} |")
+
+
+def reductions(count: int, references: int, dimension: int = 2048, classes: int = 1008) -> None:
+    """Print the seconds from judged arrays to metrics at Inception's size, ours (with intervals) and torch-fidelity's."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    from bench.metrics.cell import ReferenceFeatures
+    from bench.metrics.cell import measure as measure_cell
+
+    random = np.random.default_rng(0)
+    spectrum = np.linspace(1, dimension, dimension) ** -0.5
+    real = (random.standard_normal((references, dimension)) * spectrum).astype(np.float32)
+    made = (random.standard_normal((count, dimension)) * spectrum + 0.02).astype(np.float32)
+    logits = random.standard_normal((count, classes)).astype(np.float32)
+    labels = np.arange(count) % 10
+    reference = ReferenceFeatures.of(real, np.arange(references) % 10)
+    statistics = fid_features_to_statistics(torch.from_numpy(real))
+
+    def fid() -> None:
+        mine = fid_features_to_statistics(torch.from_numpy(made))
+        fid_statistics_to_metric(mine, statistics, False)
+
+    a, b = torch.from_numpy(made), torch.from_numpy(real)
+    size = min(1000, references, count)
+    theirs: dict[str, Callable[[], Any]] = {
+        "fid": fid,
+        "is": lambda: isc_features_to_metric(torch.from_numpy(logits), 10, True, 2020),
+        "kid": lambda: kid_features_to_metric(
+            a, b, kid_subsets=100, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
+            kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, kid_kernel_rbf_sigma=10.0, rng_seed=2020, verbose=False,
+        ),
+        "precision, recall": lambda: prc_features_to_metric(
+            a, b, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False
+        ),
+    }  # fmt: skip
+    print(f"\n{count} images, {references} reference images, d = {dimension}, 20 blocks\n")
+    print("| metric | ours, with interval | torch-fidelity |\n|---|---|---|")
+    for name, work in theirs.items():
+        names = name.split(", ")
+        arrays = {"inception.features": made, "inception.logits": logits}
+        options = {"per_class": False}
+        measure_cell(
+            {key: value[:100] for key, value in arrays.items()}, reference, names, labels=labels[:100], options=options
+        )
+        began = time.process_time()
+        measure_cell(arrays, reference, names, labels=labels, blocks=20, options=options)
+        mine, began = time.process_time() - began, time.process_time()
+        work()
+        print(f"| {name} | {mine:.2f} s | {time.process_time() - began:.2f} s |", flush=True)
+
+
+def main() -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", default="1000,4000", help="numbers of images, comma-separated")
+    parser.add_argument("--references", type=int, default=1000, help="reference images")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--models", choices=list(SETS), default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--algebra", action="store_true", help="only the trace and per-class FID")
+    parser.add_argument("--reductions", action="store_true", help="only the metrics, on synthetic features of d = 2048")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        root, *rest = json.loads(given.worker[1])
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        print(json.dumps(measure(given.worker[0], Setting(Path(root), *rest))))
+        return
+    numbers = [int(number) for number in given.num.split(",")]
+    print(f"{platform.processor() or platform.machine()}, {given.threads} thread(s), torch {torch.__version__}")
+    if given.algebra:
+        algebra()
+        return
+    if given.reductions:
+        for number in numbers:
+            reductions(number, given.references)
+        return
+    print(f"models {given.models}: {SETS[given.models].facts}; {given.resolution} pixels, batch {BATCH}")
+    with tempfile.TemporaryDirectory() as root:
+        for number in numbers:
+            setting = Setting(Path(root), given.models, number, given.resolution, given.device)
+            prepare(setting, given.references)
+            results = {}
+            for variant in given.variants.split(","):
+                results[variant] = in_a_process(variant, setting, given.threads)
+                print(f"{number} {variant}: {json.dumps(results[variant])}", file=sys.stderr, flush=True)
+            print(f"\nN = {number}, {given.references} reference images\n\n{table(results, number)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
