@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,20 @@ class Context:
     judge_digests: Mapping[str, str]
     run: Mapping[str, Any]
     device: str
-    _features: dict[str, ReferenceFeatures] = field(default_factory=dict, repr=False, compare=False)
 
     def reference_features(self) -> dict[str, ReferenceFeatures]:
-        """Return the reference's features, loaded once in this process."""
-        if not self._features:
-            self._features.update(self.reference.features())
-        return self._features
+        """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Context, (self.protocol, self.reference, self.judge_digests, self.run, self.device)
+        A context comes anew with every task of a worker; what it refers to stays.
+        """
+        key = (self.reference.digest, *map(str, self.reference.arrays.values()))
+        if key not in _references:
+            _references.clear()
+            _references[key] = self.reference.features()
+        return _references[key]
+
+
+_references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
 
 
 def measure_arrays(context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> CellMetrics:

@@ -53,20 +53,25 @@ class Setting(NamedTuple):
 
     @property
     def images(self) -> Path:
+        """The images to evaluate."""
         return self.root / f"images-{self.num}.npz"
 
     @property
     def reference(self) -> Path:
+        """The reference images."""
         return self.root / "reference.npz"
 
     @property
     def classifier(self) -> Path:
+        """The classifier's weights."""
         return self.root / "classifier.pth"
 
     def clip(self, name: str) -> Path:
+        """The directory of the CLIP-like model `alignment` or `preference`."""
         return self.root / name
 
     def synchronise(self) -> None:
+        """Wait until the device has finished what it was given."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
 
@@ -356,7 +361,7 @@ def algebra(dimension: int = 2048) -> None:
 
 
 def reductions(count: int, references: int, dimension: int = 2048, classes: int = 1008) -> None:
-    """Print the seconds from judged arrays to metrics at Inception's size, ours (with intervals) and torch-fidelity's."""
+    """Print the seconds from features of Inception's size to metrics: ours, with intervals, and torch-fidelity's."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -385,7 +390,8 @@ def reductions(count: int, references: int, dimension: int = 2048, classes: int 
         "is": lambda: isc_features_to_metric(torch.from_numpy(logits), 10, True, 2020),
         "kid": lambda: kid_features_to_metric(
             a, b, kid_subsets=100, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
-            kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, kid_kernel_rbf_sigma=10.0, rng_seed=2020, verbose=False,
+            kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, kid_kernel_rbf_sigma=10.0, rng_seed=2020,
+            verbose=False,
         ),
         "precision, recall": lambda: prc_features_to_metric(
             a, b, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False

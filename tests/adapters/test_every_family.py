@@ -1,0 +1,193 @@
+"""Every registered family, third-party ones too, keeps the contract on a small network of each of its kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.adapter import Adapter
+from bench.card import ModelCard, cards, find_card
+from bench.conformance import check_adapter
+from bench.families import family_class
+from bench.models import build_adapter
+from bench.noise import PhiloxNoise
+from bench.sampling import Meter
+
+STEPS = 4
+NUM_CLASSES = 10
+SMALL = {
+    "hidden_size": 64, "depth": 2, "num_heads": 2, "num_blocks": 2, "num_encoder_blocks": 1, "num_groups": 2,
+    "aux_head_depth": 1, "bottleneck_channels": 8, "model_channels": 16, "channels_per_head": 16,
+    "num_classes": NUM_CLASSES, "num_class_tokens": 2, "num_time_tokens": 1, "num_cfg_tokens": 1,
+    "num_interval_tokens": 1,
+}  # fmt: skip
+PAIRS = {"hidden_size": [48, 64], "depth": [2, 1], "num_heads": [2, 2]}
+"""RAE's trunk and head."""
+SIZES = ("input_size", "latent_size", "img_resolution")
+
+STABLE = {
+    "latent_channels": 4, "block_out_channels": (32, 32), "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+}  # fmt: skip
+KL = {"latent_channels": 32, "base_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "attn_resolutions": ()}
+DEEP = {
+    f"{half}_{fact}": value
+    for half in ("encoder", "decoder")
+    for fact, value in {
+        "block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (32, 64), "layers_per_block": (1, 1),
+        "qkv_multiscales": ((), ()),
+    }.items()
+}  # fmt: skip
+DEEP |= {"decoder_norm_types": ("batch_norm", "rms_norm"), "decoder_act_fns": ("relu", "silu")}
+REPRESENTATION = {
+    "latent_dim": 16, "num_patches": 16, "patch_size": 2, "decoder_hidden_size": 32, "decoder_intermediate_size": 64,
+    "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
+}  # fmt: skip
+AUTOENCODERS = {
+    "sd-vae-ema": STABLE, "sd-vae-mse": STABLE, "edm2-sd-vae": STABLE, "va-vae": KL, "e2e-va-vae": KL,
+    "dc-ae-f32c32": DEEP, "rae-dinov2-b": REPRESENTATION, "rae-dinov2-b-512": REPRESENTATION,
+}  # fmt: skip
+"""Small decoders of each kind, all of which double the side."""
+
+GUIDED_NFE = {"ucgm-s-ddt-xl-256": 6, "ucgm-s-lightningdit-xl-256": 7, "ucgm-s-sit-xl-repae-256": 6}
+"""NFE of STEPS guided steps where guidance acts on an interval: two of the four times lie inside, three, two."""
+
+
+def representatives() -> dict[str, ModelCard]:
+    """Return one card for each network, autoencoder and guidance that a family has, by name."""
+    chosen: dict[tuple[Any, ...], ModelCard] = {}
+    for card in sorted(cards().values(), key=lambda card: card.name):
+        kind = card.family, card.architecture.get("network"), (card.autoencoder or {}).get("kind"), card.guidance.kind
+        if not card.members:
+            chosen.setdefault(kind, card)
+    return {card.name: card for card in chosen.values()}
+
+
+def small(card: ModelCard) -> ModelCard:
+    """Return `card` with a network of its kind that samples in milliseconds; foreign ones are taken as they are."""
+    if not family_class(card.family).__module__.startswith("adapters.") or "in_channels" not in card.architecture:
+        return card
+    side = 4 * patch(card.architecture)
+    architecture = shrunken(card.architecture, side)
+    channels = architecture["in_channels"]
+    facts: dict[str, Any] = {"architecture": architecture, "latent_shape": (channels, side, side), "resolution": side}
+    facts["num_classes"] = min(card.num_classes, NUM_CLASSES)
+    if card.autoencoder is not None:
+        config = AUTOENCODERS[card.autoencoder["kind"]]
+        facts |= {"autoencoder": {**card.autoencoder, "config": config, "downsample": 2}, "resolution": 2 * side}
+    return replace(card, **facts)
+
+
+def patch(architecture: Mapping[str, Any]) -> int:
+    return min(architecture.get("patch_size", 2), 4)
+
+
+def shrunken(architecture: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """Return the architecture with every width, depth and count made small and everything else as it was."""
+    found: dict[str, Any] = {}
+    for key, value in architecture.items():
+        if key == "guide":
+            found[key] = shrunken(value, side)
+        elif isinstance(value, list) and key in PAIRS:
+            found[key] = PAIRS[key]
+        elif key in SIZES:
+            found[key] = side
+        elif key == "num_classes":
+            found[key] = min(value, NUM_CLASSES)
+        elif key == "attn_resolutions":
+            found[key] = [side // 2]
+        elif key == "patch_size":
+            found[key] = patch(architecture)
+        elif key == "in_channels":
+            found[key] = min(value, 32) if value < 768 else REPRESENTATION["latent_dim"]
+        else:
+            found[key] = SMALL.get(key, value)
+    return found
+
+
+def built(card: ModelCard, dtype: str = "float32") -> Adapter:
+    return build_adapter(card, dtype=dtype, random_weights=is_random(card))
+
+
+def is_random(card: ModelCard) -> bool:
+    return card.weights is not None and card.weights.path is None
+
+
+def sample(adapter: Adapter, steps: int = STEPS, cfg: float = 1.0, indices: range = range(3)) -> Tensor:
+    labels = torch.tensor(indices) % max(adapter.num_classes, 1)
+    return adapter.sample(labels, steps, cfg, noise=PhiloxNoise(5, indices))
+
+
+def evaluations(adapter: Adapter, steps: int, cfg: float) -> tuple[float, float]:
+    meter = Meter(adapter)
+    with meter.installed():
+        sample(adapter, steps, cfg)
+    return meter.rows / 3, meter.guide_rows / 3
+
+
+def broken(card: ModelCard) -> list[str]:
+    findings = check_adapter(card, random_weights=is_random(card))
+    return [f"{finding.clause}: {finding.detail}" for finding in findings if not finding.ok]
+
+
+FOUND = representatives()
+EVERY = pytest.mark.parametrize("card", [pytest.param(small(card), id=name) for name, card in FOUND.items()])
+
+
+def test_every_family_has_a_card() -> None:
+    families = {point.name for point in entry_points(group="bench.adapters")}
+    assert {card.family for card in FOUND.values()} == families
+
+
+@EVERY
+def test_a_family_keeps_the_contract(card: ModelCard) -> None:
+    assert broken(card) == []
+
+
+@EVERY
+def test_evaluations_are_those_that_the_card_promises(card: ModelCard) -> None:
+    adapter = built(card)
+    steps = STEPS if adapter.unsupported(STEPS, 1.0) is None else 1
+    assert evaluations(adapter, steps, 1.0) == (steps, 0), "cfg 1 costs one evaluation a step and no guide"
+    scale = 1.5
+    if adapter.guidance == "none" or adapter.unsupported(steps, scale) is not None:
+        return
+    doubled = {"classifier-free": GUIDED_NFE.get(card.name, 2 * steps)}
+    guide = steps if adapter.guidance == "autoguidance" else 0
+    assert evaluations(adapter, steps, scale) == (doubled.get(adapter.guidance, steps), guide)
+
+
+@EVERY
+def test_half_precision_stays_close(card: ModelCard) -> None:
+    # float16 rounds eight times finer than bfloat16, whose error the contract limits to a tenth.
+    exact, rounded = sample(built(card), 1 if card.supported_steps else 2), None
+    rounded = sample(built(card, "float16"), 1 if card.supported_steps else 2)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).square().mean().sqrt() < 0.1 / 8 * exact.std()
+
+
+@EVERY
+def test_random_weights_are_the_same_each_time(card: ModelCard) -> None:
+    steps = 1 if card.supported_steps else 2
+    assert torch.equal(sample(built(card), steps), sample(built(card), steps))
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("sit-xl", {"solver": "heun2"}),
+    ("sit-xl", {"solver": "rk4", "path_type": "GVP", "prediction": "noise"}),
+    ("sit-xl", {"mode": "SDE", "diffusion_form": "linear", "last_step": "Tweedie"}),
+    ("sit-xl", {"mode": "SDE", "solver": "heun", "last_step": "none"}),
+    ("ucgm-xl-few", {"stochast_ratio": "Auto", "sampling_order": 2, "rfba_gap_steps": [0.001, 0.0]}),
+    ("ucgm-xl-few", {"sampler": "uniode", "sampling_method": "Heun", "transport": "TrigFlow"}),
+    ("rae-xl-256", {"method": "classifier-free", "interval": [0.2, 0.9], "time_dist_shift_dim": 65536}),
+    ("alphaflow-b-2-cfg", {"mode": "consistency"}),
+    ("imf-b", {"t_min": 0.3, "t_max": 0.7}),
+])  # fmt: skip
+def test_other_settings_of_a_sampler_keep_the_contract(name: str, settings: dict[str, Any]) -> None:
+    assert broken(replace(small(find_card(name)), sampler=settings, presets=())) == []
