@@ -161,13 +161,14 @@ def replay_embedded(case: Case, adapter: ImprovedMeanFlow) -> Replay:
                 raise BenchError(f"{case.spec['name']}: only iMF's network has the head '{call['head']}'")
             return {"output": adapter.network.velocities(*arguments).instantaneous}
         if call["kind"] == "sample":
-            options, labels = call.get("options") or {}, case.tensors[call["labels"]]
+            options, labels = call.get("options", {}), case.labels(call, adapter.num_classes)
             settings = {
                 "t_min": options.get("t_min", 0.0),
                 "t_max": options.get("t_max", 1.0),
                 "times": options.get("timesteps"),
             }
-            return {"output": adapter.generate(labels, call["steps"], call["guidance"], case.noise(call), **settings)}
+            omega = call.get("guidance", 1.0)
+            return {"output": adapter.generate(labels, call["steps"], omega, case.noise(call), **settings)}
         raise unknown("kind of call", call["kind"], ("network", "sample"))
 
     return run

@@ -241,13 +241,11 @@ def replay(case: Case) -> Replay:
             roles = [role for role in ("x", "t", "h", "labels") if inputs.get(role) is not None]
             return {"output": adapter.network(*(inputs[role] for role in roles))}
         if call["kind"] == "sample":
-            options, noise = call.get("options") or {}, case.noise(call)
-            labels = case.tensor(call["labels"])
-            cfg = float(call["guidance"]) if options.get("guidance_mode") == "inference_cfg" else 1.0
+            options, noise = call.get("options", {}), case.noise(call)
+            labels = case.labels(call, adapter.num_classes)
+            cfg = float(call.get("guidance", 1.0)) if options.get("guidance_mode") == "inference_cfg" else 1.0
             if case.architecture["network"] == "sit":
                 cfg = max(cfg, 1.0)  # the port takes its second pass only above 1
-            if labels is None:
-                labels = torch.zeros(len(noise), dtype=torch.int64)
             return {"output": adapter.generate(labels, call["steps"], cfg, noise, times=options.get("timesteps"))}
         raise unknown("kind of call", call["kind"], ("network", "sample"))
 

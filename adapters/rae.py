@@ -255,9 +255,8 @@ def replay(case: Case) -> Replay:
         file = options.pop("guide_weights", None)
         adapter.guide = None if file is None else other_network(file, "guide_architecture")
         method = {"cfg": "classifier-free", "none": "classifier-free"}.get(recorded, recorded)
-        latents = adapter.generate(
-            case.tensors[call["labels"]], call["steps"], cfg, case.noise(call), method=method, **options
-        )
+        labels = case.labels(call, classes)
+        latents = adapter.generate(labels, call["steps"], cfg, case.noise(call), method=method, **options)
         return {"output": latents}
 
     return run

@@ -172,7 +172,7 @@ def replay(case: Case) -> Replay:
         finest = options.get("train_type", "shortcut") == "naive"
         # Upstream truncates the index of a step count that is not a power of two.
         step_index = options.get("dt_index", int(log2(adapter.finest if finest else steps)))
-        x, labels = case.noise(call).normal(shape), case.tensors[call["labels"]]
-        return {"output": adapter.integrate(x, labels, steps, call["guidance"], step_index)}
+        x, labels = case.noise(call).normal(shape), case.labels(call, adapter.null_label)
+        return {"output": adapter.integrate(x, labels, steps, call.get("guidance", 1.0), step_index)}
 
     return run

@@ -151,6 +151,11 @@ class SiT(Adapter):
             raise BenchError(
                 f"{self.card.name}: diffusion_form SBDM is infinite at t = 0 on the {path_type} path; use sigma"
             )
+        if last_step == "none" and solver.lower() == "heun" and interpolant.interval()[1] == 1.0:
+            raise BenchError(
+                f"{self.card.name}: solver heun without a last step needs the score at t = 1, where it is infinite; "
+                "use solver=euler or another last_step"
+            )
         path, h = interpolant.path, last_step_size
         w = interpolant.diffusion(diffusion_form, diffusion_norm)
 
@@ -220,10 +225,7 @@ def replay(case: Case) -> Replay:
         options.pop("upstream_num_steps", None)
         if "last_step" in options:
             options["last_step"] = options["last_step"] or "none"
-        return {
-            "output": adapter.generate(
-                case.tensors[call["labels"]], call["steps"], cfg, case.noise(call), **options
-            )
-        }  # fmt: skip
+        labels = case.labels(call, architecture["num_classes"])
+        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), **options)}
 
     return run

@@ -153,7 +153,8 @@ def replay(case: Case) -> Replay:
             x, t, s = (case.tensors[call["inputs"][role]] for role in ("x", "t", "s"))
             solves = "solution" in f"{call['id']} {call.get('options', {}).get('what', '')}"
             return {"output": (adapter.solution if solves else adapter.predict)(x, t, s, inputs.get("labels"))}
+        # Upstream's scale is a label of the run and nothing more, so a recorded one changes nothing.
         labels = case.tensor(call.get("labels"))
-        return {"output": adapter.generate(labels, call["steps"], call.get("guidance", 1.0), case.noise(call))}
+        return {"output": adapter.generate(labels, call["steps"], 1.0, case.noise(call))}
 
     return run

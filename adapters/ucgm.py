@@ -309,10 +309,10 @@ def replay(case: Case) -> Replay:
             x, t = inputs["x"], inputs["t"]
             assert x is not None and t is not None
             return {"output": adapter.evaluate(x, t, inputs["labels"])}
-        labels = case.tensors[call["labels"]]
-        options = dict(call["options"])
+        labels = case.labels(call, adapter.null_label or 0)
+        options = dict(call.get("options", {}))
         # Upstream's guidance is off at 0 and on, at double cost, at 1.
-        scale = call["guidance"] if call["guidance"] > 0 else None
+        scale = call.get("guidance", 0.0) or None
         predict_at = adapter.predictor(labels, scale, options.pop("guidance_interval", None), None)
         times: list[float] = []
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
@@ -56,8 +57,13 @@ class Processes:
         self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Queue the task."""
-        return self.pool.submit(function, *arguments)
+        """Queue the task; a process that is started for it leaves Ctrl-C to this one from its first moment."""
+        resource_tracker.ensure_running()  # starting it would let the signal through again
+        kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self.pool.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
     def shutdown(self, *, now: bool) -> None:
         """Wait for the workers, or end them at once."""

@@ -57,6 +57,11 @@ class Case:
         """Return a recorded tensor by name; None for null."""
         return None if name is None else self.tensors[name]
 
+    def labels(self, call: Call, null_label: int = 0) -> Tensor:
+        """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere."""
+        labels = self.tensor(call.get("labels"))
+        return torch.full((len(self.noise(call)),), null_label) if labels is None else labels
+
     def noise(self, call: Call) -> RecordedNoise:
         """Return the recorded initial and injected noise of a sample call."""
         initial = self.tensors[call["noise"]]
@@ -103,8 +108,12 @@ def open_replay(case: Case) -> Replay:
 def run_case(directory: Path) -> list[CallResult]:
     """Replay every call of one case, by its family's entry point, and compare it with the recording."""
     case = load_case(directory)
-    with torch.inference_mode():
-        return replay_case(case, open_replay(case))
+    try:
+        with torch.inference_mode():
+            replay = open_replay(case)
+    except BenchError as error:
+        return [_failure(case, call, str(error)) for call in case.spec["calls"]]
+    return replay_case(case, replay)
 
 
 def replay_case(case: Case, replay: Replay) -> list[CallResult]:
@@ -113,8 +122,14 @@ def replay_case(case: Case, replay: Replay) -> list[CallResult]:
         return [_run_call(case, call, replay) for call in case.spec["calls"]]
 
 
+def _failure(case: Case, call: Call, reason: str) -> CallResult:
+    optional = bool(call.get("optional", False))
+    return CallResult(case.spec["name"], call["id"], call["kind"], False, np.inf, np.inf, (), optional, reason)
+
+
 def _run_call(case: Case, call: Call, replay: Replay) -> CallResult:
     optional = bool(call.get("optional", False))
+    call = {key: value for key, value in call.items() if value is not None}  # null and absent say the same
     try:
         produced = replay(call)
     except (
@@ -126,8 +141,7 @@ def _run_call(case: Case, call: Call, replay: Replay) -> CallResult:
         ValueError,
         RuntimeError,
     ) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return CallResult(case.spec["name"], call["id"], call["kind"], False, np.inf, np.inf, (), optional, reason)
+        return _failure(case, call, f"{type(error).__name__}: {error}".splitlines()[0])
     max_abs = max_rel = 0.0
     ok, compared = True, []
     for key in COMPARED:

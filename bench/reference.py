@@ -32,7 +32,7 @@ from bench.weights import cache_directory
 from protocols import Protocol
 from protocols.schema import digest_of
 
-BATCH = 250
+BATCH = 64
 OUTPUTS = ("features", "spatial")
 """What is kept of a judge's outputs: all that a metric reads of a reference."""
 

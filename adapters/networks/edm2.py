@@ -61,15 +61,16 @@ class MPLayer(nn.Module):
 
 
 class MPFourier(Float32Buffers):
-    """sqrt(2) cos(value * freqs + phases); the factor 2 pi is inside the stored buffers."""
+    """sqrt(2) cos(value * freqs + phases); the factor 2 pi is inside the stored buffers, which a checkpoint holds."""
 
     freqs: Tensor
     phases: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * torch.pi * torch.randn(width))
-        self.register_buffer("phases", 2 * torch.pi * torch.rand(width))
+        generator = torch.Generator("cpu").manual_seed(0)
+        self.register_buffer("freqs", 2 * torch.pi * torch.randn(width, generator=generator, device="cpu"))
+        self.register_buffer("phases", 2 * torch.pi * torch.rand(width, generator=generator, device="cpu"))
 
     def forward(self, value: Tensor) -> Tensor:
         """Embed values [B] -> float32 [B, width]."""

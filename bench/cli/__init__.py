@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +19,9 @@ from results import StoreError
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
+
+INTERRUPTED = 130
+INTERRUPTED_MESSAGE = "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
 
 app = typer.Typer(
     name="bench",
@@ -46,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _on_interrupt)
     try:
         result = app(args=words, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -68,9 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"Error: {type(error).__name__}: {error}".splitlines()[0] + "; --debug shows where\n")
         sys.exit(2)
+    if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
+        _interrupted()
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _interrupted() -> None:
-    sys.stderr.write("Interrupted. Nothing is lost: the same command continues where it stopped.\n")
-    sys.exit(130)
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not while a library is imported: compiled modules abort on an exception then."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write(INTERRUPTED_MESSAGE)
+    sys.exit(INTERRUPTED)
