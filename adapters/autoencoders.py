@@ -143,7 +143,8 @@ def images_per_pass(pixels: int, dtype: torch.dtype, device: torch.device) -> in
 def build_autoencoder(facts: Mapping[str, Any] | None, decode_batch: int | None = None) -> Autoencoder:
     """Return the autoencoder that a card's `autoencoder` table describes, not yet loaded; None is the identity.
 
-    `decode_batch` is the number of images decoded at once (default: `images_per_pass`). Raises BenchError for an unknown kind or fact.
+    `decode_batch` is the number of images decoded at once (default: `images_per_pass`). Raises BenchError for an
+    unknown kind or fact.
     """
     if facts is None:
         return Autoencoder()

@@ -161,7 +161,7 @@ def replay_embedded(case: Case, adapter: ImprovedMeanFlow) -> Replay:
                 raise BenchError(f"{case.spec['name']}: only iMF's network has the head '{call['head']}'")
             return {"output": adapter.network.velocities(*arguments).instantaneous}
         if call["kind"] == "sample":
-            options, labels = call.get("options", {}), case.labels(call, adapter.num_classes)
+            options, labels = case.options(call), case.labels(call, adapter.num_classes)
             settings = {
                 "t_min": options.get("t_min", 0.0),
                 "t_max": options.get("t_max", 1.0),

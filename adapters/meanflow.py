@@ -241,7 +241,7 @@ def replay(case: Case) -> Replay:
             roles = [role for role in ("x", "t", "h", "labels") if inputs.get(role) is not None]
             return {"output": adapter.network(*(inputs[role] for role in roles))}
         if call["kind"] == "sample":
-            options, noise = call.get("options", {}), case.noise(call)
+            options, noise = case.options(call), case.noise(call)
             labels = case.labels(call, adapter.num_classes)
             cfg = float(call.get("guidance", 1.0)) if options.get("guidance_mode") == "inference_cfg" else 1.0
             if case.architecture["network"] == "sit":

@@ -249,7 +249,7 @@ def replay(case: Case) -> Replay:
                 network = other_network(call["weights"], call.get("architecture", "architecture"))
             inputs = (case.tensors[call["inputs"][role]] for role in ("x", "t", "labels"))
             return {"output": network(*inputs)}
-        options = dict(call.get("options", {}))
+        options = case.options(call)
         recorded = options.pop("method", "none")
         cfg = 1.0 if recorded == "none" else max(call.get("guidance", 1.0), 1.0)  # Upstream: up to 1 is off.
         file = options.pop("guide_weights", None)

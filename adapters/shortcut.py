@@ -168,7 +168,7 @@ def replay(case: Case) -> Replay:
         if call["kind"] == "network":
             x, t, d, labels = (case.tensors[call["inputs"][role]] for role in ("x", "t", "dt", "labels"))
             return {"output": adapter.velocity(x, t, d, labels)}
-        steps, options = call["steps"], call.get("options", {})
+        steps, options = call["steps"], case.options(call)
         finest = options.get("train_type", "shortcut") == "naive"
         # Upstream truncates the index of a step count that is not a power of two.
         step_index = options.get("dt_index", int(log2(adapter.finest if finest else steps)))

@@ -151,11 +151,6 @@ class SiT(Adapter):
             raise BenchError(
                 f"{self.card.name}: diffusion_form SBDM is infinite at t = 0 on the {path_type} path; use sigma"
             )
-        if last_step == "none" and solver.lower() == "heun" and interpolant.interval()[1] == 1.0:
-            raise BenchError(
-                f"{self.card.name}: solver heun without a last step needs the score at t = 1, where it is infinite; "
-                "use solver=euler or another last_step"
-            )
         path, h = interpolant.path, last_step_size
         w = interpolant.diffusion(diffusion_form, diffusion_norm)
 
@@ -172,8 +167,14 @@ class SiT(Adapter):
         if last_step not in last_steps:
             raise unknown("SiT last step", last_step, last_steps)
         start, end = interpolant.interval(0.0 if last_step == "none" else h)
+        times = torch.linspace(start, end, steps).tolist()
+        if solver.lower() == "heun" and path.sigma(torch.tensor(times[-2] + times[1] - times[0])) == 0.0:
+            raise BenchError(
+                f"{self.card.name}: solver heun without a last step needs the score at t = 1, where it is infinite on "
+                f"the {path_type} path; use solver=euler or another last_step"
+            )
         return sde_sample(
-            flow, x, lambda k: noise.normal(self.latent_shape, k), torch.linspace(start, end, steps).tolist(), w,
+            flow, x, lambda k: noise.normal(self.latent_shape, k), times, w,
             solver=solver.lower(), last_step=last_steps[last_step],
         )  # fmt: skip
 

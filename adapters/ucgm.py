@@ -183,7 +183,7 @@ def _last(estimates: Iterator[Tensor]) -> Tensor:
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "TiT": TiT,
-    "SiT": lambda num_classes, **facts: DiT(label_rows=num_classes + 1, **facts),
+    "SiT": lambda num_classes, **facts: DiT(label_rows=num_classes + 1 if num_classes > 1 else 0, **facts),
     "LightningDiT": LightningDiT,
     "DDT": DDT,
     "EDM2": lambda input_size, in_channels, num_classes, **facts: EDM2UNet(
@@ -312,7 +312,7 @@ def replay(case: Case) -> Replay:
         labels = case.labels(call, adapter.null_label or 0)
         options = dict(call.get("options", {}))
         # Upstream's guidance is off at 0 and on, at double cost, at 1.
-        scale = call.get("guidance", 0.0) or None
+        scale = call["guidance"] if call.get("guidance", 0.0) > 0 else None
         predict_at = adapter.predictor(labels, scale, options.pop("guidance_interval", None), None)
         times: list[float] = []
 

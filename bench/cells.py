@@ -14,8 +14,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,7 +77,7 @@ class CellDirectory:
                                 shape = (total, *part.shape[1:])
                                 header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
                                 np.lib.format.write_array_header_2_0(files[name], header)
-                            part.tofile(files[name])
+                            files[name].write(part.tobytes())  # tofile would not say why the disk refuses
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())
@@ -121,20 +121,20 @@ class CellDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write `payload` to `path` so that a reader sees all of it or none. Raises BenchError when the disk refuses."""
-    _atomically(path, lambda temporary: _write_flushed(temporary, payload))
+def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> None:
+    """Write `payload` to `path` so that a reader sees all of it or none.
 
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
+    Raises BenchError when the disk refuses; it names the `option` that chooses another place.
+    """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        _write_flushed(temporary, payload)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path, error, option) from error
 
 
 def _write_flushed(path: Path, payload: bytes) -> None:
@@ -144,8 +144,8 @@ def _write_flushed(path: Path, payload: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def disk_error(path: Path, error: OSError) -> BenchError:
-    """Return the one-line error for a file that could not be written."""
+def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
+    """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
-    return BenchError(f"{path}: cannot be written ({error.strerror}); choose another place with --runs-dir")
+    return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
+from bench.cells import CellDirectory
 from bench.errors import BenchError
 from bench.metrics.catalog import CATALOG
-from bench.metrics.uncertainty import paired_difference
+from bench.metrics.uncertainty import Interval, paired_difference, win_rate
 from results.leaderboard import dictionaries
 from results.store import connect
 
@@ -26,6 +27,12 @@ class Difference(NamedTuple):
     high: float
     verdict: str
     """`a is better`, `b is better`, or `tied` when the interval spans zero."""
+    win_rate: float | None = None
+    """How often a's image of a prompt scores above b's, ties counting half; only for scores of single images."""
+    win_low: float | None = None
+    """Lower end of its Wilson interval."""
+    win_high: float | None = None
+    """Upper end of its Wilson interval."""
 
 
 class Comparison(NamedTuple):
@@ -45,6 +52,7 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
         found = [find_cells(connection, name, seed) for name in (a, b)]
         cells = _pair(found[0], found[1], a, b)
         rows = [_metrics(connection, cell["cell_id"]) for cell in cells]
+    directories = [CellDirectory(database.parent, cell["cell_id"]) for cell in cells]
     differences = []
     for metric, value in rows[0].items():
         other = rows[1].get(metric)
@@ -53,6 +61,7 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
         interval = paired_difference(
             value["value"], np.array(value["jackknife"]), other["value"], np.array(other["jackknife"])
         )
+        wins = _win_rate(metric, directories)
         differences.append(
             Difference(
                 metric,
@@ -62,10 +71,23 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
                 interval.low,
                 interval.high,
                 _verdict(metric, interval.low, interval.high),
+                *((None, None, None) if wins is None else wins[:3]),
             )
         )
     titles = [_title(cell) for cell in cells]
     return Comparison(titles[0], titles[1], differences)
+
+
+def _win_rate(metric: str, directories: list[CellDirectory]) -> Interval | None:
+    """Return the win rate over sample indices, whose prompts both rows share; None without scores of single images."""
+    array = CATALOG[metric].array
+    if not array.endswith(".score"):
+        return None
+    paths = [directory.path / f"{array}.npy" for directory in directories]
+    if not all(path.is_file() for path in paths):  # a merged database has the rows without their directories
+        return None
+    a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+    return win_rate(a, b)
 
 
 def _verdict(metric: str, low: float, high: float) -> str:

@@ -51,4 +51,4 @@ def compile_forward(network: nn.Module, *, graphs: bool) -> None:
         # A replayed graph writes into the same memory each time; samplers hold on to earlier outputs.
         return output.clone() if graphs else output
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward

@@ -110,14 +110,18 @@ def count_operations(adapter: Adapter, calls: Mapping[str, Call]) -> Operations:
 
     counts = {}
     parts = {"network": adapter.network, "guide": adapter.guide, "decoder": adapter.decode}
-    # The fused attention of nn.MultiheadAttention is opaque to the counter.
+    # The counter sees neither into nn.MultiheadAttention's fused path nor into compiled code.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for part, call in calls.items():
             function = parts[part]
             assert function is not None
-            with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            with (
+                torch.inference_mode(),
+                torch.compiler.set_stance("force_eager"),
+                FlopCounterMode(display=False) as counter,
+            ):
                 output = function(*call.inputs, **call.named)
             counts[part] = counter.get_total_flops() / batch_rows(output)
     finally:

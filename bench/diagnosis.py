@@ -10,8 +10,10 @@ from typing import NamedTuple
 from bench.card import cards
 from bench.errors import BenchError
 from bench.provenance import device_name, package_versions
+from bench.reference import build_command
+from bench.runner import lacking_judge_files, lacks_reference
 from bench.weights import FileCache, cache_directory, model_files
-from protocols import ProtocolError, load_protocol, protocol_files
+from protocols import Protocol, ProtocolError, load_protocol, protocol_files
 from results import StoreError
 from results.store import connect
 
@@ -68,30 +70,33 @@ def _database(path: Path) -> Finding:
 
 
 def _protocols() -> list[Finding]:
-    from bench.judges.base import JudgeSpec, missing_files
-
+    """Return one finding for each protocol; the smoke ones need what their full ones need."""
     findings = []
     for name, path in protocol_files().items():
         try:
             protocol = load_protocol(path)
-            absent = [
-                str(file)
-                for judge, options in protocol.judges.items()
-                for file in missing_files(
-                    JudgeSpec(judge, str(options["kind"]), {k: v for k, v in options.items() if k != "kind"}),
-                    cache_directory() / "judges",
-                    root=path.parent,
-                )
-            ]
+            if protocol.smoke:
+                continue
+            remedies = _remedies(protocol)
         except (ProtocolError, BenchError) as error:
             findings.append(Finding("broken", f"protocol {name}", str(error)))
             continue
-        if absent:
-            detail = f"judges lack {', '.join(absent)}; fetch them with 'bench weights fetch judges'"
-            findings.append(Finding("missing", f"protocol {name}", detail))
-        else:
-            findings.append(Finding("ready", f"protocol {name}", f"judges {', '.join(protocol.judges)}"))
+        ready = f"judges {', '.join(protocol.judges)}; reference {protocol.reference['name']}"
+        state = "missing" if remedies else "ready"
+        findings.append(Finding(state, f"protocol {name}", "; ".join(remedies) or ready))
     return findings
+
+
+def _remedies(protocol: Protocol) -> list[str]:
+    """Return what a protocol lacks, each with the command that gets it."""
+    remedies = []
+    lacking = sorted({judge for judge, _ in lacking_judge_files(protocol)})
+    if lacking:
+        judges = f"judge{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
+        remedies.append(f"{judges}: bench weights fetch judges --protocol {protocol.name}")
+    if lacks_reference(protocol):
+        remedies.append(f"reference {protocol.reference['name']}: {build_command(protocol)}")
+    return remedies
 
 
 def _weights() -> list[Finding]:

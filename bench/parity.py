@@ -57,6 +57,10 @@ class Case:
         """Return a recorded tensor by name; None for null."""
         return None if name is None else self.tensors[name]
 
+    def options(self, call: Call) -> dict[str, Any]:
+        """Return the options of a call that are set: null and absent say the same."""
+        return {key: value for key, value in call.get("options", {}).items() if value is not None}
+
     def labels(self, call: Call, null_label: int = 0) -> Tensor:
         """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere."""
         labels = self.tensor(call.get("labels"))

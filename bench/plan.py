@@ -141,7 +141,9 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
                 card = find_card(asked.member(steps)) if asked.members else asked
                 if card.name not in adapters:
                     adapters[card.name] = skeleton(card)
-                scales = sweep.cfg if card.guidance.kind != "none" else (1.0,)
+                scales = sweep.cfg
+                if card.guidance.kind == "none" and (request.cfg is None or 1.0 in request.cfg):
+                    scales = (1.0,)  # scales that only a command line asks for become rows that say why not
                 options = {**sweep.options, **request.options}
                 for cfg, seed in product(scales, seeds):
                     cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, measurement)
@@ -218,6 +220,11 @@ def _cell(
         selection=seed == request.select_on,
         compile=request.compile,
     )
+
+
+def parse_models(text: str) -> tuple[str, ...]:
+    """Return the names of a comma-separated list. Raises BenchError when there is none."""
+    return tuple(_words(text, "model"))
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

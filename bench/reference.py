@@ -119,7 +119,7 @@ def built_references(name: str | None = None) -> list[BuiltReference]:
 
 def feature_judges(judges: Mapping[str, Judge]) -> dict[str, Judge]:
     """Return the judges that say something of reference images: those that read no prompts."""
-    return {name: judge for name, judge in judges.items() if not judge.reads_prompts}
+    return {name: judge for name, judge in judges.items() if not judge.needs_labels}
 
 
 def judges_digest(judges: Mapping[str, Judge]) -> str:

@@ -72,7 +72,7 @@ def write_baseline(
         "num_samples": num_samples,
         "cells": measured,
     }
-    write_atomically(path, (json.dumps(baseline, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(baseline, indent=1, sort_keys=True) + "\n").encode(), "--write")
     return sum(len(metrics) for metrics in measured.values())
 
 

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from bench.cells import CellDirectory, disk_error
 from bench.compilation import check_compiler
@@ -41,6 +43,9 @@ FREE_BYTES_NEEDED = 64 * 2**20
 
 class Progress(Interface):
     """Told about every step; the command line draws it."""
+
+    def wait(self, runs: Path) -> None:
+        """Another run is at work in the directory; this one begins when that one ends."""
 
     def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
         """Tell what is ahead; `cost` is samples x steps."""
@@ -95,7 +100,7 @@ def run(
     """
     database = runs / "bench.duckdb"
     preflight(request, runs, database)
-    with open_executor(executor, workers, request.device) as opened:
+    with _alone(runs, progress), open_executor(executor, workers, request.device) as opened:
         pool = opened.executor
         for _ in range(pool.workers if pool.workers > 1 else 0):
             pool.submit(idle_task)
@@ -126,6 +131,21 @@ def run(
     return summary
 
 
+@contextmanager
+def _alone(runs: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other run is at work in the directory: two at once would take the shards from each other."""
+    lock = FileLock(runs / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.wait(runs)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def preflight(request: Request, runs: Path, database: Path) -> None:
     """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
     if request.compile:
@@ -143,18 +163,19 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
     with connect(database, write=True, retry=True):
         pass
     protocol = request.protocol
-    for name, file in _judge_files(protocol):
+    for name, file in lacking_judge_files(protocol):
         raise BenchError(
             f"judge '{name}' of protocol '{protocol.name}' lacks {file}; fetch it with 'bench weights fetch judges'"
         )
-    if _lacks_reference(protocol):
+    if lacks_reference(protocol):
         raise BenchError(
             f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
             f"{build_command(protocol)}"
         )
 
 
-def _lacks_reference(protocol: Protocol) -> bool:
+def lacks_reference(protocol: Protocol) -> bool:
+    """Tell whether the protocol's reference is a data set that is not judged here yet."""
     facts = protocol.reference
     return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
 
@@ -163,23 +184,24 @@ def missing(request: Request) -> list[str]:
     """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
     protocol = request.protocol
     absent = [
-        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'" for name, file in _judge_files(protocol)
+        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
+        for name, file in lacking_judge_files(protocol)
     ]
-    if _lacks_reference(protocol):
+    if lacks_reference(protocol):
         absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
     if request.random_weights or request.weights is not None:
         return absent
     cache = FileCache(cache_directory())
     names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
     return absent + [
-        f"{file.title}: {file.remedy}"
+        f"{file.title}: {file.remedy()}"
         for card in names.values()
         for file in model_files(card)
         if file.find(cache) is None
     ]
 
 
-def _judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
+def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
     """Return (judge, file) of everything that the protocol's judges lack."""
     root = protocol.path.parent
     specs = [

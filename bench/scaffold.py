@@ -36,7 +36,7 @@ packages = ["$package", "$package.cards"]
 """
 
 ADAPTER = '''\
-"""$name: a straight path from noise to a class's mean image, to be replaced by your model."""
+"""$name: the flow from noise to Gaussians around the classes' mean images, to be replaced by your model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 
 class Velocity(nn.Module):
-    """Your network. This one predicts the velocity of the straight path to a class's mean image."""
+    """Your network. This one knows the velocity of the flow from noise to N(mean of the class, width^2)."""
 
     def __init__(self, classes: int, shape: tuple[int, ...], width: float) -> None:
         super().__init__()
@@ -60,10 +60,9 @@ class Velocity(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x [B, C, H, W] at time t [B] (noise at 0, data at 1), labels int64 [B] (last row: null) -> velocity."""
-        mean = self.means[labels]
-        scale = 1 - t[:, None, None, None] * (1 - self.width)
-        noise = (x.to(mean.dtype) - t[:, None, None, None] * mean) / scale
-        return (mean - (1 - self.width) * noise).float()
+        mean, t = self.means[labels], t[:, None, None, None]
+        slope = (t * self.width**2 - (1 - t)) / (t**2 * self.width**2 + (1 - t) ** 2)
+        return (mean + slope * (x.to(mean.dtype) - t * mean)).float()
 
 
 class $klass(Adapter):
@@ -150,6 +149,6 @@ def write_adapter(name: str, directory: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(text).substitute(words), encoding="utf-8")
         except OSError as error:
-            raise disk_error(path, error) from error
+            raise disk_error(path, error, "--directory") from error
         paths.append(path)
     return paths

@@ -52,7 +52,7 @@ def score_images(
     reference = prepare_reference(protocol, judges, runs)
     images = open_images(source)
     all_labels = _labels(images, protocol)
-    used = {key: judge for key, judge in judges.items() if all_labels is not None or not judge.reads_prompts}
+    used = {key: judge for key, judge in judges.items() if all_labels is not None or not judge.needs_labels}
     context = Context(
         protocol=protocol,
         reference=reference,

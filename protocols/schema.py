@@ -174,7 +174,13 @@ def _resolved(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not beside.exists() and name not in protocol_files():
         raise ProtocolError(f"protocol {path}: key 'extends' names '{name}', which is neither beside it nor shipped")
     del table["extends"]
-    return _merged(_resolved(beside if beside.exists() else protocol_files()[name], (*above, path)), table)
+    base = _resolved(beside if beside.exists() else protocol_files()[name], (*above, path))
+    reference = table.get("reference")
+    for stated, others in (("kind", ("source", "part")), ("source", ("kind", "variant", "images", "classes"))):
+        if isinstance(reference, dict) and stated in reference:  # a set and a function exclude each other
+            for other in others:
+                base.get("reference", {}).pop(other, None)
+    return _merged(base, table)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

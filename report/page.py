@@ -48,7 +48,7 @@ def write(database: Path, output: Path, protocol: str | None) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     except OSError as error:
-        raise ReportError(f"cannot write {output}: {error.strerror}") from error
+        raise _unwritable(output, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -57,8 +57,12 @@ def write(database: Path, output: Path, protocol: str | None) -> Path:
         temporary.replace(output)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ReportError(f"cannot write {output}: {error.strerror}") from error
+        raise _unwritable(output, error) from error
     return output
+
+
+def _unwritable(output: Path, error: OSError) -> ReportError:
+    return ReportError(f"{output}: cannot be written ({error.strerror}); choose another place with --output")
 
 
 def build(data: Measurements) -> str:

@@ -73,7 +73,7 @@ CREATE TABLE cells (
   judge_seconds DOUBLE,
   images_per_second DOUBLE,            -- sampling and decoding, after the first batch
   latency_seconds DOUBLE,              -- one image, batch 1, after warm-up
-  peak_memory BIGINT,                  -- bytes
+  peak_memory BIGINT,                  -- bytes while sampling: the model on an accelerator, the process otherwise
   device VARCHAR NOT NULL,
   latent_shape VARCHAR NOT NULL,       -- rows of equal shape share their noise
   command VARCHAR NOT NULL,            -- repeats this row to the same digits

@@ -37,6 +37,9 @@ def connect(path: Path, *, write: bool = False, retry: bool = False) -> Iterator
     try:
         _check_schema(connection, path, write)
         yield connection
+    except duckdb.IOException as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"{path}: the disk refuses ({reason}); mend that and run the same command again") from error
     finally:
         connection.close()
 
@@ -58,6 +61,10 @@ def _open(path: Path, write: bool, attempts: int) -> duckdb.DuckDBPyConnection:
             if "version number" in message or "newer version" in message:
                 raise StoreError(
                     f"{path}: written by a newer DuckDB than {duckdb.__version__}; upgrade duckdb to read it"
+                ) from error
+            if "permission denied" in message.lower():
+                raise StoreError(
+                    f"{path}: permission denied; ask its owner, or give another place with --runs-dir"
                 ) from error
             raise StoreError(
                 f"{path}: not a readable database ({message.splitlines()[0][:120]}); "
@@ -218,7 +225,8 @@ def export(connection: duckdb.DuckDBPyConnection, table: str, format: str, outpu
     try:
         connection.execute(f"COPY \"{table}\" TO '{_quoted(output)}' ({options[format]})")
     except duckdb.Error as error:
-        raise StoreError(f"{output}: cannot be written ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"{output}: cannot be written ({reason}); choose another place with --output") from error
     return _count(connection, table)
 
 

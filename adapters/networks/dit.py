@@ -57,7 +57,8 @@ class DiT(nn.Module):
     """A DiT conditioned on one or more scalars and a label; keys as in the published SiT checkpoints.
 
     `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
-    t - r). `label_rows` counts the rows of the label table, null row included. `out_channels` defaults to the input's.
+    t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and labels
+    are ignored. `out_channels` defaults to the input's.
     """
 
     pos_embed: Tensor
@@ -84,7 +85,7 @@ class DiT(nn.Module):
         self.register_buffer("pos_embed", sincos_table(hidden_size, input_size // patch_size))
         for name in self.scalars:
             self.add_module(name, ScalarEmbedder(hidden_size))
-        self.y_embedder = LabelEmbedder(label_rows, hidden_size)
+        self.y_embedder = LabelEmbedder(label_rows, hidden_size) if label_rows else None
         hidden = int(hidden_size * mlp_ratio)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
@@ -92,9 +93,8 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
         """x float32 [B, C, H, W]; `conditions`: the scalars [B] in order, then labels int64 [B] -> float32."""
         *values, labels = conditions
-        c = self.y_embedder(labels)
-        for name, value in zip(self.scalars, values, strict=True):
-            c = c + self.get_submodule(name)(value)
+        vectors = [self.get_submodule(name)(value) for name, value in zip(self.scalars, values, strict=True)]
+        c = sum(vectors) if self.y_embedder is None else sum(vectors, self.y_embedder(labels))
         x = self.x_embedder(x)
         x = x + self.pos_embed.to(x.dtype)
         for block in self.blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,17 +37,22 @@ for module in (measure, mmhm, browse, reference, weights, contribute):
     module.register(app)
 
 
-@app.callback()
-def common(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (accepted anywhere on the line)."),
-) -> None:
-    """Fair benchmarks of few-step and multi-step image generators."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from bench import __version__
 
         typer.echo(f"fewstep-bench {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (accepted anywhere on the line)."),
+) -> None:
+    """Fair benchmarks of few-step and multi-step image generators."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,15 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but not while a library is imported: compiled modules abort on an exception then."""
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
-            again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-            again.daemon = True
-            again.start()
-            return
+    """Raise KeyboardInterrupt, but end at once while a library is imported: compiled modules abort on an exception."""
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
         frame = frame.f_back
-    raise KeyboardInterrupt
+    if frame is None:
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    atexit._run_exitfuncs()
+    sys.stderr.write(INTERRUPTED_MESSAGE)
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _interrupted() -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, runs_directory
+from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, print_table, runs_directory
 from bench.errors import BenchError, unknown
 
 
@@ -43,7 +43,7 @@ def models(
         for card in sorted(found, key=lambda card: (card.family, card.name))
     ]
     columns = ["model", "family", "px", "steps", "guidance", "weights", "title"]
-    page().print(plain_table(columns, rows, right=["px", "steps"], fixed=["model", "family"]))
+    print_table(page(), plain_table(columns, rows, right=["px", "steps"], fixed=["model", "family"]))
 
 
 def _weights(card: Any) -> str:
@@ -73,7 +73,7 @@ def protocols(as_json: Annotated[bool, JSON] = False) -> None:
         for p in found
     ]
     columns = ["protocol", "px", "samples", "reference", "metrics", "title"]
-    page().print(plain_table(columns, rows, right=["px", "samples"]))
+    print_table(page(), plain_table(columns, rows, right=["px", "samples"]))
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
@@ -103,7 +103,7 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
     ]
     columns = ["reference", "judge", "images", "cut", "skipped", "digest"]
     if rows:
-        page().print(plain_table(columns, rows, right=["images", "skipped"]))
+        print_table(page(), plain_table(columns, rows, right=["images", "skipped"]))
     else:
         console().print("no reference is ready here; 'bench run' judges the embedded one")
     lacking: dict[str, str] = {}
@@ -188,7 +188,7 @@ def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | No
         print_json([finding._asdict() for finding in findings])
     else:
         rows = [[finding.state, finding.subject, finding.detail] for finding in findings]
-        page().print(plain_table(["", "what", "detail"], rows))
+        print_table(page(), plain_table(["", "what", "detail"], rows))
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -214,12 +214,20 @@ def merge(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Add the cells of another database that this one lacks, and rank anew."""
+    from bench.cells import disk_error
     from bench.ranking import rank_all
     from results.store import connect
     from results.store import merge as merge_database
 
     database = runs_directory(runs_dir) / "bench.duckdb"
-    database.parent.mkdir(parents=True, exist_ok=True)
+    if not other.is_file():
+        raise BenchError(f"{other}: no such file; give the path of another bench.duckdb")
+    if database.exists() and database.samefile(other):
+        raise BenchError(f"{other}: this is the database itself; give another, or another --runs-dir to merge into")
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(database.parent, error) from error
     with connect(database, write=True, retry=True) as connection:
         added = merge_database(connection, other)
     rank_all(database)

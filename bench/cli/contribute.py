@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.output import JSON, console, page, plain_table, print_json
+from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 
 adapter = typer.Typer(help="Write and check an adapter of your own.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -43,7 +43,7 @@ def parity(
             for result in results
         ]
         columns = ["", "case", "call", "kind", "max abs", "max rel", ""]
-        page().print(plain_table(columns, rows, right=["max abs", "max rel"]))
+        print_table(page(), plain_table(columns, rows, right=["max abs", "max rel"]))
     bad = [result for result in results if not result.ok and not result.optional]
     console().print(f"{len(results) - len(bad)} of {len(results)} calls within tolerance")
     if bad:
@@ -85,7 +85,7 @@ def adapter_check(
         print_json([finding._asdict() for finding in findings])
     else:
         rows = [["ok" if f.ok else "FAIL", f.clause, f.detail] for f in findings]
-        page().print(plain_table(["", "clause", "detail"], rows))
+        print_table(page(), plain_table(["", "clause", "detail"], rows))
     bad = [finding for finding in findings if not finding.ok]
     if bad:
         sys.stderr.write(f"{name}: {len(bad)} of {len(findings)} clauses do not hold\n")

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.output import JSON, RUNS_DIR, console, digits_for, leaderboard_table, page, plain_table, print_json
+from bench.cli.output import (
+    JSON,
+    OFF_REGIME,
+    RUNS_DIR,
+    console,
+    digits_for,
+    leaderboard_table,
+    page,
+    plain_table,
+    print_json,
+    print_table,
+    room,
+)
 from bench.cli.output import runs_directory as directory_of
 from bench.errors import BenchError
 
@@ -78,11 +90,14 @@ def leaderboard(
         if select_on is not None:
             title += f", settings chosen on seed {select_on} by {choices[0].metric}"
         ranked = [row for row in everyone[name] if row.rank]
-        page().print(f"{title} (ranking {name[:8]}, ranks among {len(ranked)} rows)", markup=False)
+        among = f"ranks among {len(ranked)} row{'s' if len(ranked) != 1 else ''}" if ranked else "not ranked"
+        page().print(f"{title} (ranking {name[:8]}, {among})", markup=False)
         if composites:
             _print_composites(members, ranked, facts.get(name))
         else:
-            page().print(leaderboard_table(members, page().width))
+            print_table(page(), leaderboard_table(members, room(page()), sort))
+            if any(row.cell["off_regime"] for row in members):
+                page().print(OFF_REGIME)
         page().print("")
     for line in unreported(choices):
         console().print(line, markup=False)
@@ -155,7 +170,7 @@ def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Ma
                 f"moves {moved} rows" if moved else "-",
             ]
         )
-    page().print(plain_table(columns, rows, right=columns[1:7], fixed=columns))
+    print_table(page(), plain_table(columns, rows, right=columns[1:7], fixed=columns))
     for name, label in (("geometric", "geometric mean"), ("mean_rank", "mean rank")):
         apart, pairs = disagreements(ranked, name)
         page().print(f"{label}: orders {apart} of {pairs} pairs otherwise than MMHM", markup=False)
@@ -167,7 +182,7 @@ def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Ma
         values = [ranking["correlation"][one][other] for other in MMHM_METRICS]
         table.append([one, *("-" if value is None else f"{value:+.2f}" for value in values)])
     page().print(f"rank correlation over {len(ranked)} rows (+ means agreement, FID counted as lower is better)")
-    page().print(plain_table(["", *MMHM_METRICS], table, right=MMHM_METRICS))
+    print_table(page(), plain_table(["", *MMHM_METRICS], table, right=MMHM_METRICS))
 
 
 def disagreements(rows: Sequence[Row], composite: str) -> tuple[int, int]:
@@ -214,7 +229,11 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
         [d.metric, f"{d.a:.4g}", f"{d.b:.4g}", f"{d.difference:+.3g}", f"{d.low:+.3g} .. {d.high:+.3g}", d.verdict]
         for d in outcome.differences
     ]
-    page().print(plain_table(columns, rows, right=columns[1:5]))
+    print_table(page(), plain_table(columns, rows, right=columns[1:5]))
+    for d in outcome.differences:
+        if d.win_rate is not None:
+            share, low, high = (f"{100 * (value or 0.0):.1f}" for value in (d.win_rate, d.win_low, d.win_high))
+            page().print(f"{d.metric}: a's image scores above b's in {share} % of pairs ({low} .. {high} %)")
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
@@ -246,7 +265,7 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
                 claim.source,
             ]
         )
-    page().print(plain_table(columns, rows, right=columns[1:3] + columns[4:8], fixed=columns[:8]))
+    print_table(page(), plain_table(columns, rows, right=columns[1:3] + columns[4:8], fixed=columns[:8]))
     obstacles = {obstacle: None for claim in found for obstacle in claim.not_comparable}
     if obstacles:
         page().print(f"Not comparable: {'; '.join(obstacles)}.", markup=False, soft_wrap=True)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.leaderboard import compare, leaderboard, unreported
-from bench.cli.output import JSON, RUNS_DIR, console, leaderboard_table, page, print_json, runs_directory
+from bench.cli.output import (
+    JSON,
+    OFF_REGIME,
+    RUNS_DIR,
+    console,
+    leaderboard_table,
+    page,
+    print_json,
+    print_table,
+    room,
+    runs_directory,
+)
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -58,7 +69,7 @@ def run(
     """Measure models under a protocol; without arguments the embedded default, in minutes on a CPU."""
     from bench.cli.progress import RunProgress
     from bench.models import parse_device, parse_dtype
-    from bench.plan import Request, parse_options, parse_scales, parse_steps
+    from bench.plan import Request, parse_models, parse_options, parse_scales, parse_steps
     from bench.provenance import typed_command
     from bench.runner import run as run_request
     from protocols import find_protocol
@@ -69,7 +80,7 @@ def run(
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
     request = Request(
         protocol=find_protocol(protocol),
-        models=tuple(name.strip() for name in model.split(",") if name.strip()) if model else None,
+        models=parse_models(model) if model is not None else None,
         steps=parse_steps(steps) if steps is not None else None,
         cfg=parse_scales(cfg) if cfg is not None else None,
         num_samples=num_samples,
@@ -125,7 +136,7 @@ def _print_plan(request: Request, runs: Path) -> None:
         numbers = [str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), str(cell.seed)]
         rows.append(["-" if absent else cell.cell_id, cell.model, *numbers, state])
     columns = ["cell", "model", "steps", "cfg", "samples", "seed", "state"]
-    page().print(plain_table(columns, rows, right=columns[2:6], fixed=["cell", "model"]))
+    print_table(page(), plain_table(columns, rows, right=columns[2:6], fixed=["cell", "model"]))
     for line in absent:
         page().print(f"missing: {line}", markup=False, soft_wrap=True)
 
@@ -153,11 +164,11 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
             how = f", chosen on seed {select_on} alone"
             shown = best_per_model([row for choice in choices for row in choice.reported])
         out.print(f"\nBest setting of each model by {headline(found).upper()}{how}, ± 95 % interval ({counts}):\n")
-        out.print(leaderboard_table(shown, out.width))
+        print_table(out, leaderboard_table(shown, room(out)))
         for line in unreported(choices):
             out.print(line, markup=False)
-        if any(row.cell["off_regime"] for row in found):
-            out.print("* outside the step counts that the checkpoint was trained for")
+        if any(row.cell["off_regime"] for row in shown):
+            out.print(OFF_REGIME)
     else:
         out.print(f"\n{counts}")
     suffix = f" --runs-dir {given}" if given is not None else ""
@@ -202,7 +213,7 @@ def score(
     )
     with connect(runs / "bench.duckdb", retry=True) as connection:
         row = next(row for row in rows(connection) if row.cell["cell_id"] == cell_id)
-    console().print(leaderboard_table([row], console().width))
+    print_table(console(), leaderboard_table([row], room(console())))
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)
 
 
@@ -219,13 +230,13 @@ def check(
 ) -> None:
     """Measure a small subset and fail, naming each metric that moved beyond its interval."""
     from bench.models import parse_device
-    from bench.plan import parse_steps
+    from bench.plan import parse_models, parse_steps
     from bench.regression import check_baseline, write_baseline
 
     if (baseline is None) == (write is None):
         raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
     if write is not None:
-        models = tuple(model.split(",")) if model else None
+        models = parse_models(model) if model is not None else None
         count = write_baseline(
             write, protocol, models, parse_steps(steps), num_samples, parse_device(device), workers, console()
         )

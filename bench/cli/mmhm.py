@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from bench.cli.output import JSON, page, plain_table, print_json
+from bench.cli.output import JSON, page, plain_table, print_json, print_table
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def mmhm(
         ]
         for other, row, score, outside in zip(table.others, values, scores, result.outside, strict=True)
     ]
-    page().print(plain_table([*names, *COLUMNS, "MMHM"], lines, right=[*COLUMNS, "MMHM"]))
+    print_table(page(), plain_table([*names, *COLUMNS, "MMHM"], lines, right=[*COLUMNS, "MMHM"]))
     used = ", ".join(f"{column} {pair['min']:g} .. {pair['max']:g}" for column, pair in result.bounds.items())
     source = "of the rows: the order depends on which rows are here" if bounds is None else f"of {bounds}"
     page().print(f"bounds {source}: {used}", markup=False, soft_wrap=True)

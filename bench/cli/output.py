@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 RUNS_DIR = typer.Option("--runs-dir", help="Where results lie [BENCH_RUNS_DIR, else ./runs].", show_default=False)
 JSON = typer.Option("--json", help="Print data alone, as JSON on stdout.")
+GAP = 2
+"""Blanks between the columns of a table."""
+NARROWEST_TEXT = 24
+"""Width down to which a column of text wraps."""
+OFF_REGIME = "* outside the step counts that the checkpoint was trained for"
+SHOWN_ANYWAY = ("mmhm", "rank", "nfe", "steps", "images_per_second")
+"""What a leaderboard can be sorted by and always shows."""
 
 
 def runs_directory(given: Path | None) -> Path:
@@ -40,6 +48,11 @@ def page() -> Console:
 
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=150)
+
+
+def room(out: Console) -> int:
+    """Return how wide a table may be: a terminal has an edge, a file or pipe has none."""
+    return out.width if out.is_terminal else sys.maxsize
 
 
 def print_json(value: Any) -> None:
@@ -64,18 +77,31 @@ def plain_table(
     right: Sequence[str] = (),
     fixed: Sequence[str] = (),
 ) -> Table:
-    """Return a table without lines; `right` names the columns of numbers, `fixed` those that never wrap."""
+    """Return a table without lines; `right` names the columns of numbers, which never wrap, nor do the `fixed` ones."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for column in columns:
+        number = column in right
         table.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in fixed
+            column, justify="right" if number else "left", overflow="fold", no_wrap=number or column in fixed
         )
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
+
+
+def print_table(out: Console, table: Table) -> None:
+    """Print a table with its fixed columns whole, past the edge if need be: a number cut short is another number."""
+    from rich.cells import cell_len
+
+    needed = -GAP
+    for column in table.columns:
+        widest = max(cell_len(str(cell)) for cell in [column.header, *column.cells])
+        needed += GAP + (widest if column.no_wrap else min(widest, NARROWEST_TEXT))
+    out.width = max(out.width, needed)
+    out.print(table)
 
 
 def with_interval(value: Value | None) -> str:
@@ -96,42 +122,70 @@ def digits_for(half_width: float) -> int:
     return max(0, min(4, 1 - math.floor(math.log10(half_width))))
 
 
-WIDE = 130
-"""Columns of a terminal that show the whole leaderboard."""
 LEADERBOARD_METRICS = ("fid", "is", "clip", "pick", "accuracy")
+USUAL = {"sampler": ("native", "images"), "dtype": ("float32", "uint8")}
+"""Settings that need no mention."""
+DROPPED = ("first", "ACCURACY", "PICK", "CLIP", "IS")
+"""Columns that a narrow page goes without, the first one first."""
 
 
-def leaderboard_table(found: Sequence[Row], width: int) -> Table:
+def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
     """Return the leaderboard: rank interval, setting, NFE, metrics with intervals, MMHM, speed; fewer if narrow.
 
-    Samples that failed have a column where there are any, the probability of being first where it is wide enough.
+    `first` is the probability of being first. What the rows are sorted by has a column, and samples that failed have
+    one where there are any.
     """
-    wide = width >= WIDE
-    wanted = LEADERBOARD_METRICS if wide else LEADERBOARD_METRICS[:1]
+    names = [name for name in LEADERBOARD_METRICS if any(name in row.metrics for row in found)]
+    sorted_by = [] if sort in (None, *names, *SHOWN_ANYWAY) else [sort]
     failures = any(row.cell["failures"] for row in found)
-    metrics = [name for name in wanted if any(name in row.metrics for row in found)]
-    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in metrics], "MMHM"]
-    columns += ["first"] * wide + ["img/s"] + ["failed"] * failures
+    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in [*sorted_by, *names]], "MMHM", "first"]
+    columns += ["img/s"] + ["failed"] * failures
     rows = []
     for row in found:
         cell = row.cell
-        mark = " *" if cell["off_regime"] else ""
-        name = cell["model"] + (" (random)" if cell["random_weights"] else "")
         rows.append(
             [
                 _rank(row),
-                name + mark,
+                _name(cell),
                 "-" if cell["steps"] is None else str(cell["steps"]),
                 "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
-                *[with_interval(row.metrics.get(name)) for name in metrics],
+                *[_value(row, name) for name in sorted_by],
+                *[with_interval(row.metrics.get(name)) for name in names],
                 _mmhm(row),
-                *["-" if row.rank.get("p_first") is None else f"{row.rank['p_first']:.0%}"] * wide,
+                "-" if row.rank.get("p_first") is None else f"{row.rank['p_first']:.0%}",
                 "-" if cell["images_per_second"] is None else f"{cell['images_per_second']:,.0f}",
                 *[str(cell["failures"])] * failures,
             ]
         )
-    return plain_table(columns, rows, right=[column for column in columns if column != "model"], fixed=columns)
+    for column in DROPPED:
+        if _width(columns, rows) <= width:
+            break
+        if column in columns and column != (sort or "").upper():
+            position = columns.index(column)
+            columns = columns[:position] + columns[position + 1 :]
+            rows = [line[:position] + line[position + 1 :] for line in rows]
+    return plain_table(columns, rows, right=[column for column in columns if column != "model"], fixed=["model"])
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    widest = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(widest) + GAP * (len(widest) - 1)
+
+
+def _value(row: Row, name: str) -> str:
+    if name in row.metrics:
+        return with_interval(row.metrics[name])
+    value = row.value(name)
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    """Return the model with what sets the row apart: another sampler, precision or setting, random weights."""
+    marks = ["random"] if cell["random_weights"] else []
+    marks += [cell[key] for key, usual in USUAL.items() if cell[key] not in usual]
+    marks += [f"{key}={value}" for key, value in cell["options"].items()]
+    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + (" *" if cell["off_regime"] else "")
 
 
 def _rank(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class RunProgress:
         self.current: TaskID | None = None
 
     def __enter__(self) -> RunProgress:
+        self.preparing = self.bars.add_task("judges and reference", total=None, note="")
         self.bars.start()
         return self
 
@@ -45,13 +47,18 @@ class RunProgress:
     ) -> None:
         self.bars.stop()
 
+    def wait(self, runs: Path) -> None:
+        """Tell that another run has to end first."""
+        self.console.print(f"another 'bench run' is at work in {runs}; waiting for it to end", markup=False)
+
     def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
         """Tell what is ahead: `cost` is in samples x steps, which the time left goes by."""
         self.samples, self.cost = samples, cost
         self.cells, self.finished = cells, reused
         kept = f", {reused} already measured" if reused else ""
-        self.console.print(f"{cells} cells{kept}, {samples:,} samples to draw")
+        self.console.print(f"{cells} cell{'s' if cells != 1 else ''}{kept}, {samples:,} samples to draw")
         self.began = time.monotonic()
+        self.bars.update(self.preparing, visible=False)
         self.overall = self.bars.add_task("cells", total=cells, completed=reused, note="")
         self.current = self.bars.add_task("", total=1, note="", visible=False)
 

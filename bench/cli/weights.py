@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.output import JSON, console, page, plain_table, print_json
+from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 
 if TYPE_CHECKING:
     from bench.weights import FileState
@@ -46,7 +46,7 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
         print_json(rows)
         return
     cells = [[row["model"], row["state"], _size(row["bytes"]), row["source"]] for row in rows]
-    page().print(plain_table(["model", "state", "size", "source"], cells, right=["size"]))
+    print_table(page(), plain_table(["model", "state", "size", "source"], cells, right=["size"]))
 
 
 def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
@@ -83,7 +83,7 @@ def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool,
         print_json(found)
     else:
         cells = [[row["file"], row["state"], _size(row["bytes"]), row["detail"]] for row in found]
-        page().print(plain_table(["file", "state", "size", "detail"], cells, right=["size"]))
+        print_table(page(), plain_table(["file", "state", "size", "detail"], cells, right=["size"]))
     if any(row["state"] in ("missing", "altered") for row in found):
         raise typer.Exit(1)
 

@@ -54,7 +54,7 @@ class AlignmentJudge(Judge):
     the published benchmark, not clipped at zero.
     """
 
-    reads_prompts = True
+    needs_labels = True
 
     def __init__(
         self,

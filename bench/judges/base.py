@@ -39,8 +39,8 @@ class Judge(ABC):
         batch_size: images per forward pass; None for all that it is given.
     """
 
-    reads_prompts: bool = False
-    """Whether the score depends on the label's prompt; such judges need labels and say nothing of a reference."""
+    needs_labels: bool = False
+    """Whether its outputs are about the label asked for (its prompt, or its class), and so say nothing of a reference."""
 
     def __init__(
         self, name: str, facts: Mapping[str, Any], device: torch.device, batch_size: int | None = None
@@ -106,6 +106,7 @@ KINDS = {
     "transformers-clip": "bench.judges.transformers_judge",
     "clip-features": "bench.judges.clip_features_judge",
     "dinov2": "bench.judges.dinov2_judge",
+    "classifier": "bench.judges.classifier_judge",
     "hpsv2": "bench.judges.hpsv2_judge",
     "image-reward": "bench.judges.image_reward_judge",
 }

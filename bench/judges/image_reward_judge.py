@@ -44,7 +44,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
 class ImageRewardJudge(Judge):
     """`score` [B]: the package's reward, roughly standard normal over its training images."""
 
-    reads_prompts = True
+    needs_labels = True
 
     def __init__(self, name: str, model: Any, facts: Mapping[str, Any], device: torch.device) -> None:
         super().__init__(name, facts, device)

@@ -14,7 +14,8 @@ class MetricFact(NamedTuple):
         unit: unit of the value; empty for a pure number.
         better: whether `lower` or `higher` values are better.
         definition: one sentence, with the source.
-        judge: the judge whose output is read (`inception`, `clip`, `pick`, `dinov2`, `clip_l14_336`).
+        judge: the judge whose output is read (`inception`, `classifier`, `clip`, `clip_l14`, `pick`, `image_reward`,
+            `hpsv2`, `dinov2`, `clip_l14_336`).
         array: the judge output read, as named in `JudgeOutputs`.
         reference: what it needs of the reference: nothing, its `statistics` (mean and covariance), or its `features`.
     """
@@ -158,6 +159,16 @@ _FACTS = (
         "none",
     ),
     MetricFact(
+        "top1",
+        "Top-1 agreement",
+        "",
+        "higher",
+        "Share of images that a classifier of its own, read by no other metric, puts into the class asked for.",
+        "classifier",
+        "classifier.logits",
+        "none",
+    ),
+    MetricFact(
         "clip",
         "CLIP score",
         "",
@@ -169,6 +180,16 @@ _FACTS = (
         "none",
     ),
     MetricFact(
+        "clip_l14",
+        "CLIP score, ViT-L/14",
+        "",
+        "higher",
+        "The CLIP score by a second, larger CLIP (ViT-L/14), so that no single network decides about alignment.",
+        "clip_l14",
+        "clip_l14.score",
+        "none",
+    ),
+    MetricFact(
         "pick",
         "PickScore",
         "",
@@ -176,6 +197,28 @@ _FACTS = (
         "Mean of exp(logit scale) x cosine under a CLIP tuned on human choices (Kirstain et al., arXiv 2305.01569).",
         "pick",
         "pick.score",
+        "none",
+    ),
+    MetricFact(
+        "image_reward",
+        "ImageReward",
+        "",
+        "higher",
+        "Mean reward of a BLIP tuned on human rankings, roughly standard normal (Xu et al., arXiv 2304.05977); "
+        "some generators are trained on it.",
+        "image_reward",
+        "image_reward.score",
+        "none",
+    ),
+    MetricFact(
+        "hpsv2",
+        "HPSv2",
+        "",
+        "higher",
+        "Mean cosine under a CLIP ViT-H/14 tuned on human choices (Wu et al., arXiv 2306.09341); "
+        "some generators are trained on it.",
+        "hpsv2",
+        "hpsv2.score",
         "none",
     ),
     MetricFact(

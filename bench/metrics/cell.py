@@ -319,17 +319,17 @@ def _mean(cell: _Cell, name: str) -> MetricValue:
 
 
 def _accuracy(cell: _Cell, name: str) -> MetricValue:
-    agreement = _agreement(cell)
+    agreement = _agreement(cell, name)
     interval = wilson(float(agreement.sum()), len(agreement))
     stratified = mean_interval(agreement, cell.labels)
     interval = interval._replace(standard_error=stratified.standard_error)
     return cell.value(name, interval.value, _means_without(agreement, cell.blocks), "share; Wilson interval", interval)
 
 
-def _agreement(cell: _Cell) -> np.ndarray:
+def _agreement(cell: _Cell, name: str) -> np.ndarray:
     if cell.labels is None:
         raise _Unavailable("needs the class asked for of every image")
-    logits = cell.array("inception.logits")
+    logits = cell.array(CATALOG[name].array)
     classes = cell.options["num_classes"] or int(np.max(cell.labels)) + 1
     if logits.shape[1] != classes:
         raise _Unavailable(f"the judge has {logits.shape[1]} classes, the labels {classes}; they cannot be compared")
@@ -348,9 +348,8 @@ def _per_class(cell: _Cell, done: Sequence[str]) -> Iterator[PerClass]:
     if cell.labels is None:
         return
     classes, member, size = np.unique(cell.labels, return_inverse=True, return_counts=True)
-    per_image = {name: cell.outputs[CATALOG[name].array] for name in ("clip", "pick") if name in done}
-    if "accuracy" in done:
-        per_image["accuracy"] = _agreement(cell)
+    per_image = {name: cell.outputs[CATALOG[name].array] for name in done if _MEASURES[name] is _mean}
+    per_image |= {name: _agreement(cell, name) for name in ("accuracy", "top1") if name in done}
     for name, values in per_image.items():
         means = np.bincount(member, weights=np.asarray(values, dtype=np.float64)) / size
         for label, mean, n in zip(classes, means, size, strict=True):
@@ -381,6 +380,10 @@ _MEASURES: dict[str, Callable[[_Cell, str], MetricValue]] = {
     "coverage": _manifold,
     "cmmd": _cmmd,
     "clip": _mean,
+    "clip_l14": _mean,
     "pick": _mean,
+    "image_reward": _mean,
+    "hpsv2": _mean,
     "accuracy": _accuracy,
+    "top1": _accuracy,
 }

@@ -18,7 +18,8 @@ class JudgeOutputs(Mapping[str, np.ndarray]):
     """What the judges said of a cell's images: arrays [N, ...] in sample order, memory maps welcome.
 
     Names: `inception.features` [N, d], `inception.logits` [N, C] (unbiased), `inception.spatial` [N, d'],
-    `clip.score` [N], `pick.score` [N], `dinov2.features` [N, d], `clip_l14_336.features` [N, d] of unit length.
+    `classifier.logits` [N, C], `clip.score` [N], `clip_l14.score` [N], `pick.score` [N], `dinov2.features` [N, d],
+    `clip_l14_336.features` [N, d] of unit length.
     """
 
     arrays: Mapping[str, np.ndarray]

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from adapters import autoencoders
-from adapters.autoencoders import AutoencoderKind, build_autoencoder, register, replay
+from adapters.autoencoders import (
+    VALUES_PER_PIXEL,
+    AutoencoderKind,
+    build_autoencoder,
+    images_per_pass,
+    register,
+    replay,
+)
 from bench.errors import BenchError
 from bench.parity import load_case, replay_case
 
@@ -171,3 +178,15 @@ def test_a_wrong_fact_is_named_in_one_line(facts: dict[str, Any], reason: str) -
     with torch.device("meta"), pytest.raises(BenchError, match=reason) as error:
         build_autoencoder(facts)
     assert "\n" not in str(error.value)
+
+
+def test_a_pass_holds_a_fixed_number_of_images_and_fewer_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = 512 * 512
+    assert images_per_pass(pixels, torch.float32, torch.device("cpu")) == 8
+    assert images_per_pass(100 * pixels, torch.float32, torch.device("cpu")) == 1
+    device, needed = torch.device("cuda"), pixels * VALUES_PER_PIXEL * 4
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: needed)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 0)
+    for free, images in ((40 * needed, 8), (3 * needed, 3), (0, 1)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, free))
+        assert images_per_pass(pixels, torch.float32, device) == images

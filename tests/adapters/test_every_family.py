@@ -15,6 +15,7 @@ from bench.adapter import Adapter
 from bench.card import ModelCard, cards, find_card
 from bench.conformance import check_adapter
 from bench.families import family_class
+from bench.judges.precision import full_precision
 from bench.models import build_adapter
 from bench.noise import PhiloxNoise
 from bench.sampling import Meter
@@ -111,17 +112,17 @@ def shrunken(architecture: Mapping[str, Any], side: int) -> dict[str, Any]:
     return found
 
 
-def built(card: ModelCard, dtype: str = "float32") -> Adapter:
-    return build_adapter(card, dtype=dtype, random_weights=is_random(card))
+def built(card: ModelCard, dtype: str = "float32", device: str = "cpu") -> Adapter:
+    return build_adapter(card, device=device, dtype=dtype, random_weights=is_random(card))
 
 
 def is_random(card: ModelCard) -> bool:
     return card.weights is not None and card.weights.path is None
 
 
-def sample(adapter: Adapter, steps: int = STEPS, cfg: float = 1.0, indices: range = range(3)) -> Tensor:
-    labels = torch.tensor(indices) % max(adapter.num_classes, 1)
-    return adapter.sample(labels, steps, cfg, noise=PhiloxNoise(5, indices))
+def sample(adapter: Adapter, steps: int, cfg: float = 1.0) -> Tensor:
+    labels = torch.arange(3) % max(adapter.num_classes, 1)
+    return adapter.sample(labels, steps, cfg, noise=PhiloxNoise(5, range(3), adapter.device))
 
 
 def evaluations(adapter: Adapter, steps: int, cfg: float) -> tuple[float, float]:
@@ -164,18 +165,38 @@ def test_evaluations_are_those_that_the_card_promises(card: ModelCard) -> None:
 
 
 @EVERY
-def test_half_precision_stays_close(card: ModelCard) -> None:
+def test_half_precision_stays_close_and_random_weights_are_the_same_each_time(card: ModelCard) -> None:
     # float16 rounds eight times finer than bfloat16, whose error the contract limits to a tenth.
-    exact, rounded = sample(built(card), 1 if card.supported_steps else 2), None
-    rounded = sample(built(card, "float16"), 1 if card.supported_steps else 2)
+    steps = 1 if card.supported_steps else 2
+    exact, rounded = sample(built(card), steps), sample(built(card, "float16"), steps)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).square().mean().sqrt() < 0.1 / 8 * exact.std()
 
 
+@pytest.mark.gpu
 @EVERY
-def test_random_weights_are_the_same_each_time(card: ModelCard) -> None:
+def test_a_family_keeps_the_contract_on_the_gpu_and_agrees_with_the_processor(card: ModelCard) -> None:
+    findings = check_adapter(card, random_weights=is_random(card), device="cuda")
+    assert [f"{finding.clause}: {finding.detail}" for finding in findings if not finding.ok] == []
     steps = 1 if card.supported_steps else 2
-    assert torch.equal(sample(built(card), steps), sample(built(card), steps))
+    with full_precision():
+        there = sample(built(card, device="cuda"), steps)
+    assert torch.allclose(there.cpu(), sample(built(card), steps), atol=1e-3)
+
+
+@pytest.mark.gpu
+@EVERY
+def test_a_step_never_waits_for_the_gpu(card: ModelCard) -> None:
+    adapter = built(card, "bfloat16", "cuda")
+    labels = torch.zeros(3, dtype=torch.int64, device="cuda")
+    noise, steps = PhiloxNoise(5, range(3), "cuda"), 1 if card.supported_steps else 2
+    with torch.inference_mode():
+        adapter.generate(labels, steps, 1.0, noise, **adapter.resolve_settings(steps))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            adapter.generate(labels, steps, 1.0, noise, **adapter.resolve_settings(steps))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("name", "settings"), [

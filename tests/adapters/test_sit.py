@@ -115,7 +115,7 @@ def test_dopri5_without_torchdiffeq_names_the_extra(monkeypatch: pytest.MonkeyPa
     ({"solver": "euler"}, 4),
     ({"solver": "Euler", "last_step": "none"}, 3),
     ({"solver": "heun"}, 7),
-    ({"solver": "Heun", "last_step": "none"}, 6),
+    ({"solver": "Heun", "last_step": "none", "path_type": "GVP"}, 6),
 ])  # fmt: skip
 def test_sde_steps_count_unique_evaluations(settings: dict[str, object], expected: int) -> None:
     assert evaluations(tiny(), 4, mode="SDE", **settings) == expected
@@ -236,6 +236,7 @@ def test_checkpoint_of_another_size_is_one_line() -> None:
 @pytest.mark.parametrize(("settings", "steps", "reason"), [
     ({"mode": "SDE", "diffusion_form": "SBDM"}, 4, "infinite at t = 0"),
     ({"mode": "SDE"}, 1, "2 or more steps"),
+    ({"mode": "SDE", "solver": "heun", "last_step": "none"}, 4, "infinite on the Linear path; use solver=euler"),
     ({"mode": "PDE"}, 4, "unknown SiT sampling mode"),
     ({"solver": "eulr"}, 4, "did you mean euler"),
     ({"mode": "SDE", "solver": "rk4"}, 4, "unknown SDE solver"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def test_recorded_calls_hold(name: str) -> None:
         assert result.ok, result
         if result.kind == "sample":
             assert {"output", "trajectory", "times", "nfe_per_image"} <= set(result.compared)
+
+
+@pytest.mark.parametrize("network", ["TiT", "SiT", "LightningDiT"])
+def test_one_class_means_no_label_table(network: str) -> None:
+    adapter = UCGM(replace(tiny(network).card, num_classes=1))
+    assert not any(key.startswith("y_embedder") for key in adapter.network.state_dict())
+    images = adapter.randomise().generate(torch.zeros(2, dtype=torch.int64), 3, 1.5, PhiloxNoise(0, range(2)))
+    assert images.shape == (2, *SHAPE) and images.isfinite().all()
 
 
 def test_the_cases_cover_every_network_and_transport() -> None:

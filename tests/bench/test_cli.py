@@ -114,6 +114,20 @@ def test_a_dry_run_measures_nothing(bench, tmp_path):
     assert not (tmp_path / "runs" / "cells").exists()
 
 
+def test_a_dry_run_names_missing_weights_and_the_command_that_fetches_them(bench, cache):
+    code, out, _ = bench("run", "--protocol", "imagenet-256-adm", "--model", "soflow-xl-2", "--steps", "1", "--dry-run")
+    assert code == 0
+    assert "missing: weights of soflow-xl-2: fetch with 'bench weights fetch soflow-xl-2'" in out
+
+
+def test_a_scale_for_a_model_without_guidance_is_refused_not_replaced(bench):
+    words = ("run", "--model", "digits-meanflow", "--steps", "1", "--num-samples", "20", "--dry-run")
+    code, out, _ = bench(*words, "--cfg", "3")
+    assert code == 0 and "digits-meanflow takes no guidance (cfg must be 1)" in out and "to measure" not in out
+    code, out, _ = bench(*words, "--cfg", "1,3")
+    assert code == 0 and out.count("digits-meanflow") == 1 and "to measure" in out
+
+
 def test_the_leaderboard_is_data_with_json(bench, finished):
     code, out, _ = bench("leaderboard", "--all", "--sort", "fid", "--json", "--runs-dir", finished)
     table = json.loads(out)
@@ -246,7 +260,8 @@ def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path / "my-model")
     from my_model.adapter import MyModel
 
-    monkeypatch.setattr("bench.models.family_class", lambda family: MyModel)
+    for user in ("models", "families"):
+        monkeypatch.setattr(f"bench.{user}.family_class", lambda family: MyModel)
     findings = check_adapter(load_card(tmp_path / "my-model/my_model/cards/my-model.toml"))
     assert [finding for finding in findings if not finding.ok] == []
     assert (

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from bench.cells import CellDirectory
 from bench.claims import published_claims
 from bench.cli import main
 from bench.comparing import compare_cells
@@ -36,6 +37,27 @@ def test_rows_of_other_rankings_are_not_compared_and_a_seed_tells_two_apart(synt
         compare_cells(path, "0" * 20, "0" * 19 + "3")
     with pytest.raises(BenchError, match="no finished cell 'one' of seed 9"):
         compare_cells(path, "one", "other", seed=9)
+
+
+def test_scores_of_single_images_have_a_win_rate_with_wilsons_interval(synthetic, capsys, tmp_path):
+    database = synthetic(num_samples=100)
+    for model in ("one", "other"):
+        database.add(model, {"fid": 3.0, "pick": 20.0}, {"fid": 3.0 + LEFT, "pick": 20.0 + LEFT})
+    path = database.write()
+    scores = np.arange(100, dtype=np.float32)
+    others = np.where(scores < 60, scores - 1, np.where(scores < 80, scores, scores + 1)).astype(np.float32)
+    assert {d.win_rate for d in compare_cells(path, "one", "other").differences} == {None}  # no directories here
+    for index, values in enumerate((scores, others)):
+        directory = CellDirectory(path.parent, f"{index:020d}").path
+        directory.mkdir(parents=True)
+        np.save(directory / "pick.score.npy", values)
+    fid, pick = compare_cells(path, "one", "other").differences
+    assert fid.win_rate is None
+    assert pick.win_rate == pytest.approx(0.7)  # 60 wins and half of 20 ties
+    assert (pick.win_low, pick.win_high) == pytest.approx((0.6042, 0.7811), abs=1e-4)
+    with pytest.raises(SystemExit):
+        main(["compare", "one", "other", "--runs-dir", str(path.parent)])
+    assert "pick: a's image scores above b's in 70.0 % of pairs (60.4 .. 78.1 %)" in capsys.readouterr().out
 
 
 def test_a_measured_row_is_held_against_its_card_in_half_widths(synthetic):

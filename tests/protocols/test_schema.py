@@ -67,3 +67,11 @@ def test_label_plans():
     assert (uniform == plan_labels("uniform", 1000, 3, seed=0)).all()
     with pytest.raises(ProtocolError, match="needs a reference with labels"):
         plan_labels("reference", 5, 3, seed=0)
+
+
+def test_an_extending_protocol_may_take_its_reference_from_another_place(tmp_path):
+    mine = 'extends = "digits"\nname = "mine"\n[reference]\nname = "mine"\nkind = "folder"\nimages = 10\n'
+    reference = load_protocol(write(tmp_path, mine)).reference
+    assert reference == {"name": "mine", "kind": "folder", "images": 10, "resize": "none"}
+    other = 'extends = "imagenet-256-adm"\nname = "mine"\n[reference]\nname = "mine"\nsource = "here:images"\n'
+    assert load_protocol(write(tmp_path, other)).reference == {"name": "mine", "source": "here:images"}

@@ -214,7 +214,7 @@ def test_report_is_written_in_one_step(database, tmp_path):
     assert report.write_report(database, output) == output
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(report.ReportError, match="cannot write"):
+    with pytest.raises(report.ReportError, match="cannot be written"):
         report.write_report(database, tmp_path / "file" / "report.html")
 
 

@@ -34,7 +34,7 @@ def labels() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def judge_files(tmp_path_factory) -> Path:
-    """A protocol directory with `clip/` (open_clip), `preference/` (transformers) and `dino/`."""
+    """A protocol directory with `clip/` (open_clip), `preference/` (transformers), `dino/` and `classifier/`."""
     root = tmp_path_factory.mktemp("protocol")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -44,7 +44,17 @@ def judge_files(tmp_path_factory) -> Path:
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
         )
         transformers.Dinov2Model(config).save_pretrained(root / "dino")
+        write_classifier(root / "classifier")
     return root
+
+
+def write_classifier(directory: Path) -> None:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**tower, image_size=IMAGE_SIZE, patch_size=4, num_labels=3)
+    model = transformers.ViTForImageClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)
+    model.save_pretrained(directory)
+    transformers.ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(directory)
 
 
 def write_open_clip(directory: Path) -> None:

@@ -24,7 +24,8 @@ CLIP = JudgeSpec(
 PICK = JudgeSpec("pick", "transformers-clip", {"path": "preference"})
 CMMD = JudgeSpec("cmmd", "clip-features", dict(CLIP.options))
 DINO = JudgeSpec("dinov2", "dinov2", {"path": "dino", "size": 56})
-ALL = [CLIP, PICK, CMMD, DINO]
+CLASSIFIER = JudgeSpec("classifier", "classifier", {"path": "classifier"})
+ALL = [CLIP, PICK, CMMD, DINO, CLASSIFIER]
 
 
 def loaded(spec, root, prompts=PROMPTS):
@@ -89,6 +90,20 @@ def test_clip_features_of_a_transformers_directory(judge_files, images, labels):
     judge, pick = loaded(spec, judge_files), loaded(PICK, judge_files)
     expected = pick.towers.image_features(pick.preprocess(images))
     assert (judge(images, labels)["features"] - expected).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_classifier_logits_are_transformers_own(judge_files, images, labels):
+    squares = images[:, :, :, :21].contiguous()
+    directory = judge_files / "classifier"
+    model = transformers.ViTForImageClassification.from_pretrained(directory).eval()
+    processor = transformers.ViTImageProcessorPil.from_pretrained(directory)
+    expected = model(processor(images=pictures(squares), return_tensors="pt")["pixel_values"]).logits
+    judge = loaded(CLASSIFIER, judge_files)
+    assert (judge(squares, labels)["logits"] - expected).abs().max() < 1e-5
+    assert judge.needs_labels  # says nothing of a reference
+    with pytest.raises(BenchError, match="tells 3 classes apart, the protocol has 2; choose a classifier"):
+        judge.prepare(PROMPTS[:2])
 
 
 def test_dinov2_features_use_the_published_position_grid(judge_files, images, labels):
@@ -264,6 +279,7 @@ def test_hub_files_are_found_in_the_cache_directory(judge_files, tmp_path, image
         (with_options(CLIP, weights="preference/model.safetensors"), "does not fit the model"),
         (with_options(CLIP, config="preference/config.json"), "lacks 'embed_dim'"),
         (with_options(PICK, path="dino", processor_path="preference"), "is of type 'dinov2'"),
+        (with_options(CLASSIFIER, path="preference"), "lacks 2 weights, the first is classifier.bias"),
         (with_options(DINO, size=57), "no multiple of its patch of 14"),
         (with_options(DINO, resize="nearest"), "backend 'nearest'"),
         (

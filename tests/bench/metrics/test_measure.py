@@ -94,6 +94,23 @@ def test_agreement_needs_a_judge_of_the_same_classes():
     assert result.skipped[0].reason.startswith("the judge has 10 classes, the labels 1000")
 
 
+def test_a_classifier_and_a_second_clip_of_their_own_are_read_apart():
+    outputs, reference, labels = cell()
+    logits = np.zeros((len(labels), 10), dtype=np.float32)
+    logits[np.arange(len(labels)), labels] = 1.0
+    logits[:100] = np.roll(logits[:100], 1, axis=1)
+    outputs["classifier.logits"] = logits
+    outputs["clip_l14.score"] = 2 * outputs["clip.score"]
+    outputs["hpsv2.score"] = outputs["image_reward.score"] = outputs["pick.score"]
+    names = ["accuracy", "top1", "clip", "clip_l14", "hpsv2", "image_reward"]
+    result = measure(outputs, reference, names, labels=labels, options={"num_classes": 10})
+    accuracy, top1, clip, clip_l14, *preferences = result.values
+    assert all(value.low < value.value < value.high for value in preferences)
+    assert top1.value == 0.75 and top1.low < 0.75 < top1.high and top1.judge == "classifier"
+    assert accuracy.value != top1.value and clip_l14.value == pytest.approx(2 * clip.value)
+    assert {row.metric for row in result.per_class} == set(names)
+
+
 def test_other_judges_have_their_own_reference():
     outputs, reference, labels = cell()
     random = np.random.default_rng(1)
