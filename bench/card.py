@@ -246,7 +246,7 @@ class _Reader:
             raise self.error(key, "is missing; add it")
         value = self.table[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.error(key, f"must be a {kind.__name__}, found {value!r}")
+            raise self.error(key, f"must be {KINDS.get(kind, kind.__name__)}, found {value!r}")
         return value
 
     def pair(self, value: Any, key: str, kind: type) -> tuple[Any, Any]:

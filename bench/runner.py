@@ -23,6 +23,7 @@ from bench.executors import Executor, open_executor
 from bench.judges.base import JudgeSpec, missing_files
 from bench.judges.files import JudgeFile
 from bench.measuring import Context, cell_record, model_row, timestamp
+from bench.metrics.cell import check_metrics
 from bench.plan import Cell, Request, make_plan
 from bench.provenance import run_record
 from bench.ranking import rank_all
@@ -163,10 +164,9 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
     with connect(database, write=True, retry=True):
         pass
     protocol = request.protocol
+    check_metrics(protocol.metrics, protocol.metric_options)
     for name, file in lacking_judge_files(protocol):
-        raise BenchError(
-            f"judge '{name}' of protocol '{protocol.name}' lacks {file}; fetch it with 'bench weights fetch judges'"
-        )
+        raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
     if lacks_reference(protocol):
         raise BenchError(
             f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
@@ -201,6 +201,12 @@ def missing(request: Request) -> list[str]:
     ]
 
 
+def _judge_remedy(file: JudgeFile) -> str:
+    if file.path is not None:
+        return "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
+    return "fetch it with 'bench weights fetch judges'"
+
+
 def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
     """Return (judge, file) of everything that the protocol's judges lack."""
     root = protocol.path.parent
@@ -227,7 +233,7 @@ def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary:
         if fresh:
             directory.clear()
         record = directory.read_result()
-        if record is not None and record["cell"]["status"] == "done":
+        if record is not None and record["cell"]["status"] == "done" and _has_metrics(record, context.protocol):
             summary.reused.append(cell)
             continue
         if cell.unsupported is not None:
@@ -247,6 +253,12 @@ def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary:
         )
         work.append(_Work(cell, labels, ranges, missing, _row(cell, context)))
     return work
+
+
+def _has_metrics(record: Mapping[str, Any], protocol: Protocol) -> bool:
+    """Tell whether a finished cell has all that the protocol asks for by now, or the reason why it has not."""
+    found = {row["metric"] for table in ("metrics", "skipped_metrics") for row in record.get(table, [])}
+    return found >= set(protocol.metrics)
 
 
 def _continues(directory: CellDirectory, span: tuple[int, int], batch_size: int) -> bool:

@@ -95,6 +95,7 @@ class Protocol:
                 "levels": self.levels,
                 "sweeps": [
                     {"models": list(sweep.models), "steps": list(sweep.steps), "cfg": list(sweep.cfg)}
+                    | ({"options": dict(sweep.options)} if sweep.options else {})
                     for sweep in self.sweeps
                 ],
             },

@@ -68,7 +68,6 @@ class Measurements:
     models: pd.DataFrame
     runs: pd.DataFrame
     references: pd.DataFrame
-    published: pd.DataFrame
 
     @property
     def headline(self) -> str:
@@ -155,7 +154,6 @@ def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str |
             "WHERE cell_id IN (SELECT cell_id FROM cells WHERE protocol = ?)) ORDER BY name",
             name,
         ),
-        published=frame("SELECT * FROM published ORDER BY system, variant, steps"),
     )
 
 

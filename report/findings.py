@@ -116,14 +116,15 @@ def bottleneck(utilities: Sequence[Mapping[str, float]], names: Mapping[str, str
 
 
 def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
-    """Name the most and the least related pair of metrics."""
+    """Name the most related pair of metrics, whether they agree or contradict each other."""
     keys = list(matrix)
     pairs = [(one, two, matrix[one].get(two)) for i, one in enumerate(keys) for two in keys[i + 1 :]]
     pairs = [pair for pair in pairs if known(pair[2])]
     if not pairs:
         return "How the metrics move together"
-    one, two, value = max(pairs, key=lambda pair: abs(pair[2] or 0))
-    return f"{names.get(one, one)} and {names.get(two, two)} move together most (r = {value:.2f})"
+    one, two, value = max(((one, two, value or 0.0) for one, two, value in pairs), key=lambda pair: abs(pair[2]))
+    verb = "agree" if value > 0 else "contradict each other"
+    return f"{names.get(one, one)} and {names.get(two, two)} {verb} most (rank correlation {value:+.2f})"
 
 
 def stability(data: Measurements) -> str:
@@ -165,8 +166,9 @@ def time_spent(rows: pd.DataFrame) -> str:
     total = sum(parts.values())
     if total == 0:
         return "No time was measured"
-    network, decoder, judges = (f"{share / total:.0%}" for share in parts.values())
-    return f"The network takes {network} of the time, the decoder {decoder}, the judges {judges}"
+    verbs = {"network": "the network takes", "decode": "the decoder takes", "judge": "the judges take"}
+    shares = [f"{verbs[name]} {share / total:.0%}" for name, share in parts.items() if share >= 0.005 * total]
+    return f"{listed(shares)} of the time".capitalize()
 
 
 def classes(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], short: str, higher: bool) -> str:

@@ -1,15 +1,13 @@
-"""Published figures that belong to a measured row: from the card, and from the collected table by name."""
+"""Published figures that belong to a measured row: from its card, and collected ones of the very checkpoint."""
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import pandas as pd
 
 from report.data import Measurements, decoded
-
-COLLECTED = ("fid", "is", "precision", "recall", "clip", "pick", "mmhm")
+from results.published import figures_of
 
 
 class Claim(NamedTuple):
@@ -38,28 +36,20 @@ def claims(data: Measurements) -> list[Claim]:
 
 
 def _of_row(data: Measurements, row: pd.Series) -> list[tuple[str, float, str]]:
+    """Return (metric, value, source): the cards' own figures, then collected ones of metrics that the cards lack."""
     names, claimed = {row["model"], row["checkpoint"]}, []
     for name in sorted(names & set(data.models.index)):
-        card = data.models.loc[name]
-        names = names | {card["title"]}
-        for figure in decoded(card["card"]).get("published") or []:
+        for figure in decoded(data.models.loc[name]["card"]).get("published") or []:
             same_cfg = figure.get("cfg") is None or figure["cfg"] == row["cfg"]
             if figure.get("steps") == row["steps"] and same_cfg:
                 claimed.append(
                     (str(figure["metric"]).lower(), float(figure["value"]), str(figure.get("source", "card")))
                 )
-    wanted = {_plain(name) for name in names}
-    for _, line in data.published.iterrows():
-        system, variant = str(line["system"]), "" if pd.isna(line["variant"]) else str(line["variant"])
-        if not wanted & {_plain(system), _plain(system + variant), _plain(variant)} - {""}:
-            continue
-        same_size = pd.isna(line["resolution"]) or line["resolution"] == data.protocol.get("resolution")
-        same_budget = line["steps"] == row["steps"] if pd.notna(line["steps"]) else line["nfe"] == row["nfe"]
+    stated = {metric for metric, _, _ in claimed}
+    for collected in figures_of(names):
+        same_size = collected.resolution in (None, data.protocol.get("resolution"))
+        same_budget = collected.steps == row["steps"] if collected.steps is not None else collected.nfe == row["nfe"]
         if same_size and same_budget:
-            source = " · ".join(str(line[key]) for key in ("source", "note") if pd.notna(line[key]))
-            claimed += [(key, float(line[key]), source) for key in COLLECTED if pd.notna(line[key])]
+            source = " · ".join(part for part in (collected.source, collected.note) if part)
+            claimed += [(name, value, source) for name, value in collected.metrics.items() if name not in stated]
     return claimed
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -211,7 +211,7 @@ class Page:
         matrix = {key: data.ranking["correlation"][key] for key in data.metrics if key in data.ranking["correlation"]}
         if len(matrix) > 1:
             finding = findings.correlation(matrix, names)
-            caption = f"{finding}. Correlation over the ranked rows; a mean counts related metrics twice."
+            caption = f"{finding}. Over the ranked rows, FID counted as lower is better, so that + is agreement."
             maps.append(self.figure("correlation", figures.correlation_matrix(matrix, data.metrics), caption))
         title = findings.bottleneck(list(rows["utilities"]), names)
         return _section("composite", "One number and its parts", title, element("div", maps, class_="figures"))

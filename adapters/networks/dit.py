@@ -57,8 +57,8 @@ class DiT(nn.Module):
     """A DiT conditioned on one or more scalars and a label; keys as in the published SiT checkpoints.
 
     `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
-    t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and labels
-    are ignored. `out_channels` defaults to the input's.
+    t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and
+    labels are ignored. `out_channels` defaults to the input's.
     """
 
     pos_embed: Tensor

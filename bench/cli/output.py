@@ -136,10 +136,10 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     one where there are any.
     """
     names = [name for name in LEADERBOARD_METRICS if any(name in row.metrics for row in found)]
-    sorted_by = [] if sort in (None, *names, *SHOWN_ANYWAY) else [sort]
+    sorted_by: list[str] = [] if sort is None or sort in (*names, *SHOWN_ANYWAY) else [sort]
     failures = any(row.cell["failures"] for row in found)
-    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in [*sorted_by, *names]], "MMHM", "first"]
-    columns += ["img/s"] + ["failed"] * failures
+    columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in [*sorted_by, *names]]]
+    columns += ["MMHM", "first", "img/s", *["failed"] * failures]
     rows = []
     for row in found:
         cell = row.cell

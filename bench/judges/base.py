@@ -40,7 +40,7 @@ class Judge(ABC):
     """
 
     needs_labels: bool = False
-    """Whether its outputs are about the label asked for (its prompt, or its class), and so say nothing of a reference."""
+    """Whether its outputs are about the label asked for (prompt or class), and so say nothing of a reference."""
 
     def __init__(
         self, name: str, facts: Mapping[str, Any], device: torch.device, batch_size: int | None = None

@@ -90,12 +90,7 @@ def measure(
     Raises:
         BenchError: an unknown metric or option, or labels of another length.
     """
-    for name in metrics:
-        if name not in CATALOG:
-            raise unknown("metric", name, CATALOG)
-    for name in options or {}:
-        if name not in OPTIONS:
-            raise unknown("metric option", name, OPTIONS)
+    check_metrics(metrics, options or {})
     outputs = generated if isinstance(generated, JudgeOutputs) else JudgeOutputs(generated)
     if labels is not None and len(labels) != outputs.n:
         raise BenchError(f"{outputs.n} judged images but {len(labels)} labels: give one label per image")
@@ -115,6 +110,16 @@ def measure(
             skipped.append(SkippedMetric(name, str(error)))
     done = [value.name for value in values]
     return CellMetrics(values, skipped, list(_per_class(cell, done)) if cell.options["per_class"] else [])
+
+
+def check_metrics(metrics: Iterable[str], options: Iterable[str]) -> None:
+    """Raise BenchError for the first metric or metric option that is not known."""
+    for name in metrics:
+        if name not in CATALOG:
+            raise unknown("metric", name, CATALOG)
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown("metric option", name, OPTIONS)
 
 
 class _Cell:

@@ -338,16 +338,6 @@ def fill(builder: Builder) -> Path:
     builder.insert(
         "skipped_metrics", cell_id=builder.cells[0][0], metric="sfid", reason="the judge has no spatial features"
     )
-    builder.insert(
-        "published",
-        system="digits meanflow",
-        resolution=8,
-        steps=1,
-        nfe=1,
-        fid=0.90,
-        source="arXiv 2505.13447",
-        note="table 3",
-    )
     builder.rank()
     return builder.close()
 
