@@ -91,7 +91,8 @@ def test_failed_and_unsupported_settings_are_shown_with_their_reason(content):
     assert "the generator was distilled to one step" in content and "sample 12 of shard 3 is not finite" in content
 
 
-COLLECTED = """system,variant,dataset,resolution,params_m,steps,nfe,guidance,fid,is,precision,recall,clip,pick,mmhm,source,note,model
+COLUMNS = "system,variant,dataset,resolution,params_m,steps,nfe,guidance,fid,is,precision,recall,clip,pick,mmhm,"
+COLLECTED = f"""{COLUMNS}source,note,model
 digits-meanflow,,,8,,1,,,0.90,,,,,,,a paper,,digits-meanflow
 digits-meanflow,,,8,,1,,,7,,,,,,,a similar name,,
 digits-meanflow,,,256,,1,,,8,,,,,,,another size,,digits-meanflow
