@@ -13,6 +13,8 @@ from typing import Any
 
 from bench.errors import BenchError, unknown
 
+KINDS = {int: "an integer", str: "text", dict: "a table", list: "a list"}
+"""What TOML calls the kinds of values."""
 GUIDANCE_KINDS = ("none", "classifier-free", "embedded", "autoguidance")
 
 
@@ -246,7 +248,7 @@ class _Reader:
             raise self.error(key, "is missing; add it")
         value = self.table[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.error(key, f"must be {KINDS.get(kind, kind.__name__)}, found {value!r}")
+            raise self.error(key, f"must be {KINDS[kind]}, found {value!r}")
         return value
 
     def pair(self, value: Any, key: str, kind: type) -> tuple[Any, Any]:

@@ -201,6 +201,7 @@ def score(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images that were made elsewhere, as one more row."""
+    from bench.card import cards
     from bench.models import parse_device
     from bench.scoring import score_images
     from protocols import find_protocol
@@ -208,6 +209,8 @@ def score(
     from results.store import connect
 
     runs = runs_directory(runs_dir)
+    if (name or images.stem) in cards():
+        raise BenchError(f"score: '{name or images.stem}' is the name of a model; choose another with --name")
     cell_id = score_images(
         images, find_protocol(protocol), runs, name=name or images.stem, nfe=nfe, device=parse_device(device)
     )

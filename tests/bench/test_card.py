@@ -28,9 +28,9 @@ def test_a_minimal_card_loads(tmp_path):
     ("change", "message"),
     [
         (("family = ", "famly = "), "key 'famly' is not known"),
-        (('title = "A"', "title = 3"), "key 'title' must be a str, found 3"),
+        (('title = "A"', "title = 3"), "key 'title' must be text, found 3"),
         (('title = "A"\n', ""), "key 'title' is missing"),
-        (("resolution = 8", "resolution = true"), "key 'resolution' must be a int"),
+        (("resolution = 8", "resolution = true"), "key 'resolution' must be an integer"),
         (("[1, 8, 8]", "[1, 8"), "not valid TOML"),
     ],
 )
