@@ -68,9 +68,11 @@ class MPFourier(Float32Buffers):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        generator = torch.Generator("cpu").manual_seed(0)
-        self.register_buffer("freqs", 2 * torch.pi * torch.randn(width, generator=generator, device="cpu"))
-        self.register_buffer("phases", 2 * torch.pi * torch.rand(width, generator=generator, device="cpu"))
+        generator, device = torch.Generator("cpu").manual_seed(0), torch.get_default_device()
+        freqs = torch.randn(width, generator=generator, device="cpu")
+        phases = torch.rand(width, generator=generator, device="cpu")
+        self.register_buffer("freqs", (2 * torch.pi * freqs).to(device))
+        self.register_buffer("phases", (2 * torch.pi * phases).to(device))
 
     def forward(self, value: Tensor) -> Tensor:
         """Embed values [B] -> float32 [B, width]."""

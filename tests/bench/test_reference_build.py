@@ -24,7 +24,6 @@ from bench.judges.resize import resize
 from bench.metrics.frechet import frechet_distance_from_features
 from bench.reference import built_references, prepare_reference
 from bench.reference_build import BuildRequest, build_reference
-from bench.reference_source import cut
 from bench.runner import run
 from protocols import ProtocolError, find_protocol
 
@@ -138,21 +137,6 @@ def test_images_of_every_flavour_are_judged_as_pillow_converts_them(tmp_path):
     expected = colours()(images, torch.zeros(len(files), dtype=torch.int64))["features"].numpy()
     assert features.shape == (8, 12) and (features == expected).all()
     assert result.references[0].facts["labels"] is None
-
-
-@pytest.mark.parametrize("policy", ["squash", "lanczos", "adm-center-crop"])
-@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (16, 16), (64, 90), (200, 17)])
-def test_every_cut_equals_the_batched_one(policy, shape):
-    pixels = np.random.RandomState(0).randint(0, 256, (*shape, 3)).astype(np.uint8)
-    batched = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], SIZE, policy)[0].permute(1, 2, 0).numpy()
-    assert (cut(pixels, SIZE, policy) == batched).all()
-
-
-def test_the_bicubic_crop_keeps_the_aspect_ratio():
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[:, 30:50] = 255
-    inside = cut(pixels, SIZE, "bicubic-crop")
-    assert inside.shape == (SIZE, SIZE, 3) and (inside[:, 5:11] > 250).all() and (inside[:, :3] < 5).all()
 
 
 @pytest.mark.parametrize(

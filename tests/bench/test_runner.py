@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import bench.runner
 from bench.adapter import Adapter
@@ -176,6 +178,63 @@ def test_a_full_disk_stops_the_run_in_one_line(measure, monkeypatch):
         measure()
     monkeypatch.undo()
     assert len(measure().measured) == 1
+
+
+def test_a_refusal_while_shards_are_joined_says_why(tmp_path):
+    import resource
+
+    directory = CellDirectory(tmp_path, "cell")
+    directory.write_shard(0, 1000, {"judge.scores": np.zeros((1000, 100))}, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(BenchError, match="File too large"):
+            directory.assemble([(0, 1000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_second_run_in_the_directory_waits_for_the_first(tmp_path, digits_request, quiet):
+    (tmp_path / "runs").mkdir()
+    first, progress, summaries = FileLock(tmp_path / "runs" / "run.lock"), quiet(), []
+
+    def second():
+        summaries.append(bench.runner.run(digits_request(), tmp_path / "runs", progress=progress, workers=1))
+
+    first.acquire()
+    thread = threading.Thread(target=second)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not hasattr(progress, "waited") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert progress.waited and not (tmp_path / "runs" / "cells").exists()
+    first.release()
+    thread.join()
+    assert len(summaries[0].measured) == 1
+
+
+def test_an_unknown_metric_is_met_before_the_first_sample(measure, tmp_path):
+    with pytest.raises(BenchError, match="unknown metric 'fdi': did you mean fid"):
+        measure(protocol_changes={"metrics": ("fdi",)})
+    with pytest.raises(BenchError, match="unknown metric option 'is_splitz'"):
+        measure(protocol_changes={"metric_options": {"is_splitz": 2}})
+    assert not (tmp_path / "runs" / "cells").exists()
+
+
+def test_a_metric_that_the_protocol_asks_for_by_now_is_measured(measure):
+    assert len(measure(protocol_changes={"metrics": ("fid", "is")}).measured) == 1
+    more = measure(protocol_changes={"metrics": ("fid", "is", "kid")})
+    assert len(more.measured) == 1
+    with connect(more.database) as connection:
+        (row,) = rows(connection)
+    assert set(row.metrics) == {"fid", "is", "kid"}
+    assert len(measure(protocol_changes={"metrics": ("fid",)}).reused) == 1
+
+
+def test_a_judge_file_that_nobody_can_fetch_is_asked_for_beside_the_protocol(measure):
+    judges = {"clip": {"kind": "open-clip", "config": "absent.json", "weights": "absent.safetensors"}}
+    with pytest.raises(BenchError, match="put it there, or correct the path in the protocol"):
+        measure(protocol_changes={"judges": judges})
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

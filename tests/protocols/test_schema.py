@@ -75,3 +75,14 @@ def test_an_extending_protocol_may_take_its_reference_from_another_place(tmp_pat
     assert reference == {"name": "mine", "kind": "folder", "images": 10, "resize": "none"}
     other = 'extends = "imagenet-256-adm"\nname = "mine"\n[reference]\nname = "mine"\nsource = "here:images"\n'
     assert load_protocol(write(tmp_path, other)).reference == {"name": "mine", "source": "here:images"}
+
+
+def test_the_options_of_a_sweep_are_part_of_the_definition(tmp_path):
+    plain = 'models = ["digits-dmd"]\nsteps = [1]'
+    assert plain in DIGITS
+    one, two = (
+        load_protocol(write(tmp_path, DIGITS.replace(plain, plain + f"\noptions = {{ shift = {shift} }}")))
+        for shift in (1, 2)
+    )
+    assert one.digest != two.digest and one.measurement_digest == two.measurement_digest
+    assert {"shift": 2} in [sweep.get("options") for sweep in two.canonical()["sampling"]["sweeps"]]

@@ -1,7 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from report import text
+from report import findings, text
 from report.markup import element, escape, script_json
 
 
@@ -48,3 +49,15 @@ def test_markup_escapes_text_and_attributes_but_not_itself():
 def test_script_json_cannot_end_its_element():
     written = script_json({"name": "</script><!--\u2028", "value": float("nan")})
     assert "<" not in written and "\u2028" not in written and '"value":null' in written
+
+
+def test_metrics_that_pull_apart_are_not_said_to_agree():
+    names = {"fid": "FID", "is": "IS", "clip": "CLIP"}
+    apart = {"fid": {"is": -0.6, "clip": 0.2}, "is": {"clip": 0.1}, "clip": {}}
+    assert findings.correlation(apart, names) == "FID and IS contradict each other most (rank correlation -0.60)"
+    assert findings.correlation({"fid": {"is": 0.6}, "is": {}}, names).startswith("FID and IS agree most")
+
+
+def test_parts_that_take_no_time_are_not_named():
+    rows = pd.DataFrame({"network_seconds": [8.0], "decode_seconds": [0.0], "judge_seconds": [2.0]})
+    assert findings.time_spent(rows) == "The network takes 80% and the judges take 20% of the time"

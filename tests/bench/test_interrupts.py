@@ -1,0 +1,57 @@
+"""Ctrl-C at any moment: one line, exit code 130, no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc for the moment")
+
+
+def importing_torch(process, runs):
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def starting_workers(process, runs):
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return sum(len(task.read_text().split()) for task in tasks) >= 2  # the resource tracker and the first worker
+
+
+def sampling(process, runs):
+    return any(runs.glob("cells/*/shard-*"))
+
+
+def alive(session):
+    """Return the processes of a session that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(own) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("moment", [importing_torch, starting_workers, sampling])
+def test_ctrl_c_is_one_line_and_leaves_nothing_running(tmp_path, moment):
+    command = [sys.executable, "-m", "bench", "run", "--model", "digits-flow-small", "--steps", "32", "--cfg", "1"]
+    command += ["--num-samples", "4000", "--workers", "2", "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not moment(process, tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("Interrupted. Nothing is lost: the same command continues where it stopped.\n")
+    assert "Traceback" not in said and "Warning" not in said
+    deadline = time.monotonic() + 30
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(process.pid)
