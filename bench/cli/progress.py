@@ -8,11 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.plan import Cell
+
+
+ROOM_FOR_ELAPSED = 100
+"""Columns of a terminal that hold the time gone by beside the rate and the time left."""
 
 
 class RunProgress:
@@ -24,8 +29,8 @@ class RunProgress:
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            *([TimeElapsedColumn()] if console.width >= ROOM_FOR_ELAPSED else []),
             console=console,
             disable=not console.is_terminal,
             transient=True,

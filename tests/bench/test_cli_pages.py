@@ -134,3 +134,21 @@ def test_a_database_without_permission_is_not_called_damaged(tmp_path, monkeypat
     (tmp_path / "bench.duckdb").write_text("")
     with pytest.raises(StoreError, match="permission denied; ask its owner"), connect(tmp_path / "bench.duckdb"):
         pass
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_progress_display_is_whole(width):
+    from types import SimpleNamespace
+
+    from bench.cli.progress import RunProgress
+
+    out = Console(file=io.StringIO(), width=width, force_terminal=True)
+    cell = SimpleNamespace(label="digits-flow-small 16 steps, cfg 1.25", steps=16)
+    progress = RunProgress(out)
+    with progress:
+        progress.plan(43, 0, 86_000, 1e9)
+        progress.shard(cell, 1, 4, 500)
+        out.print(progress.bars.get_renderable())
+    shown = out.file.getvalue()
+    assert "images/s, about" in shown and " left" in shown and "cfg 1.25" in shown
+    assert "…" not in shown
