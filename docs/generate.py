@@ -23,8 +23,8 @@ from bench.sampling import Meter
 DOCS = Path(__file__).parent
 COMMANDS = (
     "", "run", "report", "leaderboard", "score", "check", "compare", "mmhm", "models", "protocols", "references",
-    "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify", "weights add", "doctor",
-    "export", "merge", "reindex", "parity", "adapter", "adapter new", "adapter check",
+    "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
+    "weights add", "doctor", "export", "merge", "reindex", "parity", "adapter", "adapter new", "adapter check",
 )  # fmt: skip
 
 
