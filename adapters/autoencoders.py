@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from adapters.networks.kl_autoencoder import KLDecoder
 from adapters.networks.layers import Float32Buffers
-from bench.adapter import load_strict
-from bench.card import WeightsSource
-from bench.errors import BenchError, unknown
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import load_strict
+from bench.contracts.card import WeightsSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 State = Mapping[str, Tensor]
 OUTPUT_RANGES = ("minus-one-one", "zero-one")

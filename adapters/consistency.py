@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.noise import NoiseSource
+from bench.contracts.noise import NoiseSource
 
 
 class Scalings(NamedTuple):

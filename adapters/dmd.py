@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.noise import NoiseSource
+from bench.contracts.noise import NoiseSource
 
 
 def one_step_sample(

@@ -13,9 +13,9 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from bench.adapter import Adapter
-from bench.card import ModelCard
-from bench.noise import NoiseSource
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
 
 
 class Velocity(nn.Module):

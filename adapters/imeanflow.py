@@ -11,11 +11,11 @@ from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
 from adapters.meanflow import AverageVelocity, filled, input_size, meanflow_sample, recorded_card, time_grid
 from adapters.networks.imfdit import ImfDiT, mlp_width
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 BLOCK = r"(shared_blocks|u_heads|v_heads)_(\d+)"
 RULES = (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError, unknown
+from results.errors import BenchError, unknown
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """f(x float32 [B, ...], t float32 [B]) -> float32 [B, ...]."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.errors import unknown
+from results.errors import unknown
 
 Coefficient = Callable[[Tensor], Tensor]
 PREDICTIONS = ("velocity", "score", "noise")

@@ -13,11 +13,11 @@ from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
 from adapters.networks.dit import DiT
 from adapters.networks.songunet import SongUNet
-from bench.adapter import Adapter, load_strict
-from bench.card import Guidance, ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """u(z_t, t, h): the average velocity over [t - h, t]; t and h float32 [B] in [0, 1], t = 1 is noise."""

@@ -17,11 +17,11 @@ from adapters.autoencoders import AutoencoderKind, build_autoencoder, register
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.networks.rae_encoder import RAEEncoder, used_weights
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 T_STOP = 0.999
 """The unshifted grid ends at 1 - T_STOP, not at 0, and there is no last step to 0."""

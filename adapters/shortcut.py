@@ -12,10 +12,10 @@ from torch import Tensor
 from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, matrix, same, unbatched
 from adapters.networks.dit import DiT
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
 
 
 def shortcut_sample(

@@ -16,11 +16,11 @@ from adapters.autoencoders import build_autoencoder
 from adapters.integrators import ADAPTIVE, Flow, ode_sample, sde_sample
 from adapters.interpolants import Interpolant
 from adapters.networks.dit import DiT
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 
 def guide(

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from adapters.autoencoders import build_autoencoder
 from adapters.networks.dit import DiT
 from adapters.networks.songunet import SongUNet
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 NOISING = {
     "Linear": lambda t: (1 - t, t),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError, unknown
+from results.errors import BenchError, unknown
 
 QUARTER_TURN = 1.57  # literally: the published checkpoints were trained with it, not with pi/2
 

@@ -15,11 +15,11 @@ from adapters.networks.edm2 import EDM2UNet
 from adapters.networks.lightningdit import LightningDiT
 from adapters.networks.tit import TiT
 from adapters.transports import Transport, edm_noise_label, find_transport, single, spread, time_grid
-from bench.adapter import Adapter, load_strict
-from bench.card import Guidance, ModelCard
-from bench.errors import BenchError, unknown
-from bench.noise import NoiseSource
-from bench.parity import Call, Case, Replay
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.recordings.replay import Call, Case, Replay
+from results.errors import BenchError, unknown
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 PredictAt = Callable[[Tensor, float], Tensor]

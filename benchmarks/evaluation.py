@@ -134,8 +134,8 @@ Work = Callable[[], dict[str, float]]
 
 def floor(setting: Setting) -> Work:
     """One forward pass of each network of `ours`, on inputs that are already of its size."""
-    from bench.judges.precision import full_precision
-    from bench.worker import load_judges
+    from bench.judges.pixels.precision import full_precision
+    from bench.run.worker import load_judges
     from protocols import load_protocol
 
     judges = load_judges(load_protocol(setting.root / "ours.toml"), setting.device)
@@ -164,9 +164,9 @@ def floor(setting: Setting) -> Work:
 
 def ours(setting: Setting, name: str = "ours") -> Work:
     """`bench score` with the judges loaded and the reference judged before."""
-    from bench.reference import prepare_reference
-    from bench.scoring import score_images
-    from bench.worker import load_judges
+    from bench.references.stored import prepare_reference
+    from bench.run.score import score_images
+    from bench.run.worker import load_judges
     from protocols import load_protocol
     from results.store import connect
 
@@ -369,8 +369,8 @@ def reductions(count: int, references: int, dimension: int = 2048, classes: int 
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    from bench.metrics.cell import ReferenceFeatures
-    from bench.metrics.cell import measure as measure_cell
+    from bench.metrics.measure import ReferenceFeatures
+    from bench.metrics.measure import measure as measure_cell
 
     random = np.random.default_rng(0)
     spectrum = np.linspace(1, dimension, dimension) ** -0.5

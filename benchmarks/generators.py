@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bench.adapter import Adapter
-from bench.card import ModelCard, find_card
-from bench.costs import Call, Operations, count_operations, first_calls
-from bench.families import skeleton
-from bench.models import DTYPES, build_adapter
-from bench.noise import PhiloxNoise
-from bench.provenance import device_name
-from bench.sampling import Meter
-from bench.sampling import clock as wall_clock
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import ModelCard, find_card
+from bench.contracts.noise import PhiloxNoise
+from bench.models.loading import DTYPES, build_adapter
+from bench.models.registry import skeleton
+from bench.run.costs import Call, Operations, count_operations, first_calls
+from bench.run.provenance import device_name
+from bench.run.shard import Meter
+from bench.run.shard import clock as wall_clock
 
 MODELS = "ucgm-xl,sit-xl,imf-xl,rae-xl-256"
 DECODE_REPEATS = 3

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from bench.card import ANY_STEPS, ModelCard, cards, find_card
-from bench.families import skeleton
-from bench.noise import NoiseSource
-from bench.sampling import Meter
+from bench.contracts.card import ANY_STEPS, ModelCard, cards, find_card
+from bench.contracts.noise import NoiseSource
+from bench.models.registry import skeleton
+from bench.run.shard import Meter
 
 DOCS = Path(__file__).parent
 COMMANDS = (

@@ -11,9 +11,9 @@ import duckdb
 import pandas as pd
 
 from report import ReportError
-from report.compare import Standing, standing_from_differences
 from report.text import plural
 from results import StoreError, store
+from results.standing import Standing, standing_from_differences
 
 COMPOSITE = "mmhm"
 ORDER = ("mmhm", "fid", "is", "clip", "pick", "kid", "precision", "recall", "accuracy")

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from report.compare import Z95, pareto_front
 from report.data import Metric, record
 from report.text import number, rank, seconds, shortened, with_interval
+from results.standing import Z95, pareto_front
 
 # Okabe and Ito's colours (black left out, yellow darkened: both vanish on one of the two backgrounds), then five more.
 COLOURS = (

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from report.compare import Budget, best_of_each
 from report.data import COMPOSITE, Measurements, record
 from report.text import known, listed, number, plural, seconds, with_interval
+from results.standing import Budget, best_of_each
 
 
 def leader(data: Measurements) -> tuple[str, str]:

@@ -14,10 +14,10 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from report import ReportError, tables, text
-from report.compare import budgets
 from report.data import Measurements, decoded, read_measurements
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page
+from results.standing import budgets
 
 EXPORTED = (
     *(

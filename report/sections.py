@@ -9,10 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, findings, samples, tables, text
-from report.compare import Budget, best_of_each, budgets, pareto_front
 from report.data import COMPOSITE, Measurements, decoded
 from report.markup import Markup, element, escape
 from report.published import claims
+from results.standing import Budget, best_of_each, budgets, pareto_front
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""

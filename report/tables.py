@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from report import text
-from report.compare import Budget
 from report.data import Measurements, decoded, record
 from report.markup import Markup, element, escape
 from report.published import Claim
+from results.standing import Budget
 
 
 class Column(NamedTuple):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.plan import Request
-from bench.runner import run
+from bench.run.plan import Request
+from bench.run.runner import run
 from protocols import find_protocol
 
 
@@ -116,7 +116,7 @@ class Synthetic:
         return cell_id
 
     def write(self):
-        from bench.ranking import rank_all
+        from results.ranking import rank_all
         from results.store import connect, write_cell
 
         with connect(self.path, write=True) as connection:

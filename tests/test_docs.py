@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.adapter import Adapter
-from bench.card import ModelCard, WeightsSource, cards
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import ModelCard, WeightsSource, cards
 from protocols import protocol_files
 from results.store import TABLES
 

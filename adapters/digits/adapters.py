@@ -15,10 +15,10 @@ from adapters.meanflow import meanflow_sample, uniform_times
 from adapters.shortcut import shortcut_sample
 from adapters.sit import ode_sample
 from adapters.ucgm import uni_sample
-from bench.adapter import Adapter, load_strict
-from bench.card import ModelCard
-from bench.errors import BenchError
-from bench.noise import NoiseSource
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from results.errors import BenchError
 
 
 class Digits(Adapter):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adapters.digits.recipes import RECIPES, Data
-from bench.errors import BenchError, unknown
+from results.errors import BenchError, unknown
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"

@@ -23,7 +23,7 @@ from adapters.networks.layers import (
     unpatchify,
 )
 from adapters.networks.tit import Rope
-from bench.errors import BenchError
+from results.errors import BenchError
 
 FREQUENCIES = 256
 

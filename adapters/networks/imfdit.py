@@ -19,7 +19,7 @@ from adapters.networks.layers import (
     attention,
     unpatchify,
 )
-from bench.errors import BenchError
+from results.errors import BenchError
 
 GROUPS = ("class_tokens", "omega_tokens", "t_min_tokens", "t_max_tokens", "time_tokens")
 """The prefix in sequence order; patches follow."""

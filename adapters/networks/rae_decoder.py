@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.layers import Float32Buffers, attention, sincos_table, unpatchify
-from bench.errors import unknown
+from results.errors import unknown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

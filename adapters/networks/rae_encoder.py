@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.rae_decoder import IMAGENET_MEAN, IMAGENET_STD, ViTAttention
-from bench.errors import unknown
+from results.errors import unknown
 
 UNUSED = ("layernorm.", "embeddings.mask_token")
 """What the published file holds beyond the network: the final norm's affine, discarded, and a training token."""

@@ -15,9 +15,9 @@ from typing import NoReturn
 import typer
 
 from bench.cli import browse, contribute, measure, mmhm, reference, weights
-from bench.errors import BenchError
 from protocols import ProtocolError
 from results import StoreError
+from results.errors import BenchError
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""

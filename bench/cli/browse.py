@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, print_table, runs_directory
-from bench.errors import BenchError, unknown
+from results.errors import BenchError, unknown
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def models(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List every model card that is installed."""
-    from bench.card import cards
+    from bench.contracts.card import cards
 
     found = [card for card in cards().values() if family in (None, card.family)]
     if family is not None and not found:
@@ -80,7 +80,7 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
     """List the reference sets that are judged and ready, and those that shipped protocols still lack."""
     import json
 
-    from bench.reference import build_command, built_references
+    from bench.references.stored import build_command, built_references
     from protocols import load_protocol, protocol_files
 
     found = [{"path": str(built.directory), **built.facts} for built in built_references()]
@@ -122,7 +122,7 @@ def show(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Show all that is known of one model, protocol or cell."""
-    from bench.card import cards
+    from bench.contracts.card import cards
     from protocols import load_protocol, protocol_files
 
     if name in cards():
@@ -181,7 +181,7 @@ def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
 
 def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
     """Tell what is ready on this machine, what is missing and how to get it."""
-    from bench.diagnosis import diagnose
+    from bench.run.diagnosis import diagnose
 
     findings = diagnose(runs_directory(runs_dir))
     if as_json:
@@ -214,8 +214,8 @@ def merge(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Add the cells of another database that this one lacks, and rank anew."""
-    from bench.cells import disk_error
-    from bench.ranking import rank_all
+    from results.cells import disk_error
+    from results.ranking import rank_all
     from results.store import connect
     from results.store import merge as merge_database
 
@@ -236,7 +236,7 @@ def merge(
 
 def reindex(runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
     """Rebuild the database from the cells' directories."""
-    from bench.runner import reindex as rebuild
+    from bench.run.runner import reindex as rebuild
 
     count = rebuild(runs_directory(runs_dir))
     console().print(f"{count} cells indexed: {runs_directory(runs_dir) / 'bench.duckdb'}", markup=False)

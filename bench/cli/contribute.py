@@ -24,7 +24,7 @@ def parity(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Replay recorded upstream behaviour; exit code 1 if any call is out of tolerance."""
-    from bench.parity import run_case
+    from bench.recordings.replay import run_case
 
     results = [result for directory in cases for result in run_case(directory)]
     if as_json:
@@ -56,7 +56,7 @@ def adapter_new(
     directory: Annotated[Path | None, typer.Option(help="Where to write it [./NAME].")] = None,
 ) -> None:
     """Write a working adapter with its card and test, as a package of its own."""
-    from bench.scaffold import write_adapter
+    from bench.models.scaffold import write_adapter
 
     paths = write_adapter(name, directory or Path(name))
     for path in paths:
@@ -74,9 +74,9 @@ def adapter_check(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check a model against the adapter contract; exit code 1 names each clause that does not hold."""
-    from bench.card import find_card
-    from bench.conformance import check_adapter
-    from bench.models import parse_device
+    from bench.contracts.card import find_card
+    from bench.models.conformance import check_adapter
+    from bench.models.loading import parse_device
 
     findings = check_adapter(
         find_card(name), weights=weights, random_weights=random_weights, device=parse_device(device)

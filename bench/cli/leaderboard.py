@@ -24,7 +24,7 @@ from bench.cli.output import (
     room,
 )
 from bench.cli.output import runs_directory as directory_of
-from bench.errors import BenchError
+from results.errors import BenchError
 
 if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
@@ -217,7 +217,7 @@ def compare(
 
 
 def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: bool) -> None:
-    from bench.comparing import compare_cells
+    from results.comparing import compare_cells
 
     outcome = compare_cells(database, a, b, seed)
     if as_json:
@@ -237,7 +237,7 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
-    from bench.claims import published_claims
+    from bench.run.claims import published_claims
 
     found, elsewhere = published_claims(database, name, seed)
     if as_json:

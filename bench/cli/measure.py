@@ -22,11 +22,11 @@ from bench.cli.output import (
     room,
     runs_directory,
 )
-from bench.errors import BenchError
+from results.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.plan import Request
-    from bench.runner import Summary
+    from bench.run.plan import Request
+    from bench.run.runner import Summary
 
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated [the protocol's].")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
@@ -68,10 +68,10 @@ def run(
 ) -> None:
     """Measure models under a protocol; without arguments the embedded default, in minutes on a CPU."""
     from bench.cli.progress import RunProgress
-    from bench.models import parse_device, parse_dtype
-    from bench.plan import Request, parse_models, parse_options, parse_scales, parse_steps
-    from bench.provenance import typed_command
-    from bench.runner import run as run_request
+    from bench.models.loading import parse_device, parse_dtype
+    from bench.run.plan import Request, parse_models, parse_options, parse_scales, parse_steps
+    from bench.run.provenance import typed_command
+    from bench.run.runner import run as run_request
     from protocols import find_protocol
 
     if random_weights and select_on is not None:
@@ -116,12 +116,12 @@ def run(
 
 
 def _print_plan(request: Request, runs: Path) -> None:
-    from bench.cells import CellDirectory
     from bench.cli.output import plain_table
-    from bench.plan import make_plan
-    from bench.reference import conditions, prepare_reference
-    from bench.runner import missing
-    from bench.worker import load_judges
+    from bench.references.stored import conditions, prepare_reference
+    from bench.run.plan import make_plan
+    from bench.run.runner import missing
+    from bench.run.worker import load_judges
+    from results.cells import CellDirectory
 
     absent = missing(request)
     if absent:
@@ -201,9 +201,9 @@ def score(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images that were made elsewhere, as one more row."""
-    from bench.card import cards
-    from bench.models import parse_device
-    from bench.scoring import score_images
+    from bench.contracts.card import cards
+    from bench.models.loading import parse_device
+    from bench.run.score import score_images
     from protocols import find_protocol
     from results.leaderboard import rows
     from results.store import connect
@@ -232,9 +232,9 @@ def check(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure a small subset and fail, naming each metric that moved beyond its interval."""
-    from bench.models import parse_device
-    from bench.plan import parse_models, parse_steps
-    from bench.regression import check_baseline, write_baseline
+    from bench.models.loading import parse_device
+    from bench.run.gate import check_baseline, write_baseline
+    from bench.run.plan import parse_models, parse_steps
 
     if (baseline is None) == (write is None):
         raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")

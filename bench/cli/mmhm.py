@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from bench.cli.output import JSON, page, plain_table, print_json, print_table
-from bench.errors import BenchError
+from results.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.metrics.composite import Bounds
+    from results.composite import Bounds
 
 
 class ScoreTable(NamedTuple):
@@ -37,7 +37,7 @@ def mmhm(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Score a CSV by MMHM, by default as published: bounds from the rows, nothing clipped."""
-    from bench.metrics.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
+    from results.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
 
     table = read_table(file)
     if not math.isfinite(eps):
@@ -89,7 +89,7 @@ def read_table(path: Path) -> ScoreTable:
 
     Columns of metrics go by any name that the paper's script accepts; an empty cell means that the metric is missing.
     """
-    from bench.metrics.composite import ALIASES
+    from results.composite import ALIASES
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -133,7 +133,7 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
 
 
 def _column(table: ScoreTable, column: str) -> list[float | None]:
-    from bench.metrics.composite import ALIASES
+    from results.composite import ALIASES
 
     (name,) = (name for name in table.metrics if ALIASES[name.lower().replace(" ", "_")] == column)
     return table.metrics[name]
@@ -151,7 +151,7 @@ def _check_bounds(used: Bounds, path: Path | None) -> None:
 
 
 def _write(path: Path, bounds: Bounds) -> None:
-    from bench.metrics.composite import write_bounds
+    from results.composite import write_bounds
 
     try:
         write_bounds(path, bounds)

@@ -13,7 +13,7 @@ from rich.table import Column
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.plan import Cell
+    from bench.run.plan import Cell
 
 
 ROOM_FOR_ELAPSED = 100

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.output import JSON, console, print_json
-from bench.errors import BenchError, unknown
+from results.errors import BenchError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +62,8 @@ def build(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Judge a data set once, so that models can be measured against it. Stopped, it continues where it was."""
-    from bench.models import parse_device
-    from bench.reference_build import BuildRequest, build_reference
+    from bench.models.loading import parse_device
+    from bench.references.build import BuildRequest, build_reference
 
     out = console()
     asked = _protocols(name, protocol)

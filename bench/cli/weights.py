@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
     """List every model's own file: where it comes from and whether it is here."""
-    from bench.card import cards
+    from bench.contracts.card import cards
     from bench.weights import FileCache, ModelFile, cache_directory
 
     cache = FileCache(cache_directory())
@@ -51,7 +51,7 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
 
 def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
     """Download what models or judges need: resumed, verified, pinned; autoencoders and statistics included."""
-    from bench.card import find_card
+    from bench.contracts.card import find_card
     from bench.weights import fetch_model
 
     found: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, 
 
 def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
     """Hash the files of models or judges anew; exit 1 when one is missing or altered."""
-    from bench.card import find_card
+    from bench.contracts.card import find_card
     from bench.weights import verify_model
 
     states = [state for name in names if name != JUDGES for state in verify_model(find_card(name))]
@@ -97,7 +97,7 @@ def add(
     replace: Annotated[bool, typer.Option(help="Take another file than the one added before.")] = False,
 ) -> None:
     """Copy a file that only a person can download into the cache, with its digest pinned."""
-    from bench.card import find_card
+    from bench.contracts.card import find_card
     from bench.weights import add_file
 
     state = add_file(find_card(model), path, role, another=replace)
@@ -161,9 +161,9 @@ def _fetch_judges(protocol: str | None, found: list[dict[str, Any]]) -> None:
 
 
 def _verify_judges(protocol: str | None) -> list[dict[str, Any]]:
-    from bench.errors import BenchError
     from bench.judges.base import judge_kind
     from bench.weights import cache_directory
+    from results.errors import BenchError
 
     rows = []
     for name, spec, root in _judge_specs(protocol):

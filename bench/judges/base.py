@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError, unknown
 from bench.judges.files import JudgeFile, facts_digest, located
-from bench.judges.precision import full_precision
+from bench.judges.pixels.precision import full_precision
+from results.errors import BenchError, unknown
 
 Prompt = str | Sequence[str]
 
@@ -101,14 +101,14 @@ class JudgeKind(Protocol):
 
 
 KINDS = {
-    "torch-fidelity": "bench.judges.torch_fidelity_judge",
-    "open-clip": "bench.judges.open_clip_judge",
-    "transformers-clip": "bench.judges.transformers_judge",
-    "clip-features": "bench.judges.clip_features_judge",
-    "dinov2": "bench.judges.dinov2_judge",
-    "classifier": "bench.judges.classifier_judge",
-    "hpsv2": "bench.judges.hpsv2_judge",
-    "image-reward": "bench.judges.image_reward_judge",
+    "torch-fidelity": "bench.judges.fidelity",
+    "open-clip": "bench.judges.open_clip",
+    "transformers-clip": "bench.judges.transformers_clip",
+    "clip-features": "bench.judges.clip_features",
+    "dinov2": "bench.judges.dinov2",
+    "classifier": "bench.judges.classifier",
+    "hpsv2": "bench.judges.hpsv2",
+    "image-reward": "bench.judges.image_reward",
 }
 
 

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.fetch import NotOnHub, fetch_hub, fetch_url, find_hub, hub_key
+from results.errors import BenchError
 
 
 @dataclass(frozen=True)

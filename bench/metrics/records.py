@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.errors import BenchError
 from bench.metrics.frechet import FrechetReference
+from results.errors import BenchError
 
 
 @dataclass(frozen=True)

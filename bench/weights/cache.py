@@ -15,7 +15,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from bench.errors import BenchError
+from results.errors import BenchError
 
 QUICK_BYTES = 2**24
 """What is smaller is hashed whenever it is asked for."""

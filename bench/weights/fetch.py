@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.errors import BenchError
 from bench.weights.cache import FileCache, sha256_of
+from results.errors import BenchError
 
 
 class Unreachable(BenchError):

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.card import WeightsSource
-from bench.errors import BenchError, unknown
+from bench.contracts.card import WeightsSource
 from bench.weights.orbax import StoredArray, is_orbax, load_orbax
 from bench.weights.safe_pickle import ARRAY_NAMES, CodeRefused, inert_class, is_inert, load_arrays
+from results.errors import BenchError, unknown
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that torch's own wrappers (DataParallel, compile) put before every key."""

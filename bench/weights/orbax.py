@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from results.errors import BenchError
 
 METADATA_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
 """The file that marks an array in each of tensorstore's two array formats."""

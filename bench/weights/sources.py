@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from bench.card import ModelCard, WeightsSource, find_card
-from bench.errors import BenchError, unknown
+from bench.contracts.card import ModelCard, WeightsSource, find_card
 from bench.weights.cache import FileCache, cache_directory, remove, writing
 from bench.weights.fetch import Unreachable, fetch_hub, fetch_url, find_hub, hub_key, hub_path
+from results.errors import BenchError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ def autoencoder_sources(card: ModelCard) -> dict[str, WeightsSource]:
         return {}
     key = json.dumps([card.family, card.autoencoder], sort_keys=True, default=str)
     if key not in _autoencoders:
-        from bench.families import decoder_of, skeleton
+        from bench.models.registry import decoder_of, skeleton
 
         decoder = decoder_of(skeleton(card))
         _autoencoders[key] = {} if decoder is None else dict(decoder.sources())

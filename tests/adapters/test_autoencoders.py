@@ -17,8 +17,8 @@ from adapters.autoencoders import (
     register,
     replay,
 )
-from bench.errors import BenchError
-from bench.parity import load_case, replay_case
+from bench.recordings.replay import load_case, replay_case
+from results.errors import BenchError
 
 CASE = load_case(Path(__file__).parents[1] / "golden" / "ucgm-autoencoder-kl")
 KL = {"kind": "kl", "config": {key: value for key, value in CASE.architecture.items() if key != "network"}}

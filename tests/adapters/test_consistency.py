@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.consistency import boundary_scalings, edm_scalings, karras_sigmas, multistep_sample
 from adapters.dmd import one_step_sample
-from bench.noise import PhiloxNoise, RecordedNoise
+from bench.contracts.noise import PhiloxNoise, RecordedNoise
 
 SHAPE = (1, 4, 4)
 

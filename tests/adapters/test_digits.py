@@ -21,12 +21,12 @@ from adapters.digits.adapters import Digits, DigitsFlow, DigitsUCGM
 from adapters.digits.network import NULL_LABEL, DigitsMixer, images, patches
 from adapters.digits.objectives import Batch
 from adapters.digits.parametrisation import LEVELS, consistency_function, edm_denoise, wide
-from bench.card import load_card
-from bench.errors import BenchError
+from bench.contracts.card import load_card
+from bench.contracts.noise import PhiloxNoise
 from bench.metrics.frechet import frechet_distance_from_features
-from bench.noise import PhiloxNoise
 from protocols.digits.classifier import DigitsClassifier
 from protocols.digits.data import load_split
+from results.errors import BenchError
 
 CARDS = {card.name: card for card in map(load_card, sorted(Path(adapters.digits.cards.__path__[0]).glob("*.toml")))}
 MODELS = [name for name, card in CARDS.items() if not card.members]

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.adapter import Adapter
-from bench.card import ModelCard, cards, find_card
-from bench.conformance import check_adapter
-from bench.families import family_class
-from bench.judges.precision import full_precision
-from bench.models import build_adapter
-from bench.noise import PhiloxNoise
-from bench.sampling import Meter
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import ModelCard, cards, find_card
+from bench.contracts.noise import PhiloxNoise
+from bench.judges.pixels.precision import full_precision
+from bench.models.conformance import check_adapter
+from bench.models.loading import build_adapter
+from bench.models.registry import family_class
+from bench.run.shard import Meter
 
 STEPS = 4
 NUM_CLASSES = 10

@@ -13,10 +13,10 @@ from adapters.imeanflow import ImprovedMeanFlow
 from adapters.networks.imfdit import ImfDiT, line_rotation, mlp_width, rotate
 from adapters.networks.pmfdit import plane_rotation
 from adapters.pixel_meanflow import PixelMeanFlow, pixel_mlp_width
-from bench.card import Guidance, ModelCard
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise, RecordedNoise
-from bench.parity import load_case, replay_case
+from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.noise import PhiloxNoise, RecordedNoise
+from bench.recordings.replay import load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REPLAYS = {

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from adapters.meanflow import MeanFlow, consistency_sample, meanflow_sample, replay, time_grid, uniform_times
 from adapters.networks.songunet import SongBlock
-from bench.card import Guidance, ModelCard
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise, RecordedNoise
-from bench.parity import Case, load_case, replay_case
+from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.noise import PhiloxNoise, RecordedNoise
+from bench.recordings.replay import Case, load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("meanflow-dit-a", "meanflow-unet-a")

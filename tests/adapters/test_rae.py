@@ -28,12 +28,12 @@ from adapters.rae import (
     replay_encoder,
     time_grid,
 )
-from bench.adapter import load_strict
-from bench.card import Guidance, ModelCard, WeightsSource
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise
-from bench.parity import Case, Replay, load_case, replay_case
-from bench.sampling import Meter
+from bench.contracts.adapter import load_strict
+from bench.contracts.card import Guidance, ModelCard, WeightsSource
+from bench.contracts.noise import PhiloxNoise
+from bench.recordings.replay import Case, Replay, load_case, replay_case
+from bench.run.shard import Meter
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NETWORK: dict[str, Any] = {

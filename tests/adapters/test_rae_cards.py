@@ -11,7 +11,7 @@ import torch
 import adapters.cards
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.rae import RAE
-from bench.card import ModelCard, load_card
+from bench.contracts.card import ModelCard, load_card
 
 CARDS = {path.stem: load_card(path) for path in Path(adapters.cards.__path__[0]).glob("rae-*.toml")}
 

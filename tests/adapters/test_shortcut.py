@@ -10,10 +10,10 @@ import torch
 
 import adapters.cards
 from adapters.shortcut import Shortcut, convert_flax, replay, shortcut_sample
-from bench.card import Guidance, ModelCard, load_card
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise
-from bench.parity import Case, load_case, replay_case
+from bench.contracts.card import Guidance, ModelCard, load_card
+from bench.contracts.noise import PhiloxNoise
+from bench.recordings.replay import Case, load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CARDS = sorted(Path(adapters.cards.__path__[0]).glob("shortcut-*.toml"))

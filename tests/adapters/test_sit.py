@@ -13,10 +13,10 @@ import adapters.cards
 from adapters.integrators import Flow, ode_sample, sde_sample
 from adapters.interpolants import PATHS, Interpolant
 from adapters.sit import SiT, SiTNetwork, guide, replay
-from bench.card import Guidance, ModelCard, load_card
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise
-from bench.parity import load_case, replay_case
+from bench.contracts.card import Guidance, ModelCard, load_card
+from bench.contracts.noise import PhiloxNoise
+from bench.recordings.replay import load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CARD = Path(adapters.cards.__path__[0]) / "sit-xl.toml"

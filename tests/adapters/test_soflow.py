@@ -11,10 +11,10 @@ import torch
 
 import adapters.cards
 from adapters.soflow import SoFlow, replay, soflow_sample, solve
-from bench.card import ModelCard, load_card
-from bench.errors import BenchError
-from bench.noise import PhiloxNoise
-from bench.parity import load_case, replay_case
+from bench.contracts.card import ModelCard, load_card
+from bench.contracts.noise import PhiloxNoise
+from bench.recordings.replay import load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CARDS = sorted(Path(adapters.cards.__path__[0]).glob("soflow-*.toml"))

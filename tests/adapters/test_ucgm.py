@@ -9,10 +9,10 @@ from torch import Tensor
 
 from adapters.transports import TRANSPORTS, find_transport, kumaraswamy, time_grid
 from adapters.ucgm import UCGM, replay, trajectory, uni_sample
-from bench.card import Guidance, ModelCard
-from bench.errors import BenchError
-from bench.noise import NoiseSource, PhiloxNoise, RecordedNoise
-from bench.parity import load_case, replay_case
+from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.noise import NoiseSource, PhiloxNoise, RecordedNoise
+from bench.recordings.replay import load_case, replay_case
+from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.name for path in GOLDEN.glob("ucgm-*") if path.name != "ucgm-autoencoder-kl")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from adapters.gaussian import fid_of, moments
-from bench.cells import CellDirectory
+from bench.contracts.noise import PhiloxNoise
 from bench.metrics.frechet import frechet_distance
-from bench.noise import PhiloxNoise
-from bench.plan import Request
-from bench.runner import run
+from bench.run.plan import Request
+from bench.run.runner import run
 from protocols import find_protocol
 from protocols.gaussian import DEVIATION, DIMENSIONS, OFFSET, exact_statistics
+from results.cells import CellDirectory
 from results.leaderboard import rows
 from results.store import connect
 

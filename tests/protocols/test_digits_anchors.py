@@ -2,11 +2,11 @@
 
 import pytest
 
-from bench.measuring import Context, measure_arrays
-from bench.noise import PhiloxNoise
-from bench.quantise import quantise
-from bench.reference import prepare_reference
-from bench.worker import load_judges
+from bench.contracts.noise import PhiloxNoise
+from bench.references.stored import prepare_reference
+from bench.run.quantise import quantise
+from bench.run.record import Context, measure_arrays
+from bench.run.worker import load_judges
 from protocols import find_protocol
 from protocols.digits.data import load_split
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from bench.card import cards
+from bench.contracts.card import cards
 from bench.judges.base import JudgeSpec, judge_kind
-from bench.metrics.catalog import CATALOG
-from bench.metrics.cell import OPTIONS
-from bench.reference_source import POLICIES
+from bench.metrics.measure import OPTIONS
+from bench.references.source import POLICIES
 from protocols import ProtocolError, find_protocol, load_protocol, protocol_files
+from results.catalog import CATALOG
 
 PROTOCOLS = {name: load_protocol(path) for name, path in protocol_files().items()}
 DATA_SETS = {name: protocol for name, protocol in PROTOCOLS.items() if "kind" in protocol.reference}

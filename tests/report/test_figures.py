@@ -2,8 +2,8 @@ import pandas as pd
 import pytest
 
 from report import figures
-from report.compare import best_of_each
 from report.data import Measurements, read_measurements
+from results.standing import best_of_each
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import pytest
 
-from bench.card import cards
-from bench.ranking import rank_all
+from bench.contracts.card import cards
 from results import StoreError
 from results.published import METRICS, figures_of, parse_figures, published_figures
+from results.ranking import rank_all
 from results.store import connect
 
 HEADER = "system,variant,dataset,resolution,params_m,steps,nfe,guidance," + ",".join(METRICS) + ",source,note,model"

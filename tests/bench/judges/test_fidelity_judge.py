@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from bench.errors import BenchError
 from bench.judges.base import JudgeSpec, load_judge
+from results.errors import BenchError
 
 EXTRACTOR = f"{__name__}:SmallExtractor"
 
@@ -64,7 +64,7 @@ def test_digest_of_built_in_weights_follows_their_values(tmp_path):
     [
         ({"extractor": "inception-v3"}, "did you mean inception-v3-compat"),
         ({"extractor": "bench.nowhere:Extractor"}, "cannot import extractor"),
-        ({"extractor": "bench.errors:BenchError"}, "is no subclass of torch_fidelity's FeatureExtractorBase"),
+        ({"extractor": "results.errors:BenchError"}, "is no subclass of torch_fidelity's FeatureExtractorBase"),
         ({"extractor": EXTRACTOR, "features_layer": "2048"}, "unknown layer of judge 'classifier' '2048'"),
         ({"extractor": EXTRACTOR, "spatial": True}, "exist for inception-v3-compat only"),
     ],

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import BenchError
-from bench.judges.images import ImageFolder, open_images, read_rgb
+from bench.judges.pixels.images import ImageFolder, open_images, read_rgb
+from results.errors import BenchError
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (7, 6, 5, 3)).astype(np.uint8)
 
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
 
 def test_folder_reads_ahead_by_one_batch_only(folder, monkeypatch):
     decoded = []
-    monkeypatch.setattr("bench.judges.images.read_rgb", lambda path: decoded.append(path) or read_rgb(path))
+    monkeypatch.setattr("bench.judges.pixels.images.read_rgb", lambda path: decoded.append(path) or read_rgb(path))
     batches = ImageFolder(folder).batches(1)
     next(batches)
     assert len(decoded) <= 3

@@ -5,8 +5,8 @@ import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from bench.errors import BenchError
-from bench.judges.preprocess import Preprocess, from_processor_config
+from bench.judges.pixels.preprocess import Preprocess, from_processor_config
+from results.errors import BenchError
 
 SHAPES = [(64, 64), (48, 61), (61, 48), (200, 150), (20, 31)]
 SIZE = 32

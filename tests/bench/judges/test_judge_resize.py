@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from bench.errors import BenchError
-from bench.judges import resize as resizing
-from bench.judges.resize import pillow_resize, pillow_resize_float, resize, torch_resize
+from bench.judges.pixels import resize as resizing
+from bench.judges.pixels.resize import pillow_resize, pillow_resize_float, resize, torch_resize
+from results.errors import BenchError
 
 FILTERS = {
     "box": Image.Resampling.BOX,

@@ -10,9 +10,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bench.errors import BenchError
 from bench.judges.base import JudgeSpec, fetch_judge, load_judge, missing_files
-from bench.judges.dinov2_judge import set_positions
+from bench.judges.dinov2 import set_positions
+from results.errors import BenchError
 
 IMAGE_SIZE = 16
 PROMPTS = ["a photo of the cat", "a photo of the dog", "an it's the_bird, 2"]

@@ -13,7 +13,7 @@ from bench.metrics.frechet import (
     frechet_influence,
     frechet_per_class,
 )
-from bench.metrics.uncertainty import jackknife
+from results.statistics import jackknife
 
 
 def samples(seed, n, d, scale=1.0, shift=0.0):

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from bench.errors import BenchError
-from bench.metrics.catalog import CATALOG
-from bench.metrics.cell import JudgeOutputs, ReferenceFeatures, measure
 from bench.metrics.frechet import Moments, frechet_distance_from_features
-from bench.metrics.uncertainty import jackknife
+from bench.metrics.measure import JudgeOutputs, ReferenceFeatures, measure
+from results.catalog import CATALOG
+from results.errors import BenchError
+from results.statistics import jackknife
 
 DIGITS = ["fid", "is", "kid", "precision", "recall", "clip", "pick", "accuracy"]
 
@@ -154,7 +154,7 @@ def test_a_cell_of_the_default_protocol_takes_well_under_a_second():
 
 
 def test_the_catalog_is_light():
-    code = "import sys, bench.metrics.catalog; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
+    code = "import sys, results.catalog; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert all(fact.definition.endswith(".") and fact.title for fact in CATALOG.values())

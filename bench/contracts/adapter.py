@@ -1,0 +1,161 @@
+"""The contract of a generator family: labels, steps, guidance and noise in, images in [-1, 1] out."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from results.errors import BenchError
+
+
+class Adapter(ABC):
+    """One family of generators, instantiated for one card.
+
+    A family implements `generate` (model space: latents or pixels) and, if it is latent, `decode`. It never draws
+    random numbers, picks labels, quantises, saves, downloads or sets global state. The keyword-only parameters
+    of `generate` are the family's sampler settings: their names are what `--option` takes, their defaults are the
+    `plain` sampler, and the card's presets override them.
+    """
+
+    network: nn.Module
+    """The module whose evaluations count as NFE."""
+    guide: nn.Module | None = None
+    """A second, weaker network (autoguidance); its evaluations have their own column."""
+
+    def __init__(self, card: ModelCard) -> None:
+        """Build the networks of `card.architecture`, float32 on the CPU; weights come later through `load`."""
+        self.card = card
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's noise."""
+        return self.card.latent_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are 0 .. num_classes - 1 (0: unconditional)."""
+        return self.card.num_classes
+
+    @property
+    def guidance(self) -> str:
+        """Guidance kind: `none`, `classifier-free`, `embedded` or `autoguidance`."""
+        return self.card.guidance.kind
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Fill the networks from a published state dict (upstream's names), strictly.
+
+        `extra` holds the states of the card's `extra_weights` by role. Raises BenchError listing keys that are
+        missing, unexpected or of a wrong shape.
+        """
+
+    def unsupported(self, steps: int, cfg: float) -> str | None:
+        """Return why this (steps, cfg) cannot be sampled, or None when it can."""
+        if self.card.supported_steps is not None and steps not in self.card.supported_steps:
+            known = ", ".join(map(str, self.card.supported_steps))
+            return f"{self.card.name} takes {known} step{'s' if known != '1' else ''} only"
+        if self.guidance == "none" and cfg != 1.0:
+            return f"{self.card.name} takes no guidance (cfg must be 1)"
+        return None
+
+    @abstractmethod
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+        """Return samples in model space, float32 [B, *latent_shape] (families add keyword-only settings)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images, float32 [B, 3, H, W] in [-1, 1] (values outside are clamped by the harness)."""
+        return latents
+
+    @torch.inference_mode()
+    def sample(self, labels: Tensor, steps: int, cfg: float, *, noise: NoiseSource, **settings: Any) -> Tensor:
+        """Return images, float32 [B, 3, H, W] RGB in [-1, 1] on the adapter's device.
+
+        `labels` int64 [B]; `steps` >= 1; `cfg` 1.0 means no inference-time guidance. `settings` override the card's
+        native sampler settings. Raises BenchError for labels, steps, guidance or settings that the model cannot take.
+        """
+        reason = self.unsupported(steps, cfg)
+        if reason is not None:
+            raise BenchError(reason)
+        if self.num_classes and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
+            raise BenchError(f"{self.card.name}: labels must lie in 0..{self.num_classes - 1}, found {labels.tolist()}")
+        chosen = self.resolve_settings(steps, overrides=settings)
+        return self.decode(self.generate(labels.to(self.device), steps, cfg, noise, **chosen))
+
+    def resolve_settings(
+        self, steps: int, sampler: str = "native", overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the complete sampler settings: defaults of `generate`, then card, preset and `overrides`."""
+        parameters = inspect.signature(self.generate).parameters.values()
+        allowed = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        chosen = self.card.settings(steps, sampler) | dict(overrides or {})
+        for name in chosen:
+            if name not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise BenchError(f"{self.card.name}: unknown sampler setting '{name}'; it takes: {known}")
+        return allowed | chosen
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Adapter:
+        """Move every network to `device` and `dtype`, in evaluation mode, and return self."""
+        self.device, self.dtype = torch.device(device), dtype
+        for module in self.modules():
+            module.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        return self
+
+    def modules(self) -> list[nn.Module]:
+        """Return the networks that `to` moves: the network, the guide and the decoder where there is one."""
+        decoder = getattr(self, "autoencoder", None)
+        return [module for module in (self.network, self.guide, decoder) if isinstance(module, nn.Module)]
+
+    def randomise(self, seed: int = 0) -> Adapter:
+        """Fill every parameter with seeded random values (`--random-weights`: speed, memory and tests).
+
+        Weights keep the variance of what passes through them, 1 / fan-in, and tables of vectors have unit variance, so
+        that labels, times and guidance move the output visibly and no 16-bit format overflows at any published depth.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for network in self.modules():
+            tables = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)}
+            for name, parameter in network.named_parameters():
+                values = torch.randn(parameter.shape, generator=generator)
+                if name.endswith("bias"):
+                    values *= 0.02
+                elif parameter.ndim < 2:  # gains: of norms, of residual branches
+                    values = 1 + 0.02 * values
+                elif name.endswith("weight") and id(parameter) not in tables:
+                    values *= parameter[0].numel() ** -0.5
+                parameter.data.copy_(values)
+        return self
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load `state` into `module`, cast to the module's dtype; every key must match in name and shape.
+
+    Raises BenchError that lists what is missing, unexpected or of a wrong shape (the first few of each).
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{kind}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise BenchError(
+            f"weights of {name} do not fit: {'; '.join(problems)}. Is it the checkpoint of another variant?"
+        )
+    module.load_state_dict(dict(state), strict=True, assign=False)

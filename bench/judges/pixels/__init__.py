@@ -1,0 +1,1 @@
+"""Pixels: reading, resizing and preparing images for judges."""

@@ -1,0 +1,1 @@
+"""Models: from a card to a loaded adapter, its files, its meter and its conformance."""

@@ -1,0 +1,340 @@
+"""The adapter contract, clause by clause, checked on a real adapter."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import GUIDANCE_KINDS, ModelCard
+from bench.contracts.noise import PhiloxNoise
+from bench.models.loading import build_adapter
+from bench.models.registry import skeleton
+from bench.run.shard import Meter
+from results.errors import BenchError
+
+SAMPLES = 6
+SEED = 11
+SPLIT_TOLERANCE = 1e-3
+"""Largest difference between batch splits, in units of [-1, 1]: kernels may round differently, nothing more."""
+VISIBLE = 1e-3
+"""Smallest mean change that counts as one, in standard deviations of the images: far above rounding."""
+BFLOAT16_TOLERANCE = 0.1
+"""Largest root mean square error of bfloat16, in standard deviations of the images: a rounding is 0.2 %, and some
+hundreds of them in series, incoherent, and a few steps stay below this; a lost float32 state or time does not."""
+DRAWS = (
+    "randn",
+    "rand",
+    "randint",
+    "randperm",
+    "randn_like",
+    "rand_like",
+    "randint_like",
+    "normal",
+    "bernoulli",
+    "multinomial",
+)
+TENSOR_DRAWS = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_")
+
+
+class Finding(NamedTuple):
+    """Whether one clause of the contract holds, and what was seen."""
+
+    clause: str
+    ok: bool
+    detail: str
+
+
+class _Drew(Exception):
+    """The adapter called a random function."""
+
+
+def check_adapter(
+    card: ModelCard, *, weights: Path | None = None, random_weights: bool = False, device: str = "cpu"
+) -> list[Finding]:
+    """Check the model of `card` and return every clause with its finding.
+
+    With `random_weights` (or for a card whose weights are not here) the same clauses are checked on seeded noise.
+    """
+    adapter = build_adapter(card, device=device, weights=weights, random_weights=random_weights)
+    steps = _smallest_steps(adapter)
+    sample = _Sampler(adapter, steps)
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("declares its facts", lambda: _facts(adapter)),
+        ("returns float32 [B, 3, H, W]", lambda: _shape(sample(), card)),
+        ("images are finite and near [-1, 1]", lambda: _range(sample())),
+        ("same noise, same image, for any batch split", lambda: _splits(sample)),
+        (
+            "noise decides the image",
+            lambda: _differs(sample(), sample(indices=range(100, 100 + SAMPLES)), "other noise"),
+        ),
+        ("labels matter", lambda: _labels(sample)),
+        ("steps matter", lambda: _steps(sample)),
+        ("guidance 1.0 equals no guidance", lambda: _no_guidance(sample)),
+        ("guidance matters where there is any", lambda: _guidance(sample)),
+        ("evaluations are counted", lambda: _evaluations(sample)),
+        ("draws no random numbers of its own", lambda: _no_draws(sample)),
+        ("leaves global state alone", lambda: _global_state(sample)),
+        ("refuses what it cannot take", lambda: _refusals(adapter)),
+        ("never waits for the device between steps", lambda: _no_waiting(card)),
+        ("bfloat16 stays close to float32", lambda: _bfloat16(sample)),  # last: it rounds the weights
+    ]
+    findings = []
+    for clause, check in checks:
+        try:
+            findings.append(Finding(clause, True, check()))
+        except AssertionError as failure:
+            findings.append(Finding(clause, False, str(failure)))
+        except Exception as error:
+            findings.append(Finding(clause, False, f"{type(error).__name__}: {error}".splitlines()[0]))
+    return findings
+
+
+class _Sampler:
+    """Samples a few images with a known noise, and counts their evaluations."""
+
+    def __init__(self, adapter: Adapter, steps: int) -> None:
+        self.adapter, self.steps = adapter, steps
+        self.labels = torch.arange(SAMPLES) % max(adapter.num_classes, 1)
+        self.nfe = self.guide_nfe = 0.0
+
+    def __call__(
+        self,
+        *,
+        indices: range = range(SAMPLES),
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        cfg: float = 1.0,
+    ) -> Tensor:
+        noise = PhiloxNoise(SEED, indices, self.adapter.device)
+        chosen = self.labels if labels is None else labels
+        meter = Meter(self.adapter)
+        with meter.installed():
+            images = self.adapter.sample(chosen, steps or self.steps, cfg, noise=noise)
+        self.nfe, self.guide_nfe = meter.rows / len(chosen), meter.guide_rows / len(chosen)
+        return images
+
+
+def _smallest_steps(adapter: Adapter) -> int:
+    for steps in (2, 1, 4, 8, *(adapter.card.supported_steps or ())):
+        if adapter.unsupported(steps, 1.0) is None:
+            return steps
+    raise BenchError(f"{adapter.card.name} supports none of 1, 2, 4, 8 steps: name some in supported_steps")
+
+
+def _other_steps(adapter: Adapter, steps: int) -> list[int]:
+    known = (1, 4, 2, 8, *(adapter.card.supported_steps or ()))
+    return [count for count in known if count != steps and adapter.unsupported(count, 1.0) is None]
+
+
+def _require(condition: bool, detail: str) -> str:
+    assert condition, detail
+    return detail
+
+
+def _facts(adapter: Adapter) -> str:
+    _require(isinstance(adapter.network, torch.nn.Module), "network must be the module whose calls count")
+    _require(adapter.guidance in GUIDANCE_KINDS, f"guidance '{adapter.guidance}' is not one of {GUIDANCE_KINDS}")
+    return f"{adapter.latent_shape} latents, {adapter.num_classes} classes, guidance {adapter.guidance}"
+
+
+def _shape(images: Tensor, card: ModelCard) -> str:
+    expected = (SAMPLES, 3, card.resolution, card.resolution)
+    found = f"{images.dtype} {tuple(images.shape)}"
+    return _require(images.dtype == torch.float32 and tuple(images.shape) == expected, f"{found}, card says {expected}")
+
+
+def _range(images: Tensor) -> str:
+    _require(bool(images.isfinite().all()), "holds NaN or infinite values")
+    low, high = float(images.min()), float(images.max())
+    share = float(((images < -1.5) | (images > 1.5)).float().mean())
+    return _require(share < 0.5, f"values {low:.2f} to {high:.2f}, {share:.0%} beyond 1.5")
+
+
+def _splits(sample: _Sampler) -> str:
+    whole = sample()
+    parts = [
+        sample(indices=range(first, last), labels=sample.labels[first:last])
+        for first, last in ((0, 1), (1, 4), (4, SAMPLES))
+    ]
+    error = float((whole - torch.cat(parts)).abs().max())
+    return _require(error <= SPLIT_TOLERANCE, f"largest difference {error:.1e} between batches of 6 and of 1, 3, 2")
+
+
+def _differs(a: Tensor, b: Tensor, what: str) -> str:
+    change = _change(a, b)
+    return _require(change > VISIBLE, f"mean change {change:.2g} standard deviations with {what}")
+
+
+def _change(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().mean() / a.std())
+
+
+def _labels(sample: _Sampler) -> str:
+    if sample.adapter.num_classes < 2:
+        return "unconditional"
+    return _differs(sample(), sample(labels=(sample.labels + 1) % sample.adapter.num_classes), "other labels")
+
+
+def _steps(sample: _Sampler) -> str:
+    others = _other_steps(sample.adapter, sample.steps)
+    if not others:
+        return f"{sample.steps} steps only"
+    # A second-order sampler may spend two steps on what it does in one.
+    changes = (_change(sample(), sample(steps=other)) for other in others)
+    found = next((other for other, change in zip(others, changes, strict=True) if change > VISIBLE), None)
+    _require(found is not None, f"the images at {sample.steps} steps and at {others} are the same")
+    return f"the images at {sample.steps} and {found} steps differ"
+
+
+def _no_guidance(sample: _Sampler) -> str:
+    plain = sample(cfg=1.0)
+    evaluations = sample.nfe
+    _require(sample.guide_nfe == 0, f"the guide was evaluated {sample.guide_nfe:g} times at cfg 1")
+    if sample.adapter.guidance == "none":
+        return f"guidance-free, NFE {evaluations:g} at {sample.steps} steps"
+    again = sample(cfg=1.0)
+    _require(bool(torch.equal(plain, again)), "two calls at cfg 1 differ")
+    if sample.adapter.unsupported(sample.steps, 1.0 + 1e-6) is not None:
+        return f"not guided at {sample.steps} steps, NFE {evaluations:g}"
+    limit = sample(cfg=1.0 + 1e-6)
+    guided = sample.nfe + sample.guide_nfe
+    saved = evaluations < guided or sample.adapter.guidance == "embedded"
+    _require(saved, f"NFE {evaluations:g} at cfg 1, no less than {guided:g} with guidance")
+    error = float((plain - limit).abs().max())
+    return _require(error < 1e-2, f"cfg 1.000001 differs from cfg 1 by {error:.1e}; NFE {evaluations:g} at cfg 1")
+
+
+def _guidance(sample: _Sampler) -> str:
+    if sample.adapter.guidance == "none":
+        return "guidance-free"
+    scale = _scale(sample.adapter)
+    reason = sample.adapter.unsupported(sample.steps, scale)
+    if reason is not None:
+        return f"not at {sample.steps} steps: {reason}"
+    return _differs(sample(cfg=1.0), sample(cfg=scale), f"cfg {scale:g}")
+
+
+def _scale(adapter: Adapter) -> float:
+    guidance = adapter.card.guidance
+    return guidance.natural if guidance.natural != 1.0 else max(guidance.range[1], 1.5)
+
+
+def _evaluations(sample: _Sampler) -> str:
+    sample()
+    return _require(sample.nfe > 0, f"NFE {sample.nfe:g} at {sample.steps} steps")
+
+
+def _no_draws(sample: _Sampler) -> str:
+    with _forbidden_draws():
+        sample()
+    return "torch's random functions were not called"
+
+
+@contextmanager
+def _forbidden_draws() -> Iterator[None]:
+    """Make torch's random functions raise for the duration of the block."""
+    kept: list[tuple[Any, str, Any]] = [(torch, name, getattr(torch, name)) for name in DRAWS]
+    kept += [(Tensor, name, getattr(Tensor, name)) for name in TENSOR_DRAWS]
+    try:
+        for owner, name, _ in kept:
+            setattr(owner, name, _refuse(name))
+        yield
+    finally:
+        for owner, name, original in kept:
+            setattr(owner, name, original)
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def draw(*arguments: Any, **keywords: Any) -> Any:
+        raise _Drew(f"the adapter called {name}; take noise.normal(shape, draw) instead")
+
+    return draw
+
+
+def _global_state(sample: _Sampler) -> str:
+    def state() -> tuple[Any, ...]:
+        return (
+            torch.get_rng_state().numpy().tobytes(),
+            repr(np.random.get_state()),
+            torch.get_default_dtype(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.is_grad_enabled(),
+        )
+
+    before = state()
+    sample()
+    return _require(before == state(), "random state, default dtype, TF32 and grad mode unchanged")
+
+
+def _refusals(adapter: Adapter) -> str:
+    if adapter.guidance == "none":
+        _require(
+            adapter.unsupported(_smallest_steps(adapter), 3.0) is not None, "takes cfg 3 although guidance is none"
+        )
+    wrong = torch.tensor([adapter.num_classes + 1])
+    if adapter.num_classes:
+        try:
+            adapter.sample(wrong, _smallest_steps(adapter), 1.0, noise=PhiloxNoise(SEED, [0], adapter.device))
+        except BenchError:
+            return "labels out of range and guidance that it lacks are refused"
+        raise AssertionError(f"label {int(wrong)} was accepted")
+    return "unconditional"
+
+
+def _no_waiting(card: ModelCard) -> str:
+    """Sample on the meta device, whose tensors have no values: whatever reads one on the host raises."""
+    adapter = skeleton(card).to("meta")
+    first = _smallest_steps(adapter)
+    second = (_other_steps(adapter, first) or [first])[0]
+    copies = []
+    for steps in (first, second):
+        noise = PhiloxNoise(SEED, range(SAMPLES), "meta")
+        labels = torch.arange(SAMPLES) % max(adapter.num_classes, 1)
+        cfg = _scale(adapter) if adapter.unsupported(steps, _scale(adapter)) is None else 1.0
+        try:
+            with _Copies() as counter:
+                adapter.sample(labels, steps, cfg, noise=noise)
+        except (RuntimeError, NotImplementedError) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise AssertionError(
+                f"{Path(frame.filename).name}:{frame.lineno} ({frame.line}) needs a value of a device tensor: {error}"
+            ) from error
+        copies.append(counter.copies)
+    _require(copies[0] == copies[1], f"{copies} copies between host and device at {first} and {second} steps")
+    return f"{copies[0]} copies between host and device, at {first} and at {second} steps"
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies between the host and the meta device; on a real one each makes the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        operation, aten = func.overloadpacket, torch.ops.aten
+        if operation in (aten.to, aten._to_copy, aten.copy_):
+            source = args[1] if operation is aten.copy_ else args[0]
+            self.copies += source.device != output.device
+        elif operation is aten.lift_fresh:  # torch.tensor and torch.as_tensor of numbers
+            self.copies += output.device.type == "meta"
+        return output
+
+
+def _bfloat16(sample: _Sampler) -> str:
+    exact = sample()
+    sample.adapter.to(sample.adapter.device, torch.bfloat16)
+    rounded = sample()
+    _require(rounded.dtype == torch.float32, f"returns {rounded.dtype} with bfloat16 weights")
+    error = float((rounded - exact).square().mean().sqrt() / exact.std())
+    return _require(error <= BFLOAT16_TOLERANCE, f"root mean square error {error:.1%} of the standard deviation")

@@ -1,0 +1,154 @@
+"""`bench adapter new`: a working adapter as a package of its own, with its card, weights and test."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+from string import Template
+
+from results.cells import disk_error
+from results.errors import BenchError
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$name-adapter"
+version = "0.1.0"
+description = "An adapter of fewstep-bench for $name"
+requires-python = ">=3.11"
+dependencies = ["fewstep-bench"]
+
+[project.entry-points."bench.adapters"]
+$name = "$package.adapter:$klass"
+
+[project.entry-points."bench.cards"]
+$name = "$package.cards"
+
+[tool.setuptools]
+packages = ["$package", "$package.cards"]
+
+[tool.setuptools.package-data]
+"*" = ["*.toml"]
+"""
+
+ADAPTER = '''\
+"""$name: the flow from noise to Gaussians around the classes' mean images, to be replaced by your model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from torch import Tensor, nn
+
+
+class Velocity(nn.Module):
+    """Your network. This one knows the velocity of the flow from noise to N(mean of the class, width^2)."""
+
+    def __init__(self, classes: int, shape: tuple[int, ...], width: float) -> None:
+        super().__init__()
+        means = torch.linspace(-0.8, 0.8, classes + 1).reshape(-1, *[1] * len(shape))
+        self.means = nn.Parameter(means.expand(classes + 1, *shape).clone())
+        self.width = width
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """x [B, C, H, W] at time t [B] (noise at 0, data at 1), labels int64 [B] (last row: null) -> velocity."""
+        mean, t = self.means[labels], t[:, None, None, None]
+        slope = (t * self.width**2 - (1 - t)) / (t**2 * self.width**2 + (1 - t) ** 2)
+        return (mean + slope * (x.to(mean.dtype) - t * mean)).float()
+
+
+class $klass(Adapter):
+    """Euler steps along the velocity, with classifier-free guidance."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.network = Velocity(card.num_classes, card.latent_shape, **card.architecture)
+
+    def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Fill the network from the published state dict."""
+        load_strict(self.network, state, self.card.name)
+
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, *, shift: float = 1.0) -> Tensor:
+        """Euler steps on the grid (i/steps)^shift; `shift` is a sampler setting (--option shift=...)."""
+        x = noise.normal(self.latent_shape)
+        times = [(i / steps) ** shift for i in range(steps + 1)]
+        null = torch.full_like(labels, self.num_classes)
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
+            t_batch = torch.full((len(x),), t, device=x.device)
+            v = self.network(x, t_batch, labels)
+            if cfg != 1.0:
+                v_null = self.network(x, t_batch, null)
+                v = v_null + cfg * (v - v_null)
+            x = x + (t_next - t) * v
+        return x
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels already; grey becomes RGB."""
+        return latents.expand(-1, 3, -1, -1)
+'''
+
+CARD = """\
+name = "$name"
+family = "$name"
+title = "$name (an example to be replaced)"
+resolution = 8
+num_classes = 10
+latent_shape = [1, 8, 8]
+natural_steps = 4
+licence = "Apache-2.0"
+notes = "No weights: the network is complete as it is built. Add a [weights] table for a checkpoint."
+
+[architecture]
+width = 0.1
+
+[guidance]
+kind = "classifier-free"
+natural = 1.0
+range = [1.0, 3.0]
+"""
+
+TEST = """\
+from bench.contracts.card import find_card
+from bench.models.conformance import check_adapter
+
+
+def test_the_adapter_keeps_its_contract():
+    broken = [finding for finding in check_adapter(find_card("$name")) if not finding.ok]
+    assert not broken, broken
+"""
+
+
+def write_adapter(name: str, directory: Path) -> list[Path]:
+    """Write the package into `directory` and return its files. Raises BenchError for a bad name or a used directory."""
+    package = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or keyword.iskeyword(package):
+        raise BenchError(f"adapter name '{name}' must be lower-case letters, digits and hyphens, for example my-model")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BenchError(f"{directory} exists and is not an empty folder; give another place with --directory")
+    words = {"name": name, "package": package, "klass": "".join(word.capitalize() for word in name.split("-"))}
+    contents = {
+        "pyproject.toml": PYPROJECT,
+        f"{package}/__init__.py": '"""An adapter of fewstep-bench."""\n',
+        f"{package}/adapter.py": ADAPTER,
+        f"{package}/cards/__init__.py": '"""Model cards."""\n',
+        f"{package}/cards/{name}.toml": CARD,
+        f"tests/test_{package}.py": TEST,
+    }
+    paths = []
+    for relative, text in contents.items():
+        path = directory / relative
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(Template(text).substitute(words), encoding="utf-8")
+        except OSError as error:
+            raise disk_error(path, error, "--directory") from error
+        paths.append(path)
+    return paths

@@ -1,0 +1,1 @@
+"""Recordings: replay of recorded upstream behaviour (`bench parity`)."""

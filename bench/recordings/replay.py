@@ -1,0 +1,197 @@
+"""Recorded upstream behaviour, replayed: the tool that proves that an adapter computes what its authors' code does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.contracts.noise import RecordedNoise
+from results.errors import BenchError, unknown
+
+Call = Mapping[str, Any]
+Replay = Callable[[Call], Mapping[str, Any]]
+COMPARED = (
+    "output",
+    "expected",
+    "raw",
+    "output_zero_one",
+    "output_uint8",
+    "trajectory",
+    "times",
+    "nfe_per_image",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded case: `case.json`, `weights.safetensors` (upstream names) and `tensors.safetensors`."""
+
+    directory: Path
+    spec: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """The constructor facts of the recorded network."""
+        return self.spec["architecture"]
+
+    def extra_weights(self, role: str) -> dict[str, Tensor]:
+        """Return a further weights file by its role, e.g. `guide`."""
+        return load_file(self.directory / self.spec["extra_weights"][role])
+
+    def inputs(self, call: Call) -> dict[str, Tensor | None]:
+        """Return the tensors of a call's `inputs` by role (null stays None)."""
+        return {role: self.tensor(name) for role, name in call["inputs"].items()}
+
+    def tensor(self, name: str | None) -> Tensor | None:
+        """Return a recorded tensor by name; None for null."""
+        return None if name is None else self.tensors[name]
+
+    def options(self, call: Call) -> dict[str, Any]:
+        """Return the options of a call that are set: null and absent say the same."""
+        return {key: value for key, value in call.get("options", {}).items() if value is not None}
+
+    def labels(self, call: Call, null_label: int = 0) -> Tensor:
+        """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere."""
+        labels = self.tensor(call.get("labels"))
+        return torch.full((len(self.noise(call)),), null_label) if labels is None else labels
+
+    def noise(self, call: Call) -> RecordedNoise:
+        """Return the recorded initial and injected noise of a sample call."""
+        initial = self.tensors[call["noise"]]
+        return RecordedNoise(initial, self.tensor(call.get("injected")))
+
+
+class CallResult(NamedTuple):
+    """How far one call is from the recording; `ok` says whether every compared entry is within tolerance."""
+
+    case: str
+    call: str
+    kind: str
+    ok: bool
+    max_abs: float
+    max_rel: float
+    compared: tuple[str, ...]
+    optional: bool
+    error: str | None
+
+
+def load_case(directory: Path) -> Case:
+    """Read a case directory. Raises BenchError when it is not one."""
+    try:
+        spec = json.loads((directory / "case.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BenchError(f"{directory}: no case.json here; give the directory of a parity case") from error
+    except (json.JSONDecodeError, NotADirectoryError) as error:
+        raise BenchError(f"{directory}: case.json cannot be read ({error})") from error
+    files = {name: directory / f"{name}.safetensors" for name in ("weights", "tensors")}
+    loaded = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
+    return Case(directory, spec, loaded["weights"], loaded["tensors"])
+
+
+def open_replay(case: Case) -> Replay:
+    """Return the family's replay function for `case` (entry point group `bench.parity`, by the case's adapter)."""
+    points = {point.name: point for point in entry_points(group="bench.parity")}
+    name = case.spec["adapter"]
+    if name not in points:
+        raise unknown("parity adapter", name, points)
+    replay: Replay = points[name].load()(case)
+    return replay
+
+
+def run_case(directory: Path) -> list[CallResult]:
+    """Replay every call of one case, by its family's entry point, and compare it with the recording."""
+    case = load_case(directory)
+    try:
+        with torch.inference_mode():
+            replay = open_replay(case)
+    except BenchError as error:
+        return [_failure(case, call, str(error)) for call in case.spec["calls"]]
+    return replay_case(case, replay)
+
+
+def replay_case(case: Case, replay: Replay) -> list[CallResult]:
+    """Replay every call of `case` with `replay` and compare it with the recording."""
+    with torch.inference_mode():
+        return [_run_call(case, call, replay) for call in case.spec["calls"]]
+
+
+def _failure(case: Case, call: Call, reason: str) -> CallResult:
+    optional = bool(call.get("optional", False))
+    return CallResult(case.spec["name"], call["id"], call["kind"], False, np.inf, np.inf, (), optional, reason)
+
+
+def _run_call(case: Case, call: Call, replay: Replay) -> CallResult:
+    optional = bool(call.get("optional", False))
+    call = {key: value for key, value in call.items() if value is not None}  # null and absent say the same
+    try:
+        produced = replay(call)
+    except (
+        BenchError,
+        ImportError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        return _failure(case, call, f"{type(error).__name__}: {error}".splitlines()[0])
+    max_abs = max_rel = 0.0
+    ok, compared = True, []
+    for key in COMPARED:
+        if key not in call or key not in produced:
+            continue
+        for name, expected, actual in _pairs(case, key, call[key], produced[key]):
+            absolute, relative, within = _compare(expected, actual, call.get("atol", 0.0), call.get("rtol", 0.0))
+            max_abs, max_rel, ok = max(max_abs, absolute), max(max_rel, relative), ok and within
+            compared.append(name)
+    if not any(name.split(".")[0] in ("output", "expected") for name in compared):
+        ok = False
+    return CallResult(
+        case.spec["name"], call["id"], call["kind"], ok, max_abs, max_rel, tuple(compared), optional,
+        None if compared else "the adapter returned nothing that the recording holds",
+    )  # fmt: skip
+
+
+def _pairs(case: Case, key: str, recorded: Any, produced: Any) -> Sequence[tuple[str, Any, Any]]:
+    """Return (name, expected, actual) triples: tensors by name, tables entry by entry, literals as they are."""
+    if isinstance(recorded, Mapping):
+        return [
+            triple
+            for name, value in recorded.items()
+            if isinstance(produced, Mapping) and name in produced
+            for triple in _pairs(case, f"{key}.{name}", value, produced[name])
+        ]
+    if isinstance(recorded, str):
+        return [(key, case.tensors[recorded], produced)]
+    return [(key, recorded, produced)]
+
+
+def _compare(expected: Any, actual: Any, atol: float, rtol: float) -> tuple[float, float, bool]:
+    if expected is None or actual is None:
+        return (0.0, 0.0, True) if expected is None and actual is None else (np.inf, np.inf, False)
+    want, got = (_array(value) for value in (expected, actual))
+    if want.shape != got.shape:
+        return np.inf, np.inf, False
+    both_nan = np.isnan(want) & np.isnan(got)
+    error = np.where(both_nan | (want == got), 0.0, np.abs(want - got))
+    relative = error / np.maximum(np.abs(want), np.finfo(np.float64).tiny)
+    within = bool(np.all(error <= atol + rtol * np.abs(want)))
+    relative = np.where(error == 0, 0.0, relative)
+    return float(error.max(initial=0.0)), float(relative.max(initial=0.0)), within
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""References: data sets, label files, and the reference statistics built from them."""

@@ -1,0 +1,337 @@
+"""Reference sets that were judged before: kept in the cache, found again by name, judge, crop and size.
+
+    CACHE/references/NAME/DIGEST/facts.json        what it is made of, what was left out and why
+                                 labels.npy        class of each image, int64 [n], where there are classes
+                                 features.npy      float32 [n, d] (absent where only statistics are known)
+                                 features.mu.npy   float64 [d], and features.sigma.npy [d, d], where they are full rank
+                                 spatial.*         likewise, for sFID
+
+One directory holds what one judge said of one data set cut in one way; DIGEST is over files, crop, judge and library.
+A set whose images a function gives (`[reference] source`, the embedded digits) is judged when it is first needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bench.judges.base import Judge
+from bench.metrics.measure import ReferenceFeatures
+from bench.weights import cache_directory
+from protocols import Protocol
+from protocols.schema import digest_of
+from results.cells import disk_error
+from results.errors import BenchError
+
+BATCH = 64
+OUTPUTS = ("features", "spatial")
+"""What is kept of a judge's outputs: all that a metric reads of a reference."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A judged reference set on disk.
+
+    Attributes:
+        name: as the protocol calls it.
+        digest: over everything its numbers depend on.
+        facts: what is known of it.
+        arrays: by array name (`inception.features`), the path of its files without their suffixes.
+        labels_path: file of the labels, if it has any.
+    """
+
+    name: str
+    digest: str
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, Path]
+    labels_path: Path | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of reference images; 0 where statistics do not say."""
+        return int(self.facts["n"])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class of each reference image, int64 [n], where known."""
+        return None if self.labels_path is None else np.load(self.labels_path, allow_pickle=False)
+
+    def features(self) -> dict[str, ReferenceFeatures]:
+        """Return what the judges said of the reference, features memory-mapped, by array name."""
+        labels = self.labels
+        found = {}
+        for name, stem in self.arrays.items():
+            features, mu, sigma = (_load(stem, part) for part in ("", ".mu", ".sigma"))
+            n = (self.n or None) if features is None else len(features)
+            found[name] = ReferenceFeatures(features, mu, sigma, labels, n)
+        return found
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of table `references`."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "n": self.n,
+            "resize": str(self.facts.get("resize", "none")),
+            "judge_digest": self.facts["judges_digest"],
+            "facts": dict(self.facts),
+        }
+
+
+class BuiltReference(NamedTuple):
+    """What one judge said of one data set cut in one way, as `bench reference build` left it."""
+
+    directory: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def cut(self) -> str:
+        """Crop and size, for messages."""
+        return f"{self.facts['resize']} at {self.facts['resolution']} pixels"
+
+
+def references_directory() -> Path:
+    """Return where built references lie: in the cache directory."""
+    return cache_directory() / "references"
+
+
+def built_references(name: str | None = None) -> list[BuiltReference]:
+    """Return the references that are built, or those called `name`, in the order of their paths."""
+    found = []
+    for path in sorted(references_directory().glob(f"{name or '*'}/*/facts.json")):
+        try:
+            found.append(BuiltReference(path.parent, json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError) as error:
+            raise BenchError(
+                f"{path}: cannot be read ({error}); remove its folder and build the reference again"
+            ) from error
+    return found
+
+
+def feature_judges(judges: Mapping[str, Judge]) -> dict[str, Judge]:
+    """Return the judges that say something of reference images: those that read no prompts."""
+    return {name: judge for name, judge in judges.items() if not judge.needs_labels}
+
+
+def judges_digest(judges: Mapping[str, Judge]) -> str:
+    """Return one digest over all judges of a protocol."""
+    return digest_of({name: judge.digest for name, judge in judges.items()})
+
+
+def conditions(judges: Mapping[str, Judge], reference: Reference) -> str:
+    """Return the digest of what judges samples and of what they are held against: part of every cell's identity."""
+    return digest_of([judges_digest(judges), reference.digest])
+
+
+def build_command(protocol: Protocol) -> str:
+    """Return the command that builds the protocol's reference."""
+    data = "FILE.npz" if protocol.reference["kind"] in ("npz", "statistics") else "DIR"
+    shipped = protocol.path.stem == protocol.name
+    return (
+        f"bench reference build {protocol.reference['name']} --data {data} "
+        f"--protocol {protocol.name if shipped else protocol.path}"
+    )
+
+
+def prepare_reference(protocol: Protocol, judges: Mapping[str, Judge], runs: Path) -> Reference:
+    """Return the protocol's judged reference.
+
+    `[reference] kind` names a data set that `bench reference build` has judged. `source = "module:function"` names a
+    function (of `part`, where that is set) that returns `images` uint8 [n, 3, H, W] and `labels` int64 [n], judged now
+    unless that was done before, or exact statistics `mu` [d], `sigma` [d, d] and `n` (None: there are no images).
+    Raises BenchError when it is not built, was built by another judge or with another crop, or does not hold what the
+    protocol asks for.
+    """
+    if "source" in protocol.reference:
+        return _prepare_source(protocol, feature_judges(judges), runs)
+    if protocol.reference["kind"] == "none":
+        name = str(protocol.reference["name"])
+        facts = {"n": 0, "kind": "none", "judges_digest": judges_digest({})}
+        return Reference(name, digest_of(["no reference", name]), facts, {})
+    return _find(protocol, feature_judges(judges))
+
+
+def _find(protocol: Protocol, judges: Mapping[str, Judge]) -> Reference:
+    name = str(protocol.reference["name"])
+    built = built_references(name)
+    if not built:
+        raise BenchError(
+            f"reference '{name}' of protocol '{protocol.name}' is not built here: {build_command(protocol)}"
+        )
+    parts: dict[str, BuiltReference] = {}
+    optional = protocol.reference["kind"] == "statistics"
+    for key, judge in judges.items():
+        fitting = _fitting(protocol, built, key, judge, required=not optional)
+        if fitting is not None:
+            parts[key] = fitting
+    if not parts:
+        raise BenchError(
+            f"reference '{name}' was built by other judges than those of protocol '{protocol.name}': "
+            f"{build_command(protocol)}"
+        )
+    if len({part.facts["data"] for part in parts.values()}) > 1:
+        raise BenchError(
+            f"reference '{name}': its judges saw different files; build it again for all of them: "
+            f"{build_command(protocol)} --fresh"
+        )
+    first = next(iter(parts.values()))
+    check_fit(protocol, first.facts)
+    facts = {
+        **first.facts,
+        "judges_digest": judges_digest({key: judges[key] for key in parts}),
+        "judges": {key: part.facts["digest"] for key, part in parts.items()},
+    }
+    arrays = {
+        f"{key}.{output}": part.directory / output for key, part in parts.items() for output in part.facts["outputs"]
+    }
+    labels = first.directory / "labels.npy"
+    digest = digest_of({key: part.facts["digest"] for key, part in parts.items()})
+    return Reference(name, digest, facts, arrays, labels if labels.exists() else None)
+
+
+def _fitting(
+    protocol: Protocol, built: Sequence[BuiltReference], key: str, judge: Judge, *, required: bool
+) -> BuiltReference | None:
+    """Return the one reference that judge `key` made with the protocol's crop; where there is none, raise or None."""
+    name = protocol.reference["name"]
+    resize = protocol.reference.get("resize", "none")
+    cut = [
+        entry for entry in built if entry.facts["resize"] == resize and entry.facts["resolution"] == protocol.resolution
+    ]
+    fitting = [entry for entry in cut if entry.facts["judge_digest"] == judge.digest]
+    if len(fitting) > 1:
+        places = " and ".join(str(entry.directory) for entry in fitting)
+        raise BenchError(f"reference '{name}' is built twice from different files: remove one of {places}")
+    if fitting or not required:
+        return fitting[0] if fitting else None
+    if not cut:
+        raise BenchError(
+            f"reference '{name}' was cut with {built[0].cut}, protocol '{protocol.name}' asks for {resize} at "
+            f"{protocol.resolution} pixels: {build_command(protocol)}"
+        )
+    judged = ", ".join(sorted({str(entry.facts["judge"]) for entry in cut}))
+    raise BenchError(
+        f"reference '{name}' was not judged by '{key}' as protocol '{protocol.name}' has it (weights, layers or "
+        f"library differ; it was by {judged}): {build_command(protocol)}"
+    )
+
+
+def check_fit(protocol: Protocol, facts: Mapping[str, Any]) -> None:
+    """Raise BenchError unless a set with these facts holds the images and classes that the protocol asks for.
+
+    `facts`: `name`, `kind`, `n`, `labels` (images by label, as text), `names_digest` of the classes of a `folder`.
+    """
+    name, options = facts["name"], protocol.reference
+    if facts["kind"] != "statistics" and facts["n"] < int(options.get("images", 2)):
+        aside = len(facts.get("skipped", []))
+        unreadable = f" ({aside} could not be read)" if aside else ""
+        raise BenchError(
+            f"reference '{name}' has {facts['n']:,} images{unreadable}, protocol '{protocol.name}' needs "
+            f"{int(options.get('images', 2)):,}; complete the data set and build it again"
+        )
+    present = {int(label) for label in facts["labels"] or {}}
+    classes = len(protocol.class_names)
+    wanted = int(options.get("classes", 0))
+    if not present:
+        if wanted or protocol.label_plan == "reference":
+            raise BenchError(
+                f"reference '{name}' has no classes and protocol '{protocol.name}' needs them; give class folders"
+            )
+        return
+    if max(present) >= classes:
+        raise BenchError(
+            f"reference '{name}' has a class {max(present)}, protocol '{protocol.name}' counts 0 .. {classes - 1}; "
+            "choose another with --protocol"
+        )
+    if facts.get("names_digest") not in (None, digest_of(list(protocol.class_names))):
+        raise BenchError(
+            f"reference '{name}' was built for other class names than those of protocol '{protocol.name}': "
+            f"{build_command(protocol)}"
+        )
+    if len(present) < wanted:
+        missing = [f"{label} ({protocol.class_names[label]})" for label in range(classes) if label not in present]
+        raise BenchError(
+            f"reference '{name}' lacks {len(missing)} of {classes} classes, the first {', '.join(missing[:3])}; "
+            "complete the data set and build it again"
+        )
+
+
+def _load(stem: Path, part: str) -> np.ndarray | None:
+    path = stem.with_name(f"{stem.name}{part}.npy")
+    return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+
+
+def _prepare_source(protocol: Protocol, judges: Mapping[str, Judge], runs: Path) -> Reference:
+    facts = dict(protocol.reference)
+    name = str(facts.get("name", protocol.name))
+    digest = digest_of([facts, judges_digest(judges), protocol.resolution])
+    directory = runs / "references" / digest[:20]
+    if not (directory / "facts.json").exists():
+        loaded = _load_source(protocol, facts)
+        if hasattr(loaded, "mu"):
+            parts = {f"{key}.features{part}": getattr(loaded, part[1:]) for key in judges for part in (".mu", ".sigma")}
+            _write(directory, parts, {**facts, "n": loaded.n or 0, "judges_digest": judges_digest(judges)})
+        else:
+            parts = _judge_images(protocol, judges, loaded.images, loaded.labels)
+            _write(directory, parts, {**facts, "n": len(loaded.images), "judges_digest": judges_digest(judges)})
+    stored = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
+    stems = (path.stem.removesuffix(".mu").removesuffix(".sigma") for path in sorted(directory.glob("*.npy")))
+    arrays = {stem: directory / stem for stem in stems if stem != "labels"}
+    labels = directory / "labels.npy"
+    return Reference(name, digest, stored, arrays, labels if labels.exists() else None)
+
+
+def _judge_images(
+    protocol: Protocol, judges: Mapping[str, Judge], images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, np.ndarray]:
+    expected = (3, protocol.resolution, protocol.resolution)
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+        raise BenchError(
+            f"reference '{protocol.reference['name']}' holds {images.dtype} images of shape {tuple(images.shape[1:])}, "
+            f"protocol '{protocol.name}' needs uint8 {expected}"
+        )
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(images), BATCH):
+        batch, batch_labels = images[start : start + BATCH], labels[start : start + BATCH]
+        for name, judge in judges.items():
+            for key, values in judge(batch, batch_labels).items():
+                if key in OUTPUTS:
+                    parts.setdefault(f"{name}.{key}", []).append(values.cpu().numpy())
+    return {key: np.concatenate(arrays) for key, arrays in parts.items()} | {"labels": labels.numpy()}
+
+
+def _write(directory: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    temporary = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for key, array in arrays.items():
+            np.save(temporary / f"{key}.npy", array)
+        (temporary / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.replace(directory)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(directory, error) from error
+
+
+def _load_source(protocol: Protocol, facts: Mapping[str, Any]) -> Any:
+    source = str(facts.get("source", ""))
+    module, _, function = source.partition(":")
+    if not function:
+        raise BenchError(f"protocol '{protocol.name}': reference.source must be 'module:function', found '{source}'")
+    try:
+        load = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BenchError(
+            f"protocol '{protocol.name}': reference source '{source}' cannot be loaded ({error})"
+        ) from error
+    return load(facts["part"]) if "part" in facts else load()

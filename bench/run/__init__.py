@@ -1,0 +1,1 @@
+"""The run: plan, readiness, shards, measurement, regression gate and provenance."""

@@ -1,0 +1,129 @@
+"""What one sample costs by itself: floating-point operations, and seconds at batch 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.contracts.adapter import Adapter
+from bench.contracts.noise import PhiloxNoise
+from bench.run.plan import Cell
+from bench.run.shard import batch_rows, clock
+
+LATENCY_REPEATS = 3
+
+
+class Operations(NamedTuple):
+    """Floating-point operations for one sample, a multiply-add counting two: products, convolutions and attention.
+
+    Attributes:
+        network: of one evaluation of the network.
+        guide: of one evaluation of the guide; 0 where there is none.
+        decoder: of one decoding; 0 for a model of pixels.
+    """
+
+    network: float
+    guide: float
+    decoder: float
+
+    def per_sample(self, nfe: float, guide_nfe: float | None) -> float:
+        """Return the operations of a whole sample from its measured numbers of evaluations."""
+        return self.network * nfe + self.guide * (guide_nfe or 0.0) + self.decoder
+
+
+class SampleCosts(NamedTuple):
+    """Median seconds of one sample at batch 1 after a warm-up, and its operations."""
+
+    latency_seconds: float
+    operations: Operations
+
+
+_operations: dict[tuple[str, str], Operations] = {}
+
+
+def sample_costs(cell: Cell, adapter: Adapter, labels: np.ndarray) -> SampleCosts:
+    """Measure the cell's first sample alone; operations are counted once for a checkpoint and dtype in a process."""
+    label = torch.from_numpy(labels[:1])
+
+    def sample() -> float:
+        began = clock(adapter.device)
+        adapter.sample(label, cell.steps, cell.cfg, noise=PhiloxNoise(cell.seed, [0], adapter.device), **cell.settings)
+        return clock(adapter.device) - began
+
+    with first_calls(adapter) as calls:
+        sample()
+    key = (cell.card.name, cell.dtype)
+    # A setting may leave a part out (a guidance interval, say), so what is known may lack it.
+    if key not in _operations or (_operations[key].guide == 0.0 and "guide" in calls):
+        _operations[key] = count_operations(adapter, calls)
+    seconds = [sample() for _ in range(LATENCY_REPEATS)]
+    return SampleCosts(float(np.median(seconds)), _operations[key])
+
+
+class Call(NamedTuple):
+    """The inputs of one call."""
+
+    inputs: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
+@contextmanager
+def first_calls(adapter: Adapter) -> Iterator[dict[str, Call]]:
+    """Keep the inputs of the first evaluation of `network` and `guide` and of the first `decode` inside the block."""
+    calls: dict[str, Call] = {}
+
+    def keep(part: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            calls.setdefault(part, Call(inputs, named))
+
+        return hook
+
+    decode = adapter.decode
+
+    def kept_decode(latents: Tensor) -> Tensor:
+        calls.setdefault("decoder", Call((latents,), {}))
+        return decode(latents)
+
+    parts = {"network": adapter.network, "guide": adapter.guide}
+    handles = [
+        module.register_forward_pre_hook(keep(part), with_kwargs=True)
+        for part, module in parts.items()
+        if module is not None
+    ]
+    vars(adapter)["decode"] = kept_decode  # hides the method for as long as the block lasts
+    try:
+        yield calls
+    finally:
+        del vars(adapter)["decode"]
+        for handle in handles:
+            handle.remove()
+
+
+def count_operations(adapter: Adapter, calls: Mapping[str, Call]) -> Operations:
+    """Count each recorded call by torch's counter, for one row of its batch; 0 for a part that was not called."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = {}
+    parts = {"network": adapter.network, "guide": adapter.guide, "decoder": adapter.decode}
+    # The counter sees neither into nn.MultiheadAttention's fused path nor into compiled code.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for part, call in calls.items():
+            function = parts[part]
+            assert function is not None
+            with (
+                torch.inference_mode(),
+                torch.compiler.set_stance("force_eager"),
+                FlopCounterMode(display=False) as counter,
+            ):
+                output = function(*call.inputs, **call.named)
+            counts[part] = counter.get_total_flops() / batch_rows(output)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return Operations(counts.get("network", 0.0), counts.get("guide", 0.0), counts.get("decoder", 0.0))

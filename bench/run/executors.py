@@ -1,0 +1,140 @@
+"""Where tasks run: in this process, in worker processes, or on a Ray cluster. The numbers do not depend on it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from typing import Any, Protocol
+
+from results.errors import BenchError
+
+
+class Executor(Protocol):
+    """Runs tasks, each a module-level function with picklable arguments."""
+
+    workers: int
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Start `function(*arguments)` and return its future."""
+        ...
+
+    def shutdown(self, *, now: bool) -> None:
+        """Stop; `now` gives up what is running."""
+        ...
+
+
+class InProcess:
+    """Runs each task when it is submitted."""
+
+    workers = 1
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run the task and return its finished future."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, *, now: bool) -> None:
+        """Nothing runs in the background here."""
+
+
+class Processes:
+    """Runs tasks in `workers` fresh processes of one thread each, which end when this process ends."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Queue the task; a process that is started for it leaves Ctrl-C to this one from its first moment."""
+        resource_tracker.ensure_running()  # starting it would let the signal through again
+        kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self.pool.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+
+    def shutdown(self, *, now: bool) -> None:
+        """Wait for the workers, or end them at once."""
+        if now:
+            for process in list(getattr(self.pool, "_processes", {}).values()):
+                process.kill()
+        self.pool.shutdown(wait=not now, cancel_futures=True)
+
+
+class Ray:
+    """Runs tasks on a Ray cluster; the runs directory must be shared by its nodes."""
+
+    def __init__(self, workers: int, gpus_per_worker: float) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise BenchError("executor 'ray' needs the extra: pip install 'fewstep-bench[ray]'") from error
+        self.workers = workers
+        self.ray = ray
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        self.remote = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_call)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Queue the task on the cluster."""
+        future: Future[Any] = self.remote.remote(function, *arguments).future()
+        return future
+
+    def shutdown(self, *, now: bool) -> None:
+        """Leave the cluster."""
+        self.ray.shutdown()
+
+
+class Opened(AbstractContextManager["Opened"]):
+    """An executor that is shut down when the block ends, at once if it ends with an error."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self.executor.shutdown(now=kind is not None)
+
+
+def open_executor(name: str, workers: int, device: str) -> Opened:
+    """Return the executor called `name` (`local` or `ray`) with `workers` workers (0: as many as fit the device)."""
+    count = workers or default_workers(device)
+    if name == "ray":
+        return Opened(Ray(count, 1.0 if device.startswith("cuda") else 0.0))
+    if name != "local":
+        raise BenchError(f"unknown executor '{name}': choose local or ray")
+    return Opened(Processes(count) if count > 1 else InProcess())
+
+
+def default_workers(device: str) -> int:
+    """Return one worker for an accelerator, else one per available processor, eight at most."""
+    if device.startswith("cuda"):
+        return 1
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does, even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,296 @@
+"""The plan: which cells a command measures, each with its complete settings and its identity."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import ModelCard, find_card
+from bench.models.registry import skeleton
+from bench.weights import weights_digest
+from protocols import Protocol, Sweep
+from protocols.schema import digest_of
+from results.errors import BenchError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; None leaves a choice to the protocol."""
+
+    protocol: Protocol
+    models: tuple[str, ...] | None = None
+    steps: tuple[int, ...] | None = None
+    cfg: tuple[float, ...] | None = None
+    num_samples: int | None = None
+    seed: int | None = None
+    batch_size: int | None = None
+    sampler: str | None = None
+    select_on: int | None = None
+    """A second seed: every cell is measured on it too, and it alone decides which setting of a model is shown."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    compile: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    random_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting to measure: model x steps x guidance under a protocol."""
+
+    model: str
+    """The name asked for; a pair resolves to `card`."""
+    card: ModelCard
+    steps: int
+    cfg: float
+    sampler: str
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    dtype: str
+    seed: int
+    num_samples: int
+    batch_size: int
+    random_weights: bool
+    weights: Path | None
+    weights_sha256: str | None
+    measurement: str
+    """Digest of what turns samples into numbers: protocol and judges."""
+    unsupported: str | None = None
+    """Why the model cannot take this setting; such a cell becomes a row and is not sampled."""
+    selection: bool = False
+    """Measured only to choose among settings."""
+    compile: bool = False
+    """Whether torch.compile prepares the network; its kernels round differently."""
+
+    @property
+    def cell_id(self) -> str:
+        """Digest of everything that the numbers depend on; batch size, device and workers are not part of it."""
+        card = self.card
+        identity = {
+            "checkpoint": card.name,
+            "family": card.family,
+            "architecture": card.architecture,
+            "latent_shape": card.latent_shape,
+            "autoencoder": card.autoencoder,
+            "weights": "random" if self.random_weights else self.weights_sha256,
+            "steps": self.steps,
+            "cfg": self.cfg,
+            "settings": self.settings,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "num_samples": self.num_samples,
+            "measurement": self.measurement,
+            "model": self.model,
+            "sampler": self.sampler,
+        }
+        if self.compile:
+            identity["compile"] = True
+        return digest_of(identity)[:20]
+
+    @property
+    def label(self) -> str:
+        """Short name for progress and messages."""
+        guidance = f", cfg {self.cfg:g}" if self.cfg != 1.0 else ""
+        selection = f", seed {self.seed}" if self.selection else ""
+        return f"{self.model} {self.steps} step{'s' if self.steps != 1 else ''}{guidance}{selection}"
+
+    def command(self, protocol: str) -> str:
+        """Return the command line that repeats this cell."""
+        words = ["bench", "run", "--protocol", protocol, "--model", self.model, "--steps", str(self.steps)]
+        words += ["--cfg", f"{self.cfg:g}", "--num-samples", str(self.num_samples), "--seed", str(self.seed)]
+        words += ["--sampler", self.sampler, "--dtype", self.dtype, "--batch-size", str(self.batch_size)]
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={format_option(value)}"]
+        if self.weights is not None:
+            words += ["--weights", str(self.weights)]
+        if self.random_weights:
+            words.append("--random-weights")
+        if self.compile:
+            words.append("--compile")
+        return shlex.join([*words, "--fresh"])
+
+
+def make_plan(request: Request, conditions: str) -> list[Cell]:
+    """Return the cells of a request in the order they run, without repetitions.
+
+    `conditions` is the digest of judges and reference (`bench.references.stored.conditions`).
+
+    Raises BenchError for unknown models, step counts, scales and settings before anything is sampled.
+    """
+    protocol = request.protocol
+    measurement = digest_of([protocol.measurement_digest, conditions])
+    seeds = _seeds(request)
+    cells: dict[str, Cell] = {}
+    adapters: dict[str, Adapter] = {}
+    for sweep in _sweeps(request):
+        for name in sweep.models:
+            asked = find_card(name)
+            if asked.resolution != protocol.resolution:
+                raise BenchError(
+                    f"model '{name}' makes {asked.resolution} pixel images, protocol '{protocol.name}' judges "
+                    f"{protocol.resolution}; choose another with --protocol"
+                )
+            for steps in sweep.steps:
+                card = find_card(asked.member(steps)) if asked.members else asked
+                if card.name not in adapters:
+                    adapters[card.name] = skeleton(card)
+                scales = sweep.cfg
+                if card.guidance.kind == "none" and (request.cfg is None or 1.0 in request.cfg):
+                    scales = (1.0,)  # scales that only a command line asks for become rows that say why not
+                options = {**sweep.options, **request.options}
+                for cfg, seed in product(scales, seeds):
+                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, measurement)
+                    cells.setdefault(cell.cell_id, cell)
+    if not cells:
+        raise BenchError(f"protocol '{protocol.name}' names no models; give --model")
+    return list(cells.values())
+
+
+def _seeds(request: Request) -> tuple[int, ...]:
+    """Return the seed that is reported and, where there is one, the seed that settings are chosen on."""
+    reported = request.protocol.seed if request.seed is None else request.seed
+    if request.select_on is None:
+        return (reported,)
+    if request.select_on == reported:
+        raise BenchError(f"--select-on: {reported} is the seed that results are reported on; choose another number")
+    return reported, request.select_on
+
+
+def _sweeps(request: Request) -> Iterable[Sweep]:
+    """Return the protocol's sweeps, narrowed or replaced by what the command line says."""
+    protocol = request.protocol
+    if request.models is None:
+        for sweep in protocol.sweeps:
+            yield replace(sweep, steps=request.steps or sweep.steps, cfg=request.cfg or sweep.cfg)
+        return
+    for model in request.models:
+        mine = [sweep for sweep in protocol.sweeps if model in sweep.models]
+        if request.steps is not None:
+            cfg = request.cfg or _natural_scales(model)
+            yield Sweep((model,), request.steps, cfg, mine[0].options if mine else {})
+        elif mine:
+            for sweep in mine:
+                yield replace(sweep, models=(model,), cfg=request.cfg or sweep.cfg)
+        else:
+            steps = protocol.sweeps[0].steps if protocol.sweeps else (find_card(model).natural_steps,)
+            yield Sweep((model,), steps, request.cfg or _natural_scales(model))
+
+
+def _natural_scales(model: str) -> tuple[float, ...]:
+    return (find_card(model).guidance.natural,)
+
+
+def _cell(
+    request: Request,
+    name: str,
+    card: ModelCard,
+    adapter: Adapter,
+    steps: int,
+    cfg: float,
+    seed: int,
+    options: Mapping[str, Any],
+    measurement: str,
+) -> Cell:
+    protocol = request.protocol
+    sampler = request.sampler or protocol.sampler
+    return Cell(
+        model=name,
+        card=card,
+        steps=steps,
+        cfg=cfg,
+        sampler=sampler,
+        settings=adapter.resolve_settings(steps, sampler, options),
+        options=dict(options),
+        dtype=request.dtype,
+        seed=seed,
+        num_samples=request.num_samples or protocol.num_samples,
+        batch_size=request.batch_size or protocol.batch_size,
+        random_weights=request.random_weights,
+        weights=request.weights,
+        weights_sha256=None if request.random_weights else weights_digest(card, request.weights),
+        measurement=measurement,
+        unsupported=adapter.unsupported(steps, cfg),
+        selection=seed == request.select_on,
+        compile=request.compile,
+    )
+
+
+def parse_models(text: str) -> tuple[str, ...]:
+    """Return the names of a comma-separated list. Raises BenchError when there is none."""
+    return tuple(_words(text, "model"))
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Return step counts of a comma-separated list. Raises BenchError unless they are integers above zero."""
+    counts = []
+    for word in _words(text, "steps"):
+        try:
+            count = int(word)
+        except ValueError:
+            raise BenchError(f"--steps: '{word}' is not an integer; write for example 1,2,4") from None
+        if count <= 0:
+            raise BenchError(f"--steps: {count} is not above zero; write for example 1,2,4")
+        counts.append(count)
+    return tuple(counts)
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Return guidance scales of a comma-separated list. Raises BenchError unless they are finite numbers."""
+    scales = []
+    for word in _words(text, "cfg"):
+        try:
+            scale = float(word)
+        except ValueError:
+            raise BenchError(f"--cfg: '{word}' is not a number; write for example 1.0,1.5") from None
+        if not math.isfinite(scale):
+            raise BenchError(f"--cfg: '{word}' is not finite; write for example 1.0,1.5")
+        scales.append(scale)
+    return tuple(scales)
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise BenchError(f"--{option}: the list is empty; leave the option out for the protocol's own")
+    return words
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return settings of `key=value` pairs: numbers, true/false, null, comma-separated lists, else text."""
+    options = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise BenchError(f"--option: '{pair}' is not of the form key=value")
+        options[name.strip()] = parse_option(value.strip())
+    return options
+
+
+def parse_option(text: str) -> Any:
+    """Return the value that an option's text stands for."""
+    if "," in text:
+        return [parse_option(word.strip()) for word in text.split(",") if word.strip()]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in ("null", "none"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def format_option(value: Any) -> str:
+    """Return the text that `parse_option` reads back as `value`."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(format_option(item) for item in value)
+    return "null" if value is None else str(value)

@@ -1,0 +1,219 @@
+"""A finished cell: its arrays reduced to metrics with their intervals, and the record that the store indexes."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.contracts.card import ModelCard
+from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
+from bench.references.stored import Reference
+from bench.run.provenance import now
+from protocols import Protocol
+from results.catalog import CATALOG
+from results.cells import CellDirectory
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every cell of a run shares."""
+
+    protocol: Protocol
+    reference: Reference
+    judge_digests: Mapping[str, str]
+    run: Mapping[str, Any]
+    device: str
+
+    def reference_features(self) -> dict[str, ReferenceFeatures]:
+        """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.
+
+        A context comes anew with every task of a worker; what it refers to stays.
+        """
+        key = (self.reference.digest, *map(str, self.reference.arrays.values()))
+        if key not in _references:
+            _references.clear()
+            _references[key] = self.reference.features()
+        return _references[key]
+
+
+_references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
+
+
+def measure_arrays(context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> CellMetrics:
+    """Return all metrics of the protocol for judge outputs `arrays` [N, ...] of samples asked for with `labels` [N]."""
+    protocol = context.protocol
+    outputs = {name: array for name, array in arrays.items() if name != "thumbnails"}
+    options = {"num_classes": len(protocol.class_names), **protocol.metric_options}
+    return measure(
+        outputs,
+        context.reference_features(),
+        protocol.metrics,
+        labels=labels,
+        blocks=protocol.blocks,
+        options=options,
+    )
+
+
+def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]:
+    """Return the rows of table `metrics`, without cell_id."""
+    reference, rows = context.reference, []
+    for value in measured.values:
+        uses_reference = CATALOG[value.name].reference != "none"
+        rows.append(
+            {
+                "metric": value.name,
+                "value": value.value,
+                "low": _finite(value.low),
+                "high": _finite(value.high),
+                "standard_error": _finite(value.standard_error),
+                "corrected": _finite(value.corrected),
+                "n": value.n,
+                "method": value.method,
+                "judge": value.judge,
+                "judge_digest": context.judge_digests.get(value.judge, ""),
+                "reference": reference.name if uses_reference else None,
+                "reference_digest": reference.digest if uses_reference else None,
+                "jackknife": None if value.jackknife is None else [float(x) for x in value.jackknife],
+            }
+        )
+    return rows
+
+
+def per_class_rows(protocol: Protocol, measured: CellMetrics) -> list[dict[str, Any]]:
+    """Return the rows of table `per_class`, without cell_id."""
+    return [
+        {
+            "label": row.label,
+            "class_name": protocol.class_names[row.label],
+            "metric": row.metric,
+            "value": _finite(row.value),
+            "n": row.n,
+        }
+        for row in measured.per_class
+        if row.label < len(protocol.class_names)
+    ]
+
+
+def thumbnail_rows(protocol: Protocol, pixels: np.ndarray, labels: np.ndarray | None) -> list[dict[str, Any]]:
+    """Return the rows of table `thumbnails` for uint8 [n, 3, h, w], pictures as base64 PNG."""
+    rows = []
+    for index, image in enumerate(pixels):
+        label = int(labels[index]) if labels is not None else -1
+        rows.append(
+            {
+                "sample_index": index,
+                "label": label,
+                "class_name": protocol.class_names[label] if label >= 0 else "",
+                "width": int(image.shape[2]),
+                "height": int(image.shape[1]),
+                "png": base64.b64encode(_png(image)).decode(),
+            }
+        )
+    return rows
+
+
+def cell_record(
+    context: Context, cell_row: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Return the whole record of a cell: `cell`, rows by table, and the run and protocol they hang on."""
+    protocol = context.protocol
+    return {
+        "cell": dict(cell_row),
+        "run": dict(context.run),
+        "protocol": {
+            "digest": protocol.digest,
+            "name": protocol.name,
+            "title": protocol.title,
+            "resolution": protocol.resolution,
+            "definition": protocol.canonical(),
+        },
+        "references": [context.reference.row()],
+        **{table: list(table_rows) for table, table_rows in rows.items()},
+    }
+
+
+def finish_rows(
+    context: Context, directory: CellDirectory, ranges: list[tuple[int, int]], labels: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    """Join a cell's shards, measure them and return its rows by table."""
+    arrays = directory.assemble(ranges)
+    measured = measure_arrays(context, arrays, labels)
+    thumbnails = arrays.get("thumbnails")
+    return {
+        "metrics": metric_rows(context, measured),
+        "skipped_metrics": [{"metric": skipped.name, "reason": skipped.reason} for skipped in measured.skipped],
+        "per_class": per_class_rows(context.protocol, measured),
+        "thumbnails": [] if thumbnails is None else thumbnail_rows(context.protocol, thumbnails, labels),
+    }
+
+
+def cost_facts(facts: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
+    """Return NFE, times and memory of a cell from its shards' facts: sums over the shards, whoever sampled them."""
+    total = {
+        key: sum(shard[key] for shard in facts)
+        for key in (
+            "network_rows", "guide_rows", "network_seconds", "decode_seconds", "judge_seconds", "timed_seconds",
+            "timed_samples",
+        )
+    }  # fmt: skip
+    seconds = total["network_seconds"] + total["decode_seconds"]
+    warm = total["timed_seconds"] > 0
+    rate = total["timed_samples"] / total["timed_seconds"] if warm else samples / max(seconds, 1e-9)
+    return {
+        "nfe": total["network_rows"] / samples,
+        "guide_nfe": total["guide_rows"] / samples or None,
+        "network_seconds": total["network_seconds"],
+        "decode_seconds": total["decode_seconds"],
+        "judge_seconds": total["judge_seconds"],
+        "images_per_second": rate,
+        "peak_memory": max(shard["peak_memory"] for shard in facts),
+    }
+
+
+def model_row(card: ModelCard) -> dict[str, Any]:
+    """Return the row of table `models`."""
+    return {
+        "model": card.name,
+        "family": card.family,
+        "title": card.title,
+        "resolution": card.resolution,
+        "num_classes": card.num_classes,
+        "parameters": card.parameters,
+        "guidance": card.guidance.kind,
+        "natural_steps": card.natural_steps,
+        "natural_cfg": card.guidance.natural,
+        "paper": card.paper,
+        "licence": card.licence,
+        "card": _card_json(card),
+    }
+
+
+def _card_json(card: ModelCard) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card), default=str))
+    table.pop("path", None)
+    return table
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def timestamp() -> str:
+    """Return the present moment as records keep it."""
+    return now().isoformat()

@@ -1,0 +1,428 @@
+"""The run: plan, shards, measurements, store. It can be stopped at any moment and continues where it stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from bench.judges.base import JudgeSpec, missing_files
+from bench.judges.files import JudgeFile
+from bench.metrics.measure import check_metrics
+from bench.models.compilation import check_compiler
+from bench.references.stored import build_command, built_references, conditions, prepare_reference
+from bench.run.executors import Executor, open_executor
+from bench.run.plan import Cell, Request, make_plan
+from bench.run.provenance import run_record
+from bench.run.record import Context, cell_record, model_row, timestamp
+from bench.run.shard import CellFailure
+from bench.run.worker import idle_task, load_judges, measure_task, sample_task
+from bench.weights import FileCache, cache_directory, model_files
+from protocols import Protocol
+from protocols.labels import plan_labels
+from protocols.schema import digest_of
+from results import StoreError
+from results.cells import CellDirectory, disk_error
+from results.errors import BenchError
+from results.ranking import rank_all
+from results.store import connect, finish_runs, write_cell
+
+SHARD_SAMPLES = 500
+"""Samples of a shard, rounded to whole batches: what a kill at any moment can lose."""
+FREE_BYTES_NEEDED = 64 * 2**20
+
+
+class Progress(Interface):
+    """Told about every step; the command line draws it."""
+
+    def wait(self, runs: Path) -> None:
+        """Another run is at work in the directory; this one begins when that one ends."""
+
+    def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
+        """Tell what is ahead; `cost` is samples x steps."""
+
+    def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
+        """A shard of `samples` samples was finished (`done` of the cell's `total`)."""
+
+    def cell(self, cell: Cell, status: str, reason: str | None) -> None:
+        """A cell was finished."""
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    database: Path
+    measured: list[Cell] = field(default_factory=list)
+    reused: list[Cell] = field(default_factory=list)
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Work:
+    """A cell in progress."""
+
+    cell: Cell
+    labels: np.ndarray
+    ranges: list[tuple[int, int]]
+    missing: list[tuple[int, int]]
+    row: dict[str, Any]
+
+    @property
+    def total(self) -> int:
+        return len(self.ranges)
+
+
+def run(
+    request: Request,
+    runs: Path,
+    *,
+    progress: Progress,
+    executor: str = "local",
+    workers: int = 0,
+    fresh: bool = False,
+    arguments: Sequence[str] = (),
+) -> Summary:
+    """Measure every cell of a request that is not measured yet.
+
+    Raises BenchError before the first sample for what can be met before: unknown names, missing weights, an unusable
+    database or directory. A cell whose adapter breaks is recorded as failed and the others go on.
+    """
+    database = runs / "bench.duckdb"
+    preflight(request, runs, database)
+    with _alone(runs, progress), open_executor(executor, workers, request.device) as opened:
+        pool = opened.executor
+        for _ in range(pool.workers if pool.workers > 1 else 0):
+            pool.submit(idle_task)
+        judges = load_judges(request.protocol, request.device)
+        reference = prepare_reference(request.protocol, judges, runs)
+        threads = pool.workers if request.device == "cpu" else os.cpu_count() or 1
+        context = Context(
+            protocol=request.protocol,
+            reference=reference,
+            judge_digests={name: judge.digest for name, judge in judges.items()},
+            run=run_record(arguments, request.device, threads),
+            device=request.device,
+        )
+        cells = make_plan(request, conditions(judges, reference))
+        summary = Summary(database)
+        work = _sort(cells, context, runs, fresh, summary)
+        ahead = [(item.cell.steps, stop - start) for item in work for start, stop in item.missing]
+        samples = sum(count for _, count in ahead)
+        cost = float(sum(steps * count for steps, count in ahead))
+        progress.plan(len(cells), len(summary.reused), samples, cost)
+        for cell, reason in summary.unsupported:
+            progress.cell(cell, "unsupported", reason)
+        _execute(pool, work, context, runs, progress, summary)
+    index_cells(database, [CellDirectory(runs, cell.cell_id) for cell in summary.reused], only_new=True)
+    rank_all(database)
+    with connect(database, write=True, retry=True) as connection:
+        finish_runs(connection, timestamp(), context.run["run_id"])
+    return summary
+
+
+@contextmanager
+def _alone(runs: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other run is at work in the directory: two at once would take the shards from each other."""
+    lock = FileLock(runs / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.wait(runs)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def preflight(request: Request, runs: Path, database: Path) -> None:
+    """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
+    if request.compile:
+        check_compiler(request.device)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".write-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        free = shutil.disk_usage(runs).free
+    except OSError as error:
+        raise disk_error(runs, error) from error
+    if free < FREE_BYTES_NEEDED:
+        raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
+    with connect(database, write=True, retry=True):
+        pass
+    protocol = request.protocol
+    check_metrics(protocol.metrics, protocol.metric_options)
+    for name, file in lacking_judge_files(protocol):
+        raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
+    if lacks_reference(protocol):
+        raise BenchError(
+            f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
+            f"{build_command(protocol)}"
+        )
+
+
+def lacks_reference(protocol: Protocol) -> bool:
+    """Tell whether the protocol's reference is a data set that is not judged here yet."""
+    facts = protocol.reference
+    return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
+
+
+def missing(request: Request) -> list[str]:
+    """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
+    protocol = request.protocol
+    absent = [
+        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
+        for name, file in lacking_judge_files(protocol)
+    ]
+    if lacks_reference(protocol):
+        absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
+    if request.random_weights or request.weights is not None:
+        return absent
+    cache = FileCache(cache_directory())
+    names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
+    return absent + [
+        f"{file.title}: {file.remedy()}"
+        for card in names.values()
+        for file in model_files(card)
+        if file.find(cache) is None
+    ]
+
+
+def _judge_remedy(file: JudgeFile) -> str:
+    if file.path is not None:
+        return "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
+    return "fetch it with 'bench weights fetch judges'"
+
+
+def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
+    """Return (judge, file) of everything that the protocol's judges lack."""
+    root = protocol.path.parent
+    specs = [
+        JudgeSpec(name, str(options["kind"]), {key: value for key, value in options.items() if key != "kind"})
+        for name, options in protocol.judges.items()
+    ]
+    return [
+        (spec.name, file) for spec in specs for file in missing_files(spec, cache_directory() / "judges", root=root)
+    ]
+
+
+def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of every shard: whole batches, about SHARD_SAMPLES samples each."""
+    size = max(1, SHARD_SAMPLES // batch_size) * batch_size
+    return [(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
+
+
+def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary: Summary) -> list[_Work]:
+    """Split the plan into finished cells, unsupported ones and work, and clear what cannot be continued."""
+    work = []
+    for cell in cells:
+        directory = CellDirectory(runs, cell.cell_id)
+        if fresh:
+            directory.clear()
+        record = directory.read_result()
+        if record is not None and record["cell"]["status"] == "done" and _has_metrics(record, context.protocol):
+            summary.reused.append(cell)
+            continue
+        if cell.unsupported is not None:
+            row = _row(cell, context) | {"status": "unsupported", "reason": cell.unsupported, "finished": timestamp()}
+            directory.write_result(cell_record(context, row, {}) | {"model": model_row(cell.card)})
+            index_cells(summary.database, [directory])
+            summary.unsupported.append((cell, cell.unsupported))
+            continue
+        ranges = shard_ranges(cell.num_samples, cell.batch_size)
+        missing = [span for span in ranges if not _continues(directory, span, cell.batch_size)]
+        labels = plan_labels(
+            context.protocol.label_plan,
+            cell.num_samples,
+            len(context.protocol.class_names),
+            seed=cell.seed,
+            reference=context.reference.labels,
+        )
+        work.append(_Work(cell, labels, ranges, missing, _row(cell, context)))
+    return work
+
+
+def _has_metrics(record: Mapping[str, Any], protocol: Protocol) -> bool:
+    """Tell whether a finished cell has all that the protocol asks for by now, or the reason why it has not."""
+    found = {row["metric"] for table in ("metrics", "skipped_metrics") for row in record.get(table, [])}
+    return found >= set(protocol.metrics)
+
+
+def _continues(directory: CellDirectory, span: tuple[int, int], batch_size: int) -> bool:
+    """Tell whether a shard from an earlier run can stay: whole, and sampled with the same batch size."""
+    facts = directory.shard_facts(*span)
+    return facts is not None and facts["batch_size"] == batch_size
+
+
+def _execute(
+    pool: Executor, work: list[_Work], context: Context, runs: Path, progress: Progress, summary: Summary
+) -> None:
+    """Keep the workers busy: shards in order, and each cell's measurement as soon as its shards are there."""
+    remaining = {item.cell.cell_id: len(item.missing) for item in work}
+    failed: set[str] = set()
+    running: dict[Future[Any], tuple[_Work, tuple[int, int] | None]] = {}
+    ready = [item for item in work if not item.missing]
+    queue = _shards(work, failed)
+    window = 2 * pool.workers if pool.workers > 1 else 1
+
+    def measure(item: _Work) -> None:
+        arguments = (context, item.cell, item.labels, item.ranges, runs, item.row)
+        running[pool.submit(measure_task, *arguments)] = (item, None)
+
+    while True:
+        while ready and len(running) < window + 2:
+            measure(ready.pop())
+        while len(running) < window and (entry := next(queue, None)) is not None:
+            item, span = entry
+            running[pool.submit(sample_task, context, item.cell, item.labels, *span, runs)] = (item, span)
+        if not running:
+            break
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            item, finished = running.pop(future)
+            try:
+                failure = future.result()
+            except BrokenProcessPool as error:
+                raise BenchError(
+                    f"a worker died while it sampled {item.cell.label} (out of memory?); run the same command to "
+                    "continue, with a smaller --batch-size or --workers 1"
+                ) from error
+            cell_id = item.cell.cell_id
+            if failure is not None:
+                if cell_id not in failed:
+                    failed.add(cell_id)
+                    _record_failure(item, context, runs, failure, summary, progress)
+                continue
+            if finished is None:
+                index_cells(summary.database, [CellDirectory(runs, cell_id)])
+                summary.measured.append(item.cell)
+                progress.cell(item.cell, "done", None)
+                continue
+            remaining[cell_id] -= 1
+            samples = finished[1] - finished[0]
+            progress.shard(item.cell, item.total - remaining[cell_id], item.total, samples)
+            if remaining[cell_id] == 0 and cell_id not in failed:
+                ready.append(item)
+
+
+def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[int, int]]]:
+    for item in work:
+        for span in item.missing:
+            if item.cell.cell_id not in failed:
+                yield item, span
+
+
+def _record_failure(
+    item: _Work, context: Context, runs: Path, failure: CellFailure, summary: Summary, progress: Progress
+) -> None:
+    reason = failure.reason
+    row = item.row | {
+        "status": "failed",
+        "reason": reason,
+        "failures": failure.failures,
+        "finished": timestamp(),
+    }
+    directory = CellDirectory(runs, item.cell.cell_id)
+    directory.write_result(cell_record(context, row, {}) | {"model": model_row(item.cell.card)})
+    index_cells(summary.database, [directory])
+    summary.failed.append((item.cell, reason))
+    progress.cell(item.cell, "failed", reason)
+
+
+def _row(cell: Cell, context: Context) -> dict[str, Any]:
+    """Return the row of table `cells` as far as it is known before sampling."""
+    protocol = context.protocol
+    name = str(protocol.path) if str(protocol.path.parent) != str(_shipped()) else protocol.name
+    comparable = [cell.measurement, context.reference.digest, cell.num_samples, cell.seed, dict(protocol.composite)]
+    return {
+        "cell_id": cell.cell_id,
+        "run_id": context.run["run_id"],
+        "model": cell.model,
+        "checkpoint": cell.card.name,
+        "family": cell.card.family,
+        "protocol": protocol.name,
+        "protocol_digest": protocol.digest,
+        "ranking": digest_of(comparable)[:20],
+        "status": "running",
+        "reason": None,
+        "steps": cell.steps,
+        "cfg": cell.cfg,
+        "sampler": cell.sampler,
+        "settings": dict(cell.settings),
+        "options": {**cell.options, **({"compile": True} if cell.compile else {})},
+        "dtype": cell.dtype,
+        "seed": cell.seed,
+        "num_samples": cell.num_samples,
+        "batch_size": cell.batch_size,
+        "off_regime": cell.card.off_regime(cell.steps),
+        "random_weights": cell.random_weights,
+        "weights_sha256": cell.weights_sha256,
+        "failures": 0,
+        "device": context.run["device"],
+        "latent_shape": "x".join(map(str, cell.card.latent_shape)),
+        "command": cell.command(name),
+        "started": timestamp(),
+        "finished": timestamp(),
+    }
+
+
+def _shipped() -> Path:
+    import protocols
+
+    return Path(protocols.__file__).parent
+
+
+def index_cells(database: Path, directories: Sequence[CellDirectory], *, only_new: bool = False) -> None:
+    """Put finished cells into the database, each in one transaction."""
+    if not directories:
+        return
+    with connect(database, write=True, retry=True) as connection:
+        known: set[str] = set()
+        if only_new:
+            found = connection.execute("SELECT cell_id FROM cells WHERE status = 'done'").fetchall()
+            known = {cell_id for (cell_id,) in found}
+        for directory in directories:
+            record = directory.read_result()
+            if record is not None and directory.path.name not in known:
+                write_cell(connection, decoded(record))
+
+
+def reindex(runs: Path) -> int:
+    """Rebuild the database from the cells' directories; return the number of cells.
+
+    The old database is kept until the new one is whole.
+    """
+    database = runs / "bench.duckdb"
+    rebuilt = runs / "bench.duckdb.rebuilt"
+    rebuilt.unlink(missing_ok=True)
+    directories = [CellDirectory(runs, path.name) for path in sorted((runs / "cells").glob("*")) if path.is_dir()]
+    finished = [directory for directory in directories if directory.read_result() is not None]
+    if not finished:
+        raise StoreError(f"{runs}: no finished cells to index; 'bench run' makes them")
+    index_cells(rebuilt, finished)
+    rank_all(rebuilt)
+    with connect(rebuilt, write=True) as connection:
+        finish_runs(connection, timestamp())
+    rebuilt.replace(database)
+    return len(finished)
+
+
+def decoded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with its pictures as bytes, ready for the store."""
+    import base64
+
+    thumbnails = [{**row, "png": base64.b64decode(row["png"])} for row in record.get("thumbnails", [])]
+    return {**record, "thumbnails": thumbnails}

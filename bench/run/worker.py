@@ -1,0 +1,110 @@
+"""What a worker does: sample a shard, or measure a finished cell. Loaded networks stay in its process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.contracts.adapter import Adapter
+from bench.judges.base import Judge, JudgeSpec, load_judge
+from bench.judges.pixels.precision import full_precision
+from bench.models.loading import build_adapter
+from bench.run.costs import sample_costs
+from bench.run.plan import Cell
+from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, timestamp
+from bench.run.shard import CellFailure, sample_shard
+from bench.weights import cache_directory
+from protocols import Protocol
+from results.cells import CellDirectory
+
+_judges: dict[str, Mapping[str, Judge]] = {}
+_adapters: dict[tuple[str, ...], Adapter] = {}
+
+
+def use_one_thread(device: str) -> None:
+    """On a processor, give torch one thread: results then do not depend on the number of workers."""
+    if not device.startswith("cuda"):
+        torch.set_num_threads(1)
+
+
+def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
+    """Return the protocol's judges on `device`, prompts encoded; loaded once in this process."""
+    key = f"{protocol.measurement_digest} {device}"
+    if key not in _judges:
+        root = protocol.path.parent
+        judges = {}
+        for name, options in protocol.judges.items():
+            kind = str(options["kind"])
+            spec = JudgeSpec(name, kind, {option: value for option, value in options.items() if option != "kind"})
+            judge = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
+            judge.prepare(protocol.prompts)
+            judges[name] = judge
+        _judges[key] = judges
+    return _judges[key]
+
+
+def load_cell_adapter(cell: Cell, device: str) -> Adapter:
+    """Return the adapter of a cell on `device`; the last one stays loaded."""
+    facts = (cell.weights, cell.weights_sha256, cell.random_weights, cell.compile)
+    key = (cell.card.name, *map(str, facts), cell.dtype, device)
+    if key not in _adapters:
+        _adapters.clear()
+        _adapters[key] = build_adapter(
+            cell.card, device=device, dtype=cell.dtype, weights=cell.weights, random_weights=cell.random_weights,
+            compile=cell.compile,
+        )  # fmt: skip
+    return _adapters[key]
+
+
+def sample_task(
+    context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
+) -> CellFailure | None:
+    """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
+    use_one_thread(context.device)
+    judges = load_judges(context.protocol, context.device)
+    adapter = load_cell_adapter(cell, context.device)
+    try:
+        with full_precision():
+            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
+    except CellFailure as failure:
+        return failure
+    CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
+    return None
+
+
+def measure_task(
+    context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
+) -> None:
+    """Measure a cell whose shards are all there, write its record and remove the shards."""
+    use_one_thread(context.device)
+    directory = CellDirectory(runs, cell.cell_id)
+    facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
+    adapter = load_cell_adapter(cell, context.device)
+    rows = finish_rows(context, directory, ranges, labels)
+    cost = cost_facts(facts, cell.num_samples)
+    with full_precision():
+        alone = sample_costs(cell, adapter, labels)
+    cell_row = {
+        **row,
+        "status": "done",
+        "reason": None,
+        **cost,
+        "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
+        "latency_seconds": alone.latency_seconds,
+        "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
+        "finished": timestamp(),
+    }
+    directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
+    directory.remove_shards()
+
+
+def idle_task() -> float:
+    """Import what the work needs while the parent prepares; returns when ready."""
+    import bench.metrics.measure  # noqa: F401
+
+    return time.monotonic()

@@ -1,0 +1,151 @@
+"""The directory of a cell: shards while it is sampled, arrays and a record when it is done. It is the truth.
+
+    cells/<cell_id>/shard-00000000-00000500.safetensors   judged samples [start, stop)
+    cells/<cell_id>/<judge>.<array>.npy                    all samples, once every shard is there
+    cells/<cell_id>/result.json                            rows for the database; written last
+
+Every file is written under a temporary name, flushed to the disk and renamed, so that whatever exists is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from results.errors import BenchError
+
+
+class CellDirectory:
+    """One cell's files under the runs directory."""
+
+    def __init__(self, runs: Path, cell_id: str) -> None:
+        self.path = runs / "cells" / cell_id
+        self.result_path = self.path / "result.json"
+
+    def shard_path(self, start: int, stop: int) -> Path:
+        """Return the file of samples [start, stop)."""
+        return self.path / f"shard-{start:08d}-{stop:08d}.safetensors"
+
+    def write_shard(self, start: int, stop: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Write one shard whole or not at all."""
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        payload = save(contiguous, metadata={"facts": json.dumps(facts)})
+        write_atomically(self.shard_path(start, stop), payload)
+
+    def shard_facts(self, start: int, stop: int) -> dict[str, Any] | None:
+        """Return the facts of a finished shard, None when it is absent or unreadable."""
+        path = self.shard_path(start, stop)
+        try:
+            with safe_open(path, framework="numpy") as shard:
+                facts: dict[str, Any] = json.loads((shard.metadata() or {})["facts"])
+                return facts
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def assemble(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+        """Join the shards into one memory-mapped array per name (`thumbnails` only from where they are).
+
+        One shard is in memory at a time. Raises BenchError when the disk refuses.
+        """
+        total = ranges[-1][1]
+        thumbnails: list[np.ndarray] = []
+        paths: dict[str, Path] = {}
+        try:
+            with ExitStack() as stack:
+                files: dict[str, BinaryIO] = {}
+                for start, stop in ranges:
+                    with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
+                        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                            part = shard.get_tensor(name)
+                            if name == "thumbnails":
+                                thumbnails.append(part)
+                                continue
+                            if name not in files:
+                                paths[name] = self.path / f"{name}.npy"
+                                files[name] = stack.enter_context(paths[name].open("wb"))
+                                shape = (total, *part.shape[1:])
+                                header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
+                                np.lib.format.write_array_header_2_0(files[name], header)
+                            files[name].write(part.tobytes())  # tofile would not say why the disk refuses
+                for file in files.values():
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+        arrays = {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
+        if thumbnails:
+            arrays["thumbnails"] = np.concatenate(thumbnails)
+        return arrays
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the finished cell's arrays, memory-mapped."""
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(self.path.glob("*.npy"))}
+
+    def remove_shards(self) -> None:
+        """Remove the shards and leftovers of an interrupted write."""
+        for path in [*self.path.glob("shard-*.safetensors"), *self.path.glob("*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def write_result(self, record: Mapping[str, Any]) -> None:
+        """Write the cell's record: from now on the cell is finished."""
+        write_atomically(self.result_path, json.dumps(record, indent=1, allow_nan=False).encode())
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the record, None when the cell is not finished (or its record is unreadable)."""
+        try:
+            record: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if "cell" in record else None
+
+    def rename(self, cell_id: str) -> CellDirectory:
+        """Make this the directory of `cell_id`, in place of what was there, and return it."""
+        target = CellDirectory(self.path.parent.parent, cell_id)
+        target.clear()
+        self.path.rename(target.path)
+        return target
+
+    def clear(self) -> None:
+        """Remove everything measured of this cell."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> None:
+    """Write `payload` to `path` so that a reader sees all of it or none.
+
+    Raises BenchError when the disk refuses; it names the `option` that chooses another place.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_flushed(temporary, payload)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path, error, option) from error
+
+
+def _write_flushed(path: Path, payload: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
+    """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
+    return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")

@@ -1,0 +1,290 @@
+"""What people type, and what they get for it: one line, an exit code, never a traceback."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.cli import main
+
+
+@pytest.fixture
+def bench(capsys, tmp_path, monkeypatch):
+    """Run a command in this process; return (exit code, stdout, stderr)."""
+    monkeypatch.setenv("BENCH_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+SMALL = [
+    "run",
+    "--model",
+    "digits-flow-small",
+    "--steps",
+    "2",
+    "--cfg",
+    "1,1.5",
+    "--num-samples",
+    "200",
+    "--workers",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A runs directory with two measured cells."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    with pytest.raises(SystemExit) as stop:
+        main([*SMALL, "--runs-dir", str(runs)])
+    assert not stop.value.code
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--model", "digits-flwo"], "unknown model 'digits-flwo': did you mean digits-flow"),
+        (["run", "--protocol", "digit"], "unknown protocol 'digit': did you mean digits"),
+        (["run", "--protocol", "nowhere.toml"], "protocol nowhere.toml: cannot be read"),
+        (["run", "--steps", "0"], "--steps: 0 is not above zero"),
+        (["run", "--steps", "1,2.5"], "--steps: '2.5' is not an integer"),
+        (["run", "--steps", ","], "--steps: the list is empty"),
+        (["run", "--cfg", "nan"], "--cfg: 'nan' is not finite"),
+        (["run", "--cfg", "strong"], "--cfg: 'strong' is not a number"),
+        (["run", "--device", "gpu9"], "unknown device 'gpu9'"),
+        (["run", "--dtype", "float8"], "unknown dtype 'float8': did you mean float"),
+        (["run", "--sampler", "best"], "--sampler: 'best' is unknown"),
+        (["run", "--option", "x"], "--option: 'x' is not of the form key=value"),
+        (["run", "--model", "digits-flow", "--option", "speed=2"], "unknown sampler setting 'speed'; it takes:"),
+        (["run", "--model", "sit-xl"], "model 'sit-xl' makes 256 pixel images, protocol 'digits' judges 8"),
+        (["run", "--executor", "slurm"], "unknown executor 'slurm'"),
+        (["run", "--num-samples", "1"], "--num-samples"),
+        (["run", "--unknown"], "No such option"),
+        (["show", "digits-fow"], "did you mean digits-flow"),
+        (["leaderboard"], "no database here; 'bench run' makes one"),
+        (["report"], "no database here"),
+        (["compare", "a", "b"], "no database here"),
+        (["export", "metrics"], "no database here"),
+        (["reindex"], "no finished cells to index"),
+        (["parity", "nowhere"], "no case.json here"),
+        (["score", "nowhere"], "does not exist"),
+        (["check"], "give either --baseline FILE to compare, or --write FILE"),
+        (["check", "--baseline", "nowhere.json"], "baseline nowhere.json: cannot be read"),
+        (["models", "--family", "digits-flw"], "unknown family 'digits-flw'"),
+        (["adapter", "new", "Bad Name"], "must be lower-case letters"),
+        (["adapter", "check", "digits-flwo"], "unknown model"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(bench, words, message):
+    code, out, err = bench(*words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err and out == ""
+    assert len(err.strip().splitlines()) == 1 or "Usage" in err
+
+
+def test_debug_shows_the_traceback(bench):
+    with pytest.raises(Exception, match="unknown model"):
+        main(["run", "--model", "nothing", "--debug"])
+
+
+def test_a_run_says_what_it_did_and_what_to_type_next(bench):
+    code, out, err = bench(*SMALL)
+    assert code == 0 and out == ""
+    assert "2 cells, 400 samples to draw" in err
+    assert "Best setting of each model by MMHM" in err and "digits-flow-small" in err
+    assert "Database: " in err and "Next: bench report" in err
+    assert "2 cells, 2 already measured" in bench(*SMALL)[2]
+
+
+def test_a_dry_run_measures_nothing(bench, tmp_path):
+    code, out, _ = bench(*SMALL, "--dry-run")
+    assert code == 0
+    assert out.count("to measure") == 2
+    assert not (tmp_path / "runs" / "cells").exists()
+
+
+def test_a_dry_run_names_missing_weights_and_the_command_that_fetches_them(bench, cache):
+    code, out, _ = bench("run", "--protocol", "imagenet-256-adm", "--model", "soflow-xl-2", "--steps", "1", "--dry-run")
+    assert code == 0
+    assert "missing: weights of soflow-xl-2: fetch with 'bench weights fetch soflow-xl-2'" in out
+
+
+def test_a_scale_for_a_model_without_guidance_is_refused_not_replaced(bench):
+    words = ("run", "--model", "digits-meanflow", "--steps", "1", "--num-samples", "20", "--dry-run")
+    code, out, _ = bench(*words, "--cfg", "3")
+    assert code == 0 and "digits-meanflow takes no guidance (cfg must be 1)" in out and "to measure" not in out
+    code, out, _ = bench(*words, "--cfg", "1,3")
+    assert code == 0 and out.count("digits-meanflow") == 1 and "to measure" in out
+
+
+def test_the_leaderboard_is_data_with_json(bench, finished):
+    code, out, _ = bench("leaderboard", "--all", "--sort", "fid", "--json", "--runs-dir", finished)
+    table = json.loads(out)
+    assert code == 0
+    values = [row["metrics"]["fid"]["value"] for row in table]
+    assert len(values) == 2 and values == sorted(values)
+    assert all(
+        row["metrics"]["fid"]["low"] < row["metrics"]["fid"]["value"] < row["metrics"]["fid"]["high"] for row in table
+    )
+
+
+def test_an_unknown_metric_names_the_known_ones(bench, finished):
+    code, _, err = bench("leaderboard", "--sort", "fjd", "--runs-dir", finished)
+    assert code == 2 and "unknown metric 'fjd': the metrics here are accuracy, clip, fid" in err
+
+
+def test_compare_pairs_the_same_noise(bench, finished):
+    code, out, _ = bench(
+        "compare", "digits-flow-small@2@1.5", "digits-flow-small@2@1", "--json", "--runs-dir", finished
+    )
+    differences = {row["metric"]: row for row in json.loads(out)}
+    assert code == 0
+    assert set(differences) >= {"fid", "is", "clip", "pick"}
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in differences.values())
+    assert "fits 2 cells" in bench("compare", *["digits-flow-small@2"] * 2, "--runs-dir", finished)[2]
+
+
+def test_a_stored_command_repeats_its_row(bench, finished, tmp_path):
+    import shlex
+
+    _, out, _ = bench("leaderboard", "--all", "--json", "--runs-dir", finished)
+    for row in json.loads(out):
+        words = shlex.split(row["command"])[1:]
+        assert bench(*words, "--workers", "1", "--runs-dir", tmp_path / "again")[0] == 0
+    _, again, _ = bench("leaderboard", "--all", "--json", "--runs-dir", tmp_path / "again")
+    first, second = ({row["cell_id"]: row["metrics"] for row in json.loads(text)} for text in (out, again))
+    assert first == second
+
+
+def test_show_tells_all_of_a_cell(bench, finished):
+    cell = json.loads(bench("leaderboard", "--json", "--runs-dir", finished)[1])[0]["cell_id"]
+    code, out, _ = bench("show", cell[:8], "--runs-dir", finished)
+    assert code == 0 and "weights_sha256" in out and "command: bench run" in out
+
+
+def test_merge_reindex_and_export(bench, finished, tmp_path):
+    assert bench("merge", finished / "bench.duckdb")[2].startswith("2 cells added")
+    assert bench("merge", finished / "bench.duckdb")[2].startswith("0 cells added")
+    code, _, err = bench("export", "cells", "--format", "csv", "--output", tmp_path / "cells.csv")
+    assert code == 0 and err.startswith("2 rows")
+    shutil.copytree(finished, tmp_path / "copy")
+    assert "2 cells indexed" in bench("reindex", "--runs-dir", tmp_path / "copy")[2]
+
+
+def test_doctor_finds_the_embedded_default_ready(bench):
+    code, out, _ = bench("doctor", "--json")
+    states = {row["subject"]: row["state"] for row in json.loads(out)}
+    assert code == 0 and states["protocol digits"] == "ready" and states["database"] == "missing"
+
+
+def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path):
+    path = tmp_path / "baseline.json"
+    subset = ["--model", "digits-flow-small", "--steps", "2", "--num-samples", "200", "--workers", "1"]
+    assert bench("check", "--write", path, *subset)[0] == 0
+    assert bench("check", "--baseline", path, "--workers", "1")[0] == 0
+    baseline = json.loads(path.read_text())
+    (cell,) = baseline["cells"]
+    baseline["cells"][cell]["fid"] = {"value": 1.0, "low": 0.9, "high": 1.1}
+    path.write_text(json.dumps(baseline))
+    code, _, err = bench("check", "--baseline", path, "--workers", "1")
+    assert code == 1
+    assert f"{cell}: fid moved by " in err and "check failed: 1 of 8 metrics moved" in err
+
+
+def digits_folder(path, count=40):
+    from protocols.digits.data import CLASS_NAMES, load_split
+
+    images, labels = load_split("train")
+    for index in range(count):
+        folder = path / CLASS_NAMES[int(labels[index])]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index:03d}.png")
+
+
+def test_score_judges_a_folder_as_one_row(bench, tmp_path):
+    digits_folder(tmp_path / "mine")
+    code, _, err = bench("score", tmp_path / "mine", "--name", "somebody")
+    assert code == 0 and "somebody" in err
+    (row,) = json.loads(bench("leaderboard", "--json")[1])
+    assert row["metrics"]["accuracy"]["value"] > 0.9 and row["num_samples"] == 40 and row["steps"] is None
+
+
+def test_score_without_labels_skips_what_needs_prompts(bench, tmp_path):
+    from protocols.digits.data import load_split
+
+    path = tmp_path / "images.npz"
+    np.savez(path, load_split("train").images[:50].permute(0, 2, 3, 1).numpy())
+    assert bench("score", path)[0] == 0
+    cell = json.loads(bench("leaderboard", "--json", "--sort", "fid")[1])[0]
+    assert set(cell["metrics"]) == {"fid", "is", "kid", "precision", "recall"}
+    _, out, _ = bench("show", cell["cell_id"], "--json")
+    assert {"clip", "pick", "accuracy"} <= set(json.loads(out)["skipped_metrics"])
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_half_scored(bench, tmp_path):
+    digits_folder(tmp_path / "mine", 20)
+    broken = tmp_path / "mine" / "zero" / "999.png"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    code, _, err = bench("score", tmp_path / "mine")
+    assert code == 2 and str(broken) in err
+    assert not list((tmp_path / "runs").glob("cells/*"))
+
+
+def test_images_of_another_size_or_class_are_refused(bench, tmp_path):
+    (tmp_path / "big").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "big" / "a.png")
+    assert "protocol 'digits' judges 8x8" in bench("score", tmp_path / "big")[2]
+    (tmp_path / "other" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "cat" / "a.png")
+    assert "unknown class folder" in bench("score", tmp_path / "other")[2]
+
+
+def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypatch):
+    from bench.contracts.card import load_card
+    from bench.models.conformance import check_adapter
+
+    code, _, err = bench("adapter", "new", "my-model", "--directory", tmp_path / "my-model")
+    assert code == 0 and "bench adapter check my-model" in err
+    monkeypatch.syspath_prepend(tmp_path / "my-model")
+    from my_model.adapter import MyModel
+
+    for user in ("loading", "registry"):
+        monkeypatch.setattr(f"bench.models.{user}.family_class", lambda family: MyModel)
+    findings = check_adapter(load_card(tmp_path / "my-model/my_model/cards/my-model.toml"))
+    assert [finding for finding in findings if not finding.ok] == []
+    assert (
+        "exists and is not an empty folder"
+        in bench("adapter", "new", "my-model", "--directory", tmp_path / "my-model")[2]
+    )
+
+
+def test_adapter_check_names_what_does_not_hold(bench, monkeypatch):
+    import torch
+
+    from adapters.digits.adapters import DigitsFlow
+
+    honest = DigitsFlow.generate
+    monkeypatch.setattr(DigitsFlow, "generate", lambda self, *a, **k: honest(self, *a, **k) + 0.1 * torch.randn(1))
+    code, out, err = bench("adapter", "check", "digits-flow-small")
+    assert code == 1 and "clauses do not hold" in err
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert any("draws no random numbers" in line for line in failed)
+    assert any("any batch split" in line for line in failed)
+
+
+@pytest.mark.parametrize("model", ["digits-flow-small", "digits-ucgm-few", "digits-dmd", "digits-meanflow"])
+def test_the_embedded_models_keep_the_contract(bench, model):
+    code, out, _ = bench("adapter", "check", model)
+    assert code == 0, out

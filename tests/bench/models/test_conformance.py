@@ -1,0 +1,86 @@
+"""Each clause of the adapter contract can fail: adapters with one fault each."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import Guidance, ModelCard
+from bench.models import conformance
+from bench.models import registry as families
+from bench.models.conformance import check_adapter
+
+
+class Towards(nn.Module):
+    """The velocity towards a class's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = nn.Parameter(torch.linspace(-0.8, 0.8, 4).reshape(4, 1, 1, 1).expand(4, 3, 4, 4).clone())
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return (self.means[labels] - x.to(self.means.dtype)).float() * (1 + t[:, None, None, None])
+
+
+class Sound(Adapter):
+    """Keeps the contract; `fault` makes the subclasses break one clause."""
+
+    fault = ""
+
+    def __init__(self, card):
+        super().__init__(card)
+        self.network = Towards()
+
+    def load(self, state, extra):
+        """There are no weights."""
+
+    def generate(self, labels, steps, cfg, noise):
+        x = noise.normal(self.latent_shape)
+        null = torch.full_like(labels, 3)
+        used = null if self.fault == "labels" else labels
+        steps = 1 if self.fault == "steps" else steps
+        for i in range(steps):
+            t = torch.full((len(x),), i / steps, device=x.device)
+            v = self.network(x, t, used)
+            if cfg != 1.0 or self.fault == "evaluations":
+                v_null = self.network(x, t, null)
+                v = v if self.fault == "guidance" else v_null + cfg * (v - v_null)
+            h = 1 / steps
+            if self.fault == "item":
+                h = h + 0 * x.mean().item()
+            elif self.fault == "branch" and (x > 100).any():
+                h = 0.0
+            elif self.fault == "copy":
+                h = torch.tensor([h], device=x.device)
+            x = x + h * v
+        return x - x.mean(dim=0) if self.fault == "batch" else x
+
+
+FAULTS = {
+    "labels": "labels matter",
+    "steps": "steps matter",
+    "guidance": "guidance matters where there is any",
+    "evaluations": "guidance 1.0 equals no guidance",
+    "item": "never waits for the device between steps",
+    "branch": "never waits for the device between steps",
+    "copy": "never waits for the device between steps",
+    "batch": "same noise, same image, for any batch split",
+}
+
+
+def broken(monkeypatch, fault):
+    klass = type("Faulty", (Sound,), {"fault": fault})
+    for module in (families, conformance):
+        monkeypatch.setattr(module, "skeleton", lambda card: klass(card).to("meta"), raising=False)
+    monkeypatch.setattr("bench.models.loading.family_class", lambda family: klass)
+    card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=Guidance("classifier-free", 2.0, (1.0, 3.0)))
+    return [finding.clause for finding in check_adapter(card) if not finding.ok]
+
+
+def test_a_sound_adapter_keeps_every_clause(monkeypatch):
+    assert broken(monkeypatch, "") == []
+
+
+@pytest.mark.parametrize(("fault", "clause"), FAULTS.items())
+def test_a_fault_is_found(monkeypatch, fault, clause):
+    assert clause in broken(monkeypatch, fault)

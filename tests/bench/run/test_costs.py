@@ -1,0 +1,153 @@
+"""Costs of a row: operations against arithmetic, and memory that does not grow with the number of samples."""
+
+import mmap
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.run.costs import count_operations, first_calls
+from bench.run.shard import PeakMemory
+from results.cells import CellDirectory
+from results.leaderboard import rows
+from results.store import connect
+
+
+class Sampler(SimpleNamespace):
+    """As much of an adapter as the count reads: a network called `steps` times on 4 rows, and a decoder."""
+
+    def __init__(self, network, guide=None):
+        super().__init__(network=network, guide=guide, device=torch.device("cpu"))
+
+    def decode(self, latents):
+        return latents @ torch.ones(10, 7)
+
+    def sample(self, steps=3):
+        x = torch.zeros(4, 10)
+        with torch.inference_mode():
+            for _ in range(steps):
+                x = self.network(x)
+                if self.guide is not None:
+                    self.guide(x, scale=2.0)
+            return self.decode(x[:2])
+
+
+class Scaled(nn.Linear):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+def counted(adapter):
+    with first_calls(adapter) as calls:
+        adapter.sample()
+    return count_operations(adapter, calls)
+
+
+def test_operations_are_those_of_one_row_of_one_call():
+    operations = counted(Sampler(nn.Linear(10, 10), Scaled(10, 5)))
+    assert operations == (2 * 10 * 10, 2 * 10 * 5, 2 * 10 * 7)
+    assert operations.per_sample(nfe=3.0, guide_nfe=1.5) == 3 * 200 + 1.5 * 100 + 140
+    assert operations.per_sample(nfe=3.0, guide_nfe=None) == 3 * 200 + 140
+
+
+def test_a_part_that_is_never_called_costs_nothing():
+    assert counted(Sampler(nn.Identity())) == (0.0, 0.0, 140.0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_attention_is_counted_and_the_switch_left_alone(fused):
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x[:, None], x[:, None], x[:, None], need_weights=False)[0][:, 0]
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        operations = counted(Sampler(Attention(10, 2, batch_first=True).eval()))
+        assert torch.backends.mha.get_fastpath_enabled() == fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    assert operations.network == 4 * 2 * 10 * 10 + 2 * 2 * 10
+
+
+def test_the_adapter_is_left_as_it_was():
+    adapter = Sampler(nn.Linear(10, 10))
+    counted(adapter)
+    assert "decode" not in vars(adapter) and not adapter.network._forward_pre_hooks
+
+
+def test_a_row_states_operations_in_proportion_to_its_evaluations(measure):
+    with connect(measure(steps=(2, 4), cfg=(1.0, 1.5)).database) as connection:
+        cells = [row.cell for row in rows(connection)]
+    per_evaluation = {cell["flops"] / cell["nfe"] for cell in cells}
+    assert len(cells) == 4
+    assert max(per_evaluation) == pytest.approx(min(per_evaluation)) and min(per_evaluation) > 1e5
+    assert all(cell["peak_memory"] > 0 for cell in cells)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
+def test_a_peak_is_of_its_own_time():
+    adapter = Sampler(nn.Identity())
+    large = mmap.mmap(-1, 50_000_000)  # memory of its own, which closing gives back for certain
+    large.write(b"1" * len(large))
+    before = PeakMemory(adapter).read()
+    large.close()
+    after = PeakMemory(adapter).read()
+    assert after < before - 40_000_000
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np
+from results.cells import CellDirectory
+from bench.metrics.measure import ReferenceFeatures, measure
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+count, shard = int(sys.argv[2]), 500
+directory = CellDirectory(Path(sys.argv[1]), "cell")
+random = np.random.default_rng(0)
+reference = ReferenceFeatures.of(random.standard_normal((1000, 128)), np.arange(1000) % 10)
+ranges = [(start, start + shard) for start in range(0, count, shard)]
+labels = np.arange(count) % 10
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+for start, stop in ranges:
+    arrays = {
+        "inception.features": random.standard_normal((shard, 128), dtype=np.float32),
+        "inception.logits": random.standard_normal((shard, 400), dtype=np.float32),
+    }
+    directory.write_shard(start, stop, arrays, {})
+measured = measure(
+    directory.assemble(ranges), reference, ["fid", "is", "accuracy"], labels=labels, options={"num_classes": 400}
+)
+assert [value.name for value in measured.values] == ["fid", "is", "accuracy"] and measured.per_class
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
+def test_memory_does_not_grow_with_the_samples(tmp_path):
+    used = {}
+    for count in (9_000, 36_000):
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / str(count)), str(count)]
+        used[count] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    written = (36_000 - 9_000) * (128 + 400) * 4 / 1024
+    assert used[36_000] - used[9_000] < written / 5
+
+
+def test_an_array_that_cannot_be_written_is_one_line(tmp_path):
+    from results.errors import BenchError
+
+    directory = CellDirectory(tmp_path, "cell")
+    directory.write_shard(0, 2, {"a.b": np.zeros((2, 3), np.float32)}, {})
+    (directory.path / "a.b.npy").mkdir()
+    with pytest.raises(BenchError, match="cannot be written"):
+        directory.assemble([(0, 2)])
