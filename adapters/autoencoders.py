@@ -18,7 +18,7 @@ from adapters.networks.kl_autoencoder import KLDecoder
 from adapters.networks.layers import Float32Buffers
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import WeightsSource
-from bench.recordings.replay import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay
 from results.errors import BenchError, unknown
 
 State = Mapping[str, Tensor]

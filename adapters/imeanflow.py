@@ -14,7 +14,7 @@ from adapters.networks.imfdit import ImfDiT, mlp_width
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.recordings.replay import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay
 from results.errors import BenchError, unknown
 
 BLOCK = r"(shared_blocks|u_heads|v_heads)_(\d+)"

@@ -19,7 +19,7 @@ from adapters.meanflow import recorded_card
 from adapters.networks.imfdit import GROUPS, mlp_width
 from adapters.networks.pmfdit import PmfDiT
 from bench.contracts.card import ModelCard
-from bench.recordings.replay import Case, Replay
+from bench.contracts.recording import Case, Replay
 
 PIXEL_RULES = (
     Rule(r"y_embedder/embedding_table/embedding", "y_embedder.embedding_table.weight", unbatched),

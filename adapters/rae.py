@@ -20,7 +20,7 @@ from adapters.networks.rae_encoder import RAEEncoder, used_weights
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.recordings.replay import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay
 from results.errors import BenchError, unknown
 
 T_STOP = 0.999

@@ -15,7 +15,7 @@ from adapters.networks.dit import DiT
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.recordings.replay import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay
 
 
 def shortcut_sample(

@@ -18,7 +18,7 @@ from adapters.networks.songunet import SongUNet
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.recordings.replay import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay
 from results.errors import BenchError, unknown
 
 NOISING = {

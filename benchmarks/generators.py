@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.card import ModelCard, find_card
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
+from bench.models.cards import find_card
 from bench.models.loading import DTYPES, build_adapter
+from bench.models.meter import Meter
+from bench.models.meter import clock as wall_clock
 from bench.models.registry import skeleton
 from bench.run.costs import Call, Operations, count_operations, first_calls
 from bench.run.provenance import device_name
-from bench.run.shard import Meter
-from bench.run.shard import clock as wall_clock
 
 MODELS = "ucgm-xl,sit-xl,imf-xl,rae-xl-256"
 DECODE_REPEATS = 3

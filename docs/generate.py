@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from bench.contracts.card import ANY_STEPS, ModelCard, cards, find_card
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
+from bench.models.cards import ANY_STEPS, cards, find_card
+from bench.models.meter import Meter
 from bench.models.registry import skeleton
-from bench.run.shard import Meter
 
 DOCS = Path(__file__).parent
 COMMANDS = (

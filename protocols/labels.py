@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocols.schema import ProtocolError
+from results.errors import ProtocolError
 
 
 def plan_labels(

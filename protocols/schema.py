@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from results.errors import ProtocolError
+
 LABEL_PLANS = ("balanced", "reference", "uniform")
 QUANTISERS = ("round", "trunc128", "trunc255")
 SAMPLERS = ("native", "plain")
 DATASET_KINDS = ("imagenet-val", "imagenetv2", "relaionet", "folder", "npz", "statistics", "none")
-
-
-class ProtocolError(ValueError):
-    """A protocol that cannot be used: one line with the file, the key and the reason."""
 
 
 @dataclass(frozen=True)

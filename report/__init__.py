@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-
-class ReportError(ValueError):
-    """A fault of the report that the user can mend, in one line."""
+from results.errors import ReportError
 
 
 def write_report(database: Path, output: Path, *, protocol: str | None = None) -> Path:

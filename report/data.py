@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import pandas as pd
 
-from report import ReportError
 from report.text import plural
-from results import StoreError, store
+from results import store
+from results.errors import ReportError, StoreError
 from results.standing import Standing, standing_from_differences
 
 COMPOSITE = "mmhm"

@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import ReportError, tables, text
+from report import tables, text
 from report.data import Measurements, decoded, read_measurements
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page
+from results.errors import ReportError
 from results.standing import budgets
 
 EXPORTED = (

@@ -1,5 +1,1 @@
-"""Results: the DuckDB store, leaderboard queries, baselines and published figures."""
-
-
-class StoreError(ValueError):
-    """A fault of the store that the user can mend, in one line."""
+"""Results: what was measured. Cells, the DuckDB store and its index, statistics, rankings, published figures."""

@@ -1,4 +1,4 @@
-"""The one error that people see."""
+"""The one error that people see, and its kinds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """A fault the user can mend: one line that names the thing, why it failed and what to do next."""
+    """A fault the user can fix: one line that names the thing, why it failed and what to do next."""
+
+
+class StoreError(BenchError):
+    """A fault of the database, its cells or a query."""
+
+
+class ProtocolError(BenchError):
+    """A protocol that cannot be used: the line names the file, the key and the reason."""
+
+
+class DatasetError(BenchError):
+    """A data set or file of labels that cannot be read as what it was said to be."""
+
+
+class ReportError(BenchError):
+    """A report that cannot be drawn."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:

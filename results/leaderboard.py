@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from results import StoreError
+from results.errors import StoreError
 
 LOWER_IS_BETTER = {
     "fid", "fid_corrected", "fid_infinity", "sfid", "kid", "kid_subsets", "fd_dinov2", "cmmd", "rank", "mean_rank",

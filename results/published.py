@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from results import StoreError
+from results.errors import StoreError
 
 METRICS = ("fid", "is", "precision", "recall", "clip", "pick", "mmhm")
 

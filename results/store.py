@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from results import StoreError
+from results.errors import StoreError
 
 SCHEMA_VERSION = 1
 TABLES = (
@@ -237,3 +238,8 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
 
 def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
+
+
+def now() -> datetime:
+    """Return the present moment in UTC, without a time zone mark, as the store keeps it."""
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.card import ModelCard, WeightsSource, cards
+from bench.contracts.card import ModelCard, WeightsSource
+from bench.models.cards import cards
 from protocols import protocol_files
 from results.store import TABLES
 

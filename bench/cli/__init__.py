@@ -15,8 +15,6 @@ from typing import NoReturn
 import typer
 
 from bench.cli import browse, contribute, measure, mmhm, reference, weights
-from protocols import ProtocolError
-from results import StoreError
 from results.errors import BenchError
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (BenchError, ProtocolError, StoreError) as error:
+    except BenchError as error:
         if debug:
             raise
         sys.stderr.write(f"Error: {error}\n")

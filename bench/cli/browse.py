@@ -22,7 +22,7 @@ def models(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List every model card that is installed."""
-    from bench.contracts.card import cards
+    from bench.models.cards import cards
 
     found = [card for card in cards().values() if family in (None, card.family)]
     if family is not None and not found:
@@ -122,7 +122,7 @@ def show(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Show all that is known of one model, protocol or cell."""
-    from bench.contracts.card import cards
+    from bench.models.cards import cards
     from protocols import load_protocol, protocol_files
 
     if name in cards():
@@ -181,7 +181,7 @@ def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
 
 def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
     """Tell what is ready on this machine, what is missing and how to get it."""
-    from bench.run.diagnosis import diagnose
+    from bench.run.readiness import diagnose
 
     findings = diagnose(runs_directory(runs_dir))
     if as_json:
@@ -236,7 +236,7 @@ def merge(
 
 def reindex(runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
     """Rebuild the database from the cells' directories."""
-    from bench.run.runner import reindex as rebuild
+    from results.index import reindex as rebuild
 
     count = rebuild(runs_directory(runs_dir))
     console().print(f"{count} cells indexed: {runs_directory(runs_dir) / 'bench.duckdb'}", markup=False)

@@ -74,7 +74,7 @@ def adapter_check(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check a model against the adapter contract; exit code 1 names each clause that does not hold."""
-    from bench.contracts.card import find_card
+    from bench.models.cards import find_card
     from bench.models.conformance import check_adapter
     from bench.models.loading import parse_device
 

@@ -67,9 +67,10 @@ def run(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Measure models under a protocol; without arguments the embedded default, in minutes on a CPU."""
+    from bench.cli.parsing import parse_models, parse_options, parse_scales, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
-    from bench.run.plan import Request, parse_models, parse_options, parse_scales, parse_steps
+    from bench.run.plan import Request
     from bench.run.provenance import typed_command
     from bench.run.runner import run as run_request
     from protocols import find_protocol
@@ -119,7 +120,7 @@ def _print_plan(request: Request, runs: Path) -> None:
     from bench.cli.output import plain_table
     from bench.references.stored import conditions, prepare_reference
     from bench.run.plan import make_plan
-    from bench.run.runner import missing
+    from bench.run.readiness import missing
     from bench.run.worker import load_judges
     from results.cells import CellDirectory
 
@@ -182,7 +183,8 @@ def report(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write the results as one self-contained HTML page that opens offline."""
-    from report import ReportError, write_report
+    from report import write_report
+    from results.errors import ReportError
 
     runs = runs_directory(runs_dir)
     try:
@@ -201,7 +203,7 @@ def score(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images that were made elsewhere, as one more row."""
-    from bench.contracts.card import cards
+    from bench.models.cards import cards
     from bench.models.loading import parse_device
     from bench.run.score import score_images
     from protocols import find_protocol
@@ -232,21 +234,24 @@ def check(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure a small subset and fail, naming each metric that moved beyond its interval."""
+    from bench.cli.parsing import parse_models, parse_steps
+    from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device
     from bench.run.gate import check_baseline, write_baseline
-    from bench.run.plan import parse_models, parse_steps
 
     if (baseline is None) == (write is None):
         raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
     if write is not None:
         models = parse_models(model) if model is not None else None
-        count = write_baseline(
-            write, protocol, models, parse_steps(steps), num_samples, parse_device(device), workers, console()
-        )
+        with RunProgress(console()) as progress:
+            count = write_baseline(
+                write, protocol, models, parse_steps(steps), num_samples, parse_device(device), workers, progress
+            )
         console().print(f"Baseline of {count} metrics: {write}", markup=False)
         return
     assert baseline is not None
-    outcome = check_baseline(baseline, parse_device(device), workers, console())
+    with RunProgress(console()) as progress:
+        outcome = check_baseline(baseline, parse_device(device), workers, progress)
     if as_json:
         print_json([move._asdict() for move in outcome.moved])
     for move in outcome.moved:

@@ -114,7 +114,7 @@ def _protocols(name: str, protocol: str | None) -> list[Protocol]:
 def _judges(asked: list[Protocol], device: str) -> list[Any]:
     """Return the judges of the protocols on `device`, those that read prompts left out; each loaded once."""
     from bench.judges.base import JudgeSpec, load_judge
-    from bench.weights import cache_directory
+    from bench.weights.cache import cache_directory
 
     loaded: dict[str, Any] = {}
     for protocol in asked:

@@ -10,7 +10,7 @@ import typer
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 
 if TYPE_CHECKING:
-    from bench.weights import FileState
+    from bench.weights.file import FileState
 
 JUDGES = "judges"
 Names = Annotated[list[str], typer.Argument(help="Models, or 'judges'.")]
@@ -28,8 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
     """List every model's own file: where it comes from and whether it is here."""
-    from bench.contracts.card import cards
-    from bench.weights import FileCache, ModelFile, cache_directory
+    from bench.models.cards import cards
+    from bench.weights.cache import FileCache, cache_directory
+    from bench.weights.file import ModelFile
 
     cache = FileCache(cache_directory())
     rows: list[dict[str, Any]] = []
@@ -51,8 +52,8 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
 
 def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
     """Download what models or judges need: resumed, verified, pinned; autoencoders and statistics included."""
-    from bench.contracts.card import find_card
-    from bench.weights import fetch_model
+    from bench.models.cards import find_card
+    from bench.models.files import fetch_model
 
     found: list[dict[str, Any]] = []
 
@@ -72,8 +73,8 @@ def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, 
 
 def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
     """Hash the files of models or judges anew; exit 1 when one is missing or altered."""
-    from bench.contracts.card import find_card
-    from bench.weights import verify_model
+    from bench.models.cards import find_card
+    from bench.models.files import verify_model
 
     states = [state for name in names if name != JUDGES for state in verify_model(find_card(name))]
     found = [_row(state) for state in states]
@@ -97,8 +98,8 @@ def add(
     replace: Annotated[bool, typer.Option(help="Take another file than the one added before.")] = False,
 ) -> None:
     """Copy a file that only a person can download into the cache, with its digest pinned."""
-    from bench.contracts.card import find_card
-    from bench.weights import add_file
+    from bench.models.cards import find_card
+    from bench.models.files import add_file
 
     state = add_file(find_card(model), path, role, another=replace)
     console().print(f"{state.file.title}: {state.path}, {state.detail}", markup=False, soft_wrap=True)
@@ -151,7 +152,7 @@ def _judge_specs(protocol: str | None) -> list[tuple[str, Any, Path]]:
 
 def _fetch_judges(protocol: str | None, found: list[dict[str, Any]]) -> None:
     from bench.judges.base import fetch_judge
-    from bench.weights import cache_directory
+    from bench.weights.cache import cache_directory
 
     for name, spec, root in _judge_specs(protocol):
         for path in fetch_judge(spec, cache_directory() / "judges", root=root):
@@ -162,7 +163,7 @@ def _fetch_judges(protocol: str | None, found: list[dict[str, Any]]) -> None:
 
 def _verify_judges(protocol: str | None) -> list[dict[str, Any]]:
     from bench.judges.base import judge_kind
-    from bench.weights import cache_directory
+    from bench.weights.cache import cache_directory
     from results.errors import BenchError
 
     rows = []

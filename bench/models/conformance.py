@@ -17,8 +17,8 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import GUIDANCE_KINDS, ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.models.loading import build_adapter
+from bench.models.meter import Meter
 from bench.models.registry import skeleton
-from bench.run.shard import Meter
 from results.errors import BenchError
 
 SAMPLES = 6

@@ -11,8 +11,9 @@ import torch
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.models.compilation import compile_networks
+from bench.models.files import autoencoder_sources
 from bench.models.registry import decoder_of, family_class
-from bench.weights import autoencoder_sources, locate, read_state
+from bench.weights.file import locate, read_state
 from results.errors import BenchError, unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.contracts.recording import Call, Case
 from bench.metrics import frechet, inception, kernel, manifold
-from bench.recordings.replay import Call, Case
 from results import composite
 from results.errors import unknown
 

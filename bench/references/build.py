@@ -29,10 +29,10 @@ from bench.references.datasets import open_image_set
 from bench.references.source import ArchiveSource, Fault, FolderSource, ReferenceSource, check_policy
 from bench.references.statistics import Statistics, archive_keys, read_statistics
 from bench.references.stored import OUTPUTS, BuiltReference, built_references, check_fit, references_directory
-from bench.run.provenance import now
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
 from results.errors import BenchError
+from results.store import now
 
 BATCH = 64
 FORMAT = 1

@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.references.label_file import DatasetError, find_label_file, read_label_file
+from bench.references.label_file import find_label_file, read_label_file
 from protocols.imagenet import imagenet_classes, labels_of_name, spelling, synset_labels
+from results.errors import DatasetError
 
-__all__ = ["AMBIGUOUS", "KINDS", "DatasetError", "ImageSet", "LeftOut", "open_image_set"]
+__all__ = ["AMBIGUOUS", "KINDS", "ImageSet", "LeftOut", "open_image_set"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tiff", ".webp")
 VALIDATION_FOLDERS = ("val", "imagenet_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")

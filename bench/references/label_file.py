@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from protocols.imagenet import synset_labels
-from protocols.schema import ProtocolError
+from results.errors import DatasetError
 
 NAMES = (
     "LOC_val_solution.csv",
@@ -29,10 +29,6 @@ NAMES = (
 FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data")
 IMAGE_NUMBER = re.compile(r"_val_(\d+)$")
 SYNSET = re.compile(r"n\d{8}")
-
-
-class DatasetError(ProtocolError):
-    """Data that cannot be used as a reference: one line with the place, the reason and the remedy."""
 
 
 def find_label_file(root: Path) -> Path | None:

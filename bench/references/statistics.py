@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.references.label_file import DatasetError
+from results.errors import DatasetError
 
 PAIRS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
 SPATIAL_PAIR = ("mu_s", "sigma_s")

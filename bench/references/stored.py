@@ -26,7 +26,7 @@ import torch
 
 from bench.judges.base import Judge
 from bench.metrics.measure import ReferenceFeatures
-from bench.weights import cache_directory
+from bench.weights.cache import cache_directory
 from protocols import Protocol
 from protocols.schema import digest_of
 from results.cells import disk_error

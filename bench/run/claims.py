@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.contracts.card import cards
+from bench.models.cards import cards
 from results.catalog import CATALOG
 from results.comparing import find_cells
 from results.leaderboard import dictionaries

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
+from bench.models.meter import batch_rows, clock
 from bench.run.plan import Cell
-from bench.run.shard import batch_rows, clock
 
 LATENCY_REPEATS = 3
 

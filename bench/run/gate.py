@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from bench.cli.progress import RunProgress
 from bench.run.plan import Request
-from bench.run.runner import run
+from bench.run.runner import Progress, run
 from protocols import find_protocol
 from results.cells import write_atomically
 from results.errors import BenchError
 from results.leaderboard import rows
 from results.store import connect
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FORMAT = 1
 
@@ -57,11 +53,11 @@ def write_baseline(
     num_samples: int,
     device: str,
     workers: int,
-    console: Console,
+    progress: Progress,
 ) -> int:
     """Measure the subset and write the baseline; return its number of metrics."""
     chosen = models or tuple(dict.fromkeys(name for sweep in find_protocol(protocol).sweeps for name in sweep.models))
-    measured = _measure(protocol, chosen, steps, num_samples, device, workers, console)
+    measured = _measure(protocol, chosen, steps, num_samples, device, workers, progress)
     if not measured:
         raise BenchError("check: nothing could be measured; see the messages above")
     baseline = {
@@ -76,7 +72,7 @@ def write_baseline(
     return sum(len(metrics) for metrics in measured.values())
 
 
-def check_baseline(path: Path, device: str, workers: int, console: Console) -> Outcome:
+def check_baseline(path: Path, device: str, workers: int, progress: Progress) -> Outcome:
     """Measure the baseline's subset again and return what moved beyond its 95 % interval."""
     baseline = _read(path)
     measured = _measure(
@@ -86,7 +82,7 @@ def check_baseline(path: Path, device: str, workers: int, console: Console) -> O
         baseline["num_samples"],
         device,
         workers,
-        console,
+        progress,
     )
     moved, compared = [], 0
     for cell, metrics in baseline["cells"].items():
@@ -118,12 +114,11 @@ def _measure(
     num_samples: int,
     device: str,
     workers: int,
-    console: Console,
+    progress: Progress,
 ) -> dict[str, dict[str, dict[str, float]]]:
     request = Request(find_protocol(protocol), models=models, steps=steps, num_samples=num_samples, device=device)
     with tempfile.TemporaryDirectory(prefix="bench-check-") as folder:
-        with RunProgress(console) as progress:
-            summary = run(request, Path(folder), progress=progress, workers=workers)
+        summary = run(request, Path(folder), progress=progress, workers=workers)
         with connect(summary.database, retry=True) as connection:
             found = rows(connection)
     return {

@@ -8,22 +8,17 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import bench
+from results.store import now
 
 PACKAGES = (
     "torch", "numpy", "scipy", "torch-fidelity", "open-clip-torch", "transformers", "diffusers", "pillow",
     "safetensors", "scikit-learn", "duckdb",
 )  # fmt: skip
-
-
-def now() -> datetime:
-    """Return the present moment in UTC, without a time zone mark, as the store keeps it."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def run_record(arguments: Sequence[str], device: str, threads: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import numpy as np
 from bench.contracts.card import ModelCard
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
 from bench.references.stored import Reference
-from bench.run.provenance import now
 from protocols import Protocol
 from results.catalog import CATALOG
 from results.cells import CellDirectory
@@ -212,8 +211,3 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def timestamp() -> str:
-    """Return the present moment as records keep it."""
-    return now().isoformat()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -16,30 +15,25 @@ from typing import Protocol as Interface
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bench.judges.base import JudgeSpec, missing_files
-from bench.judges.files import JudgeFile
-from bench.metrics.measure import check_metrics
-from bench.models.compilation import check_compiler
-from bench.references.stored import build_command, built_references, conditions, prepare_reference
+from bench.references.stored import conditions, prepare_reference
 from bench.run.executors import Executor, open_executor
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
-from bench.run.record import Context, cell_record, model_row, timestamp
+from bench.run.readiness import preflight
+from bench.run.record import Context, cell_record, model_row
 from bench.run.shard import CellFailure
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
-from bench.weights import FileCache, cache_directory, model_files
 from protocols import Protocol
 from protocols.labels import plan_labels
 from protocols.schema import digest_of
-from results import StoreError
-from results.cells import CellDirectory, disk_error
+from results.cells import CellDirectory
 from results.errors import BenchError
+from results.index import index_cells
 from results.ranking import rank_all
-from results.store import connect, finish_runs, write_cell
+from results.store import connect, finish_runs, now
 
 SHARD_SAMPLES = 500
 """Samples of a shard, rounded to whole batches: what a kill at any moment can lose."""
-FREE_BYTES_NEEDED = 64 * 2**20
 
 
 class Progress(Interface):
@@ -128,7 +122,7 @@ def run(
     index_cells(database, [CellDirectory(runs, cell.cell_id) for cell in summary.reused], only_new=True)
     rank_all(database)
     with connect(database, write=True, retry=True) as connection:
-        finish_runs(connection, timestamp(), context.run["run_id"])
+        finish_runs(connection, now().isoformat(), context.run["run_id"])
     return summary
 
 
@@ -145,78 +139,6 @@ def _alone(runs: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def preflight(request: Request, runs: Path, database: Path) -> None:
-    """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
-    if request.compile:
-        check_compiler(request.device)
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / f".write-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        free = shutil.disk_usage(runs).free
-    except OSError as error:
-        raise disk_error(runs, error) from error
-    if free < FREE_BYTES_NEEDED:
-        raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
-    with connect(database, write=True, retry=True):
-        pass
-    protocol = request.protocol
-    check_metrics(protocol.metrics, protocol.metric_options)
-    for name, file in lacking_judge_files(protocol):
-        raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
-    if lacks_reference(protocol):
-        raise BenchError(
-            f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
-            f"{build_command(protocol)}"
-        )
-
-
-def lacks_reference(protocol: Protocol) -> bool:
-    """Tell whether the protocol's reference is a data set that is not judged here yet."""
-    facts = protocol.reference
-    return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
-
-
-def missing(request: Request) -> list[str]:
-    """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
-    protocol = request.protocol
-    absent = [
-        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
-        for name, file in lacking_judge_files(protocol)
-    ]
-    if lacks_reference(protocol):
-        absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
-    if request.random_weights or request.weights is not None:
-        return absent
-    cache = FileCache(cache_directory())
-    names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
-    return absent + [
-        f"{file.title}: {file.remedy()}"
-        for card in names.values()
-        for file in model_files(card)
-        if file.find(cache) is None
-    ]
-
-
-def _judge_remedy(file: JudgeFile) -> str:
-    if file.path is not None:
-        return "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
-    return "fetch it with 'bench weights fetch judges'"
-
-
-def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
-    """Return (judge, file) of everything that the protocol's judges lack."""
-    root = protocol.path.parent
-    specs = [
-        JudgeSpec(name, str(options["kind"]), {key: value for key, value in options.items() if key != "kind"})
-        for name, options in protocol.judges.items()
-    ]
-    return [
-        (spec.name, file) for spec in specs for file in missing_files(spec, cache_directory() / "judges", root=root)
-    ]
 
 
 def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
@@ -237,7 +159,11 @@ def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary:
             summary.reused.append(cell)
             continue
         if cell.unsupported is not None:
-            row = _row(cell, context) | {"status": "unsupported", "reason": cell.unsupported, "finished": timestamp()}
+            row = _row(cell, context) | {
+                "status": "unsupported",
+                "reason": cell.unsupported,
+                "finished": now().isoformat(),
+            }
             directory.write_result(cell_record(context, row, {}) | {"model": model_row(cell.card)})
             index_cells(summary.database, [directory])
             summary.unsupported.append((cell, cell.unsupported))
@@ -333,7 +259,7 @@ def _record_failure(
         "status": "failed",
         "reason": reason,
         "failures": failure.failures,
-        "finished": timestamp(),
+        "finished": now().isoformat(),
     }
     directory = CellDirectory(runs, item.cell.cell_id)
     directory.write_result(cell_record(context, row, {}) | {"model": model_row(item.cell.card)})
@@ -374,8 +300,8 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
         "device": context.run["device"],
         "latent_shape": "x".join(map(str, cell.card.latent_shape)),
         "command": cell.command(name),
-        "started": timestamp(),
-        "finished": timestamp(),
+        "started": now().isoformat(),
+        "finished": now().isoformat(),
     }
 
 
@@ -383,46 +309,3 @@ def _shipped() -> Path:
     import protocols
 
     return Path(protocols.__file__).parent
-
-
-def index_cells(database: Path, directories: Sequence[CellDirectory], *, only_new: bool = False) -> None:
-    """Put finished cells into the database, each in one transaction."""
-    if not directories:
-        return
-    with connect(database, write=True, retry=True) as connection:
-        known: set[str] = set()
-        if only_new:
-            found = connection.execute("SELECT cell_id FROM cells WHERE status = 'done'").fetchall()
-            known = {cell_id for (cell_id,) in found}
-        for directory in directories:
-            record = directory.read_result()
-            if record is not None and directory.path.name not in known:
-                write_cell(connection, decoded(record))
-
-
-def reindex(runs: Path) -> int:
-    """Rebuild the database from the cells' directories; return the number of cells.
-
-    The old database is kept until the new one is whole.
-    """
-    database = runs / "bench.duckdb"
-    rebuilt = runs / "bench.duckdb.rebuilt"
-    rebuilt.unlink(missing_ok=True)
-    directories = [CellDirectory(runs, path.name) for path in sorted((runs / "cells").glob("*")) if path.is_dir()]
-    finished = [directory for directory in directories if directory.read_result() is not None]
-    if not finished:
-        raise StoreError(f"{runs}: no finished cells to index; 'bench run' makes them")
-    index_cells(rebuilt, finished)
-    rank_all(rebuilt)
-    with connect(rebuilt, write=True) as connection:
-        finish_runs(connection, timestamp())
-    rebuilt.replace(database)
-    return len(finished)
-
-
-def decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its pictures as bytes, ready for the store."""
-    import base64
-
-    thumbnails = [{**row, "png": base64.b64decode(row["png"])} for row in record.get("thumbnails", [])]
-    return {**record, "thumbnails": thumbnails}

@@ -16,6 +16,7 @@ from bench.judges.pixels.images import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
 from bench.run.plan import Request
 from bench.run.provenance import run_record, typed_command
+from bench.run.readiness import preflight
 from bench.run.record import (
     Context,
     cell_record,
@@ -23,16 +24,17 @@ from bench.run.record import (
     metric_rows,
     per_class_rows,
     thumbnail_rows,
-    timestamp,
 )
-from bench.run.runner import index_cells, preflight, shard_ranges
+from bench.run.runner import shard_ranges
 from bench.run.shard import judge_batch, shrink
 from bench.run.worker import load_judges
 from protocols import Protocol
 from protocols.schema import digest_of
 from results.cells import CellDirectory
 from results.errors import BenchError, unknown
+from results.index import index_cells
 from results.ranking import rank_all
+from results.store import now
 
 BATCH = 64
 """Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""
@@ -189,6 +191,6 @@ def _row(
         "device": context.run["device"],
         "latent_shape": "",
         "command": f"bench score {source} --protocol {protocol.name} --name {name}",
-        "started": timestamp(),
-        "finished": timestamp(),
+        "started": now().isoformat(),
+        "finished": now().isoformat(),
     }

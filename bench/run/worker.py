@@ -16,11 +16,12 @@ from bench.judges.pixels.precision import full_precision
 from bench.models.loading import build_adapter
 from bench.run.costs import sample_costs
 from bench.run.plan import Cell
-from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, timestamp
+from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row
 from bench.run.shard import CellFailure, sample_shard
-from bench.weights import cache_directory
+from bench.weights.cache import cache_directory
 from protocols import Protocol
 from results.cells import CellDirectory
+from results.store import now
 
 _judges: dict[str, Mapping[str, Judge]] = {}
 _adapters: dict[tuple[str, ...], Adapter] = {}
@@ -97,7 +98,7 @@ def measure_task(
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         "latency_seconds": alone.latency_seconds,
         "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
-        "finished": timestamp(),
+        "finished": now().isoformat(),
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
     directory.remove_shards()

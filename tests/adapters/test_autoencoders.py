@@ -17,7 +17,8 @@ from adapters.autoencoders import (
     register,
     replay,
 )
-from bench.recordings.replay import load_case, replay_case
+from bench.contracts.recording import load_case
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 CASE = load_case(Path(__file__).parents[1] / "golden" / "ucgm-autoencoder-kl")

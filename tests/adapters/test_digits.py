@@ -21,9 +21,9 @@ from adapters.digits.adapters import Digits, DigitsFlow, DigitsUCGM
 from adapters.digits.network import NULL_LABEL, DigitsMixer, images, patches
 from adapters.digits.objectives import Batch
 from adapters.digits.parametrisation import LEVELS, consistency_function, edm_denoise, wide
-from bench.contracts.card import load_card
 from bench.contracts.noise import PhiloxNoise
 from bench.metrics.frechet import frechet_distance_from_features
+from bench.models.cards import load_card
 from protocols.digits.classifier import DigitsClassifier
 from protocols.digits.data import load_split
 from results.errors import BenchError

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.card import ModelCard, cards, find_card
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.judges.pixels.precision import full_precision
+from bench.models.cards import cards, find_card
 from bench.models.conformance import check_adapter
 from bench.models.loading import build_adapter
+from bench.models.meter import Meter
 from bench.models.registry import family_class
-from bench.run.shard import Meter
 
 STEPS = 4
 NUM_CLASSES = 10

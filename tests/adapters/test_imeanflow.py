@@ -15,7 +15,8 @@ from adapters.networks.pmfdit import plane_rotation
 from adapters.pixel_meanflow import PixelMeanFlow, pixel_mlp_width
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise, RecordedNoise
-from bench.recordings.replay import load_case, replay_case
+from bench.contracts.recording import load_case
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

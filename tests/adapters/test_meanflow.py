@@ -13,7 +13,8 @@ from adapters.meanflow import MeanFlow, consistency_sample, meanflow_sample, rep
 from adapters.networks.songunet import SongBlock
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise, RecordedNoise
-from bench.recordings.replay import Case, load_case, replay_case
+from bench.contracts.recording import Case, load_case
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

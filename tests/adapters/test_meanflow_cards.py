@@ -13,7 +13,8 @@ from adapters.autoencoders import KINDS
 from adapters.imeanflow import ImprovedMeanFlow
 from adapters.meanflow import MeanFlow
 from adapters.pixel_meanflow import PixelMeanFlow
-from bench.contracts.card import ModelCard, load_card
+from bench.contracts.card import ModelCard
+from bench.models.cards import load_card
 
 FAMILIES = {"meanflow": MeanFlow, "imeanflow": ImprovedMeanFlow, "pixel_meanflow": PixelMeanFlow}
 PATTERNS = ("meanflow-*.toml", "alphaflow-*.toml", "imf-*.toml", "pmf-*.toml")

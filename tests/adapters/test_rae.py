@@ -31,8 +31,9 @@ from adapters.rae import (
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import Guidance, ModelCard, WeightsSource
 from bench.contracts.noise import PhiloxNoise
-from bench.recordings.replay import Case, Replay, load_case, replay_case
-from bench.run.shard import Meter
+from bench.contracts.recording import Case, Replay, load_case
+from bench.models.meter import Meter
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

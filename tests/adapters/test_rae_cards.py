@@ -11,7 +11,8 @@ import torch
 import adapters.cards
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.rae import RAE
-from bench.contracts.card import ModelCard, load_card
+from bench.contracts.card import ModelCard
+from bench.models.cards import load_card
 
 CARDS = {path.stem: load_card(path) for path in Path(adapters.cards.__path__[0]).glob("rae-*.toml")}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.recordings.replay import Case, load_case, open_replay, replay_case
+from bench.contracts.recording import Case, load_case
+from bench.recordings.replay import open_replay, replay_case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("imf", "meanflow", "pmf", "rae-ditdh", "shortcut", "sit", "soflow", "ucgm-sit", "ucgm-tit", "ucgm-edm2")

@@ -10,9 +10,11 @@ import torch
 
 import adapters.cards
 from adapters.shortcut import Shortcut, convert_flax, replay, shortcut_sample
-from bench.contracts.card import Guidance, ModelCard, load_card
+from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.recordings.replay import Case, load_case, replay_case
+from bench.contracts.recording import Case, load_case
+from bench.models.cards import load_card
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,9 +13,11 @@ import adapters.cards
 from adapters.integrators import Flow, ode_sample, sde_sample
 from adapters.interpolants import PATHS, Interpolant
 from adapters.sit import SiT, SiTNetwork, guide, replay
-from bench.contracts.card import Guidance, ModelCard, load_card
+from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.recordings.replay import load_case, replay_case
+from bench.contracts.recording import load_case
+from bench.models.cards import load_card
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

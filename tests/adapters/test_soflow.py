@@ -11,9 +11,11 @@ import torch
 
 import adapters.cards
 from adapters.soflow import SoFlow, replay, soflow_sample, solve
-from bench.contracts.card import ModelCard, load_card
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.recordings.replay import load_case, replay_case
+from bench.contracts.recording import load_case
+from bench.models.cards import load_card
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,8 @@ from adapters.transports import TRANSPORTS, find_transport, kumaraswamy, time_gr
 from adapters.ucgm import UCGM, replay, trajectory, uni_sample
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import NoiseSource, PhiloxNoise, RecordedNoise
-from bench.recordings.replay import load_case, replay_case
+from bench.contracts.recording import load_case
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

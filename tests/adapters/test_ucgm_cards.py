@@ -10,8 +10,9 @@ from torch import Tensor
 import adapters.cards
 from adapters.autoencoders import build_autoencoder
 from adapters.ucgm import UCGM
-from bench.contracts.card import ModelCard, load_card
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
+from bench.models.cards import load_card
 
 PATHS = sorted(Path(adapters.cards.__path__[0]).glob("ucgm-*.toml"))
 CARDS = {path.stem: load_card(path) for path in PATHS}

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from protocols import ProtocolError, find_protocol, load_protocol, protocol_files
+from protocols import find_protocol, load_protocol, protocol_files
 from protocols.labels import plan_labels
+from results.errors import ProtocolError
 
 DIGITS = protocol_files()["digits"].read_text()
 

@@ -2,12 +2,13 @@
 
 import pytest
 
-from bench.contracts.card import cards
 from bench.judges.base import JudgeSpec, judge_kind
 from bench.metrics.measure import OPTIONS
+from bench.models.cards import cards
 from bench.references.source import POLICIES
-from protocols import ProtocolError, find_protocol, load_protocol, protocol_files
+from protocols import find_protocol, load_protocol, protocol_files
 from results.catalog import CATALOG
+from results.errors import ProtocolError
 
 PROTOCOLS = {name: load_protocol(path) for name, path in protocol_files().items()}
 DATA_SETS = {name: protocol for name, protocol in PROTOCOLS.items() if "kind" in protocol.reference}

@@ -1,8 +1,8 @@
 import duckdb
 import pytest
 
-from report import ReportError
 from report.data import read_measurements
+from results.errors import ReportError
 
 
 def test_cells_carry_labels_cost_and_the_composite(database):

@@ -1,7 +1,7 @@
 import pytest
 
-from bench.contracts.card import cards
-from results import StoreError
+from bench.models.cards import cards
+from results.errors import StoreError
 from results.published import METRICS, figures_of, parse_figures, published_figures
 from results.ranking import rank_all
 from results.store import connect

@@ -6,7 +6,7 @@ import sys
 import duckdb
 import pytest
 
-from results import StoreError
+from results.errors import StoreError
 from results.leaderboard import best_per_model, rows, sorted_rows
 from results.store import SCHEMA_VERSION, connect, export, merge, write_cell
 

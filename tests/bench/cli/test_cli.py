@@ -252,7 +252,7 @@ def test_images_of_another_size_or_class_are_refused(bench, tmp_path):
 
 
 def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypatch):
-    from bench.contracts.card import load_card
+    from bench.models.cards import load_card
     from bench.models.conformance import check_adapter
 
     code, _, err = bench("adapter", "new", "my-model", "--directory", tmp_path / "my-model")

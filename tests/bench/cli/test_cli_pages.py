@@ -124,7 +124,7 @@ def test_an_unwritable_place_names_the_option_that_chooses_another(bench, tmp_pa
 def test_a_database_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
     import duckdb
 
-    from results import StoreError
+    from results.errors import StoreError
     from results.store import connect
 
     def refuse(*arguments, **keywords):

@@ -1,6 +1,6 @@
 import pytest
 
-from bench.contracts.card import cards, find_card, load_card
+from bench.models.cards import cards, find_card, load_card
 from results.errors import BenchError
 
 MINIMAL = """

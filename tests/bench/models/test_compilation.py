@@ -8,8 +8,8 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.models.compilation import check_compiler, compile_networks
+from bench.models.meter import Meter
 from bench.run.plan import make_plan
-from bench.run.shard import Meter
 from results.errors import BenchError
 
 

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save
 
 from bench.cli import main
-from bench.contracts.card import Guidance, ModelCard, WeightsSource, cards
+from bench.contracts.card import Guidance, ModelCard, WeightsSource
 from bench.contracts.noise import PhiloxNoise
+from bench.models.cards import cards
+from bench.models.files import fetch_model, model_files, verify_model, weights_digest, weights_digests
 from bench.models.loading import build_adapter
 from bench.models.registry import family_class
-from bench.weights import fetch_model, model_files, verify_model, weights_digest, weights_digests
 from bench.weights.formats import READERS
 from results.errors import BenchError
 

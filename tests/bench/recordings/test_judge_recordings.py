@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.contracts.recording import load_case
 from bench.recordings.judges import replay_judges
-from bench.recordings.replay import load_case, replay_case
+from bench.recordings.replay import replay_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.contracts.recording import load_case
 from bench.recordings.metrics import replay
-from bench.recordings.replay import load_case, replay_case
+from bench.recordings.replay import replay_case
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = [f"metrics-{kind}-a" for kind in ("fid", "is", "kid", "prc", "mmhm", "cmmd")]

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from bench.cli import main
-from bench.recordings.replay import load_case, replay_case, run_case
+from bench.contracts.recording import load_case
+from bench.recordings.replay import replay_case, run_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

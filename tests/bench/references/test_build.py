@@ -24,8 +24,8 @@ from bench.metrics.frechet import frechet_distance_from_features
 from bench.references.build import BuildRequest, build_reference
 from bench.references.stored import built_references, prepare_reference
 from bench.run.runner import run
-from protocols import ProtocolError, find_protocol
-from results.errors import BenchError
+from protocols import find_protocol
+from results.errors import BenchError, ProtocolError
 
 SIZE, CLASSES = 16, ("red", "green", "blue")
 TENCH, SHARK = "n01440764", "n01484850"

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from bench.references.datasets import DatasetError, open_image_set
+from bench.references.datasets import open_image_set
 from protocols.imagenet import imagenet_classes
+from results.errors import DatasetError
 
 TENCH, SHARK, CRANE_BIRD = "n01440764", "n01484850", "n02012849"
 

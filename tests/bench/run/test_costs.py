@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from bench.models.meter import PeakMemory
 from bench.run.costs import count_operations, first_calls
-from bench.run.shard import PeakMemory
 from results.cells import CellDirectory
 from results.leaderboard import rows
 from results.store import connect

@@ -15,9 +15,10 @@ from filelock import FileLock
 import bench.run.runner
 from bench.contracts.adapter import Adapter
 from bench.run.executors import InProcess, Processes, open_executor
-from bench.run.runner import reindex, shard_ranges
+from bench.run.runner import shard_ranges
 from results.cells import CellDirectory
 from results.errors import BenchError
+from results.index import reindex
 from results.leaderboard import rows
 from results.store import connect
 

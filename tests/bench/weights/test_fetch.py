@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 
 from bench.contracts.card import ModelCard, WeightsSource
-from bench.weights import add_file, fetch_model, locate, read_state, verify_model, weights_digest
+from bench.models.files import add_file, fetch_model, verify_model, weights_digest
+from bench.weights.file import locate, read_state
 from results.errors import BenchError
 
 CONTENT = save({"w": torch.arange(50_000.0)})
@@ -293,8 +294,8 @@ def test_a_folder_is_added_and_replaced_whole(cache, tmp_path):
 
 
 def test_large_files_are_hashed_again_only_when_they_changed(cache, tmp_path, monkeypatch):
-    from bench.weights import FileCache
     from bench.weights import cache as module
+    from bench.weights.cache import FileCache
 
     monkeypatch.setattr(module, "QUICK_BYTES", 0)
     hashed = []

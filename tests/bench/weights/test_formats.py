@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.contracts.card import WeightsSource
-from bench.weights import read_state
+from bench.weights.file import read_state
 from results.errors import BenchError
 
 CHECKPOINTS = Path(__file__).parents[2] / "golden" / "checkpoints"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.contracts.card import cards
-from bench.references.stored import build_command
+from bench.judges.base import JudgeSpec, missing_files
+from bench.judges.files import JudgeFile
+from bench.metrics.measure import check_metrics
+from bench.models.cards import cards
+from bench.models.compilation import check_compiler
+from bench.models.files import model_files
+from bench.references.stored import build_command, built_references
+from bench.run.plan import Request, make_plan
 from bench.run.provenance import device_name, package_versions
-from bench.run.runner import lacking_judge_files, lacks_reference
-from bench.weights import FileCache, cache_directory, model_files
-from protocols import Protocol, ProtocolError, load_protocol, protocol_files
-from results import StoreError
-from results.errors import BenchError
+from bench.weights.cache import FileCache, cache_directory
+from protocols import Protocol, load_protocol, protocol_files
+from results.cells import disk_error
+from results.errors import BenchError, StoreError
 from results.store import connect
 
 
@@ -78,7 +84,7 @@ def _protocols() -> list[Finding]:
             if protocol.smoke:
                 continue
             remedies = _remedies(protocol)
-        except (ProtocolError, BenchError) as error:
+        except BenchError as error:
             findings.append(Finding("broken", f"protocol {name}", str(error)))
             continue
         ready = f"judges {', '.join(protocol.judges)}; reference {protocol.reference['name']}"
@@ -112,3 +118,78 @@ def _weights() -> list[Finding]:
         detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench weights fetch MODEL'"
         findings.append(Finding("missing", f"weights of {len(missing)} models", detail))
     return findings
+
+
+FREE_BYTES_NEEDED = 64 * 2**20
+
+
+def preflight(request: Request, runs: Path, database: Path) -> None:
+    """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
+    if request.compile:
+        check_compiler(request.device)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".write-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        free = shutil.disk_usage(runs).free
+    except OSError as error:
+        raise disk_error(runs, error) from error
+    if free < FREE_BYTES_NEEDED:
+        raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
+    with connect(database, write=True, retry=True):
+        pass
+    protocol = request.protocol
+    check_metrics(protocol.metrics, protocol.metric_options)
+    for name, file in lacking_judge_files(protocol):
+        raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
+    if lacks_reference(protocol):
+        raise BenchError(
+            f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
+            f"{build_command(protocol)}"
+        )
+
+
+def lacks_reference(protocol: Protocol) -> bool:
+    """Tell whether the protocol's reference is a data set that is not judged here yet."""
+    facts = protocol.reference
+    return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
+
+
+def missing(request: Request) -> list[str]:
+    """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
+    protocol = request.protocol
+    absent = [
+        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
+        for name, file in lacking_judge_files(protocol)
+    ]
+    if lacks_reference(protocol):
+        absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
+    if request.random_weights or request.weights is not None:
+        return absent
+    cache = FileCache(cache_directory())
+    names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
+    return absent + [
+        f"{file.title}: {file.remedy()}"
+        for card in names.values()
+        for file in model_files(card)
+        if file.find(cache) is None
+    ]
+
+
+def _judge_remedy(file: JudgeFile) -> str:
+    if file.path is not None:
+        return "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
+    return "fetch it with 'bench weights fetch judges'"
+
+
+def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
+    """Return (judge, file) of everything that the protocol's judges lack."""
+    root = protocol.path.parent
+    specs = [
+        JudgeSpec(name, str(options["kind"]), {key: value for key, value in options.items() if key != "kind"})
+        for name, options in protocol.judges.items()
+    ]
+    return [
+        (spec.name, file) for spec in specs for file in missing_files(spec, cache_directory() / "judges", root=root)
+    ]

@@ -1,0 +1,75 @@
+"""A recorded parity case: what upstream computed, with its inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.contracts.noise import RecordedNoise
+from results.errors import BenchError
+
+Call = Mapping[str, Any]
+
+
+Replay = Callable[[Call], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded case: `case.json`, `weights.safetensors` (upstream names) and `tensors.safetensors`."""
+
+    directory: Path
+    spec: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """The constructor facts of the recorded network."""
+        return self.spec["architecture"]
+
+    def extra_weights(self, role: str) -> dict[str, Tensor]:
+        """Return a further weights file by its role, e.g. `guide`."""
+        return load_file(self.directory / self.spec["extra_weights"][role])
+
+    def inputs(self, call: Call) -> dict[str, Tensor | None]:
+        """Return the tensors of a call's `inputs` by role (null stays None)."""
+        return {role: self.tensor(name) for role, name in call["inputs"].items()}
+
+    def tensor(self, name: str | None) -> Tensor | None:
+        """Return a recorded tensor by name; None for null."""
+        return None if name is None else self.tensors[name]
+
+    def options(self, call: Call) -> dict[str, Any]:
+        """Return the options of a call that are set: null and absent say the same."""
+        return {key: value for key, value in call.get("options", {}).items() if value is not None}
+
+    def labels(self, call: Call, null_label: int = 0) -> Tensor:
+        """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere."""
+        labels = self.tensor(call.get("labels"))
+        return torch.full((len(self.noise(call)),), null_label) if labels is None else labels
+
+    def noise(self, call: Call) -> RecordedNoise:
+        """Return the recorded initial and injected noise of a sample call."""
+        initial = self.tensors[call["noise"]]
+        return RecordedNoise(initial, self.tensor(call.get("injected")))
+
+
+def load_case(directory: Path) -> Case:
+    """Read a case directory. Raises BenchError when it is not one."""
+    try:
+        spec = json.loads((directory / "case.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BenchError(f"{directory}: no case.json here; give the directory of a parity case") from error
+    except (json.JSONDecodeError, NotADirectoryError) as error:
+        raise BenchError(f"{directory}: case.json cannot be read ({error})") from error
+    files = {name: directory / f"{name}.safetensors" for name in ("weights", "tensors")}
+    loaded = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
+    return Case(directory, spec, loaded["weights"], loaded["tensors"])
