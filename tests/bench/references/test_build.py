@@ -25,7 +25,7 @@ from bench.references.build import BuildRequest, build_reference
 from bench.references.stored import built_references, prepare_reference
 from bench.run.runner import run
 from protocols import find_protocol
-from results.errors import BenchError, ProtocolError
+from results.errors import BenchError
 
 SIZE, CLASSES = 16, ("red", "green", "blue")
 TENCH, SHARK = "n01440764", "n01484850"
@@ -277,7 +277,7 @@ def test_too_few_images_or_classes_are_met_before_anything_is_judged(tmp_path, o
 
 def test_other_class_names_and_missing_classes_are_refused(tmp_path):
     root = make_folder(tmp_path / "data")
-    with pytest.raises(ProtocolError, match="'green' names no class"):
+    with pytest.raises(BenchError, match="'green' names no class"):
         build(root, protocol(names=("red", "lime", "blue")))
     build(root, protocol())
     with pytest.raises(BenchError, match="built for other class names"):
