@@ -108,6 +108,9 @@ class ModelCard:
     verified: str = ""
     """What has been checked of this model here (recorded parity cases, trained here ...)."""
     notes: str = ""
+    home: str | None = None
+    """The protocol that fits the model's images and classes: `bench run` without --protocol takes it. No part of a
+    cell's id."""
     path: Path | None = field(default=None, compare=False)
 
     def settings(self, steps: int, sampler: str = "native") -> dict[str, Any]:

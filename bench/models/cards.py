@@ -68,7 +68,7 @@ class _Reader:
         known = {
             "name", "family", "title", "resolution", "num_classes", "latent_shape", "architecture", "weights",
             "extra_weights", "autoencoder", "guidance", "natural_steps", "sampler", "presets", "supported_steps",
-            "trained_steps", "members", "parameters", "paper", "licence", "published", "verified", "notes",
+            "trained_steps", "members", "parameters", "paper", "licence", "published", "verified", "notes", "home",
         }  # fmt: skip
         self.only(table, known, "")
         guidance = self.get("guidance", dict, {"kind": "none"})
@@ -107,6 +107,7 @@ class _Reader:
             published=tuple(self.published(figure) for figure in self.get("published", list, [])),
             verified=self.get("verified", str, ""),
             notes=self.get("notes", str, ""),
+            home=self.get("home", str, None),
             path=self.path,
         )
 

@@ -1,6 +1,7 @@
 import pytest
 
 from bench.models.cards import cards, find_card, load_card
+from protocols import load_protocol, protocol_files
 from results.errors import BenchError
 
 MINIMAL = """
@@ -80,3 +81,12 @@ def test_every_installed_card_names_itself_and_its_source():
     for card in cards().values():
         assert card.path.stem == card.name
         assert card.members or card.licence
+
+
+def test_a_card_is_at_home_in_a_protocol_of_its_images_and_classes():
+    shipped = [load_protocol(path) for path in protocol_files().values()]
+    fitting = {(protocol.resolution, len(protocol.class_names)) for protocol in shipped}
+    homes = {protocol.name: (protocol.resolution, len(protocol.class_names)) for protocol in shipped}
+    for card in cards().values():
+        asked = (card.resolution, card.num_classes)
+        assert (homes[card.home] == asked) if asked in fitting else (card.home is None), card.name
