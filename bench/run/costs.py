@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
 from bench.models.meter import batch_rows, clock
 from bench.run.plan import Cell
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 LATENCY_REPEATS = 3
 
@@ -104,10 +108,43 @@ def first_calls(adapter: Adapter) -> Iterator[dict[str, Call]]:
             handle.remove()
 
 
-def count_operations(adapter: Adapter, calls: Mapping[str, Call]) -> Operations:
-    """Count each recorded call by torch's counter, for one row of its batch; 0 for a part that was not called."""
+ATTENTION = (
+    "scaled_dot_product_attention",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_attention_math_for_mps",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+"""Operators as which torch's versions and devices run attention; each version has some of them."""
+
+
+def attention_operations(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *rest: Any, **named: Any
+) -> int:
+    """Return the operations of attention from the shapes of query [..., S, D], key [..., T, D] and value [..., T, E].
+
+    Two products, S x D by D x T and S x T by T x E, for every leading index of the query; a mask saves nothing.
+    """
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def operation_counter() -> FlopCounterMode:
+    """Return torch's counter with a rule for attention under every name that this version of torch knows.
+
+    The counter asks its rules only for an operator that it could not take apart, so none is counted twice.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
+    known = (getattr(torch.ops.aten, name, None) for name in ATTENTION)
+    rules = {operator: attention_operations for operator in known if operator is not None}
+    return FlopCounterMode(display=False, custom_mapping=rules)
+
+
+def count_operations(adapter: Adapter, calls: Mapping[str, Call]) -> Operations:
+    """Count each recorded call by torch's counter, for one row of its batch; 0 for a part that was not called."""
     counts = {}
     parts = {"network": adapter.network, "guide": adapter.guide, "decoder": adapter.decode}
     # The counter sees neither into nn.MultiheadAttention's fused path nor into compiled code.
@@ -120,7 +157,7 @@ def count_operations(adapter: Adapter, calls: Mapping[str, Call]) -> Operations:
             with (
                 torch.inference_mode(),
                 torch.compiler.set_stance("force_eager"),
-                FlopCounterMode(display=False) as counter,
+                operation_counter() as counter,
             ):
                 output = function(*call.inputs, **call.named)
             counts[part] = counter.get_total_flops() / batch_rows(output)

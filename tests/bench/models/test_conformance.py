@@ -1,5 +1,6 @@
 """Each clause of the adapter contract can fail: adapters with one fault each."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,3 +85,56 @@ def test_a_sound_adapter_keeps_every_clause(monkeypatch):
 @pytest.mark.parametrize(("fault", "clause"), FAULTS.items())
 def test_a_fault_is_found(monkeypatch, fault, clause):
     assert clause in broken(monkeypatch, fault)
+
+
+ON_META = torch.zeros(4, 3, device="meta")
+WAITS = {
+    "tensor": lambda: torch.tensor([1.0], device="meta"),
+    "tensor of a number": lambda: torch.tensor(1.0, device="meta"),
+    "as_tensor": lambda: torch.as_tensor([1.0], device="meta"),
+    "asarray": lambda: torch.asarray([1.0], device="meta"),
+    "new_tensor": lambda: ON_META.new_tensor([1.0, 2.0]),
+    "data by keyword": lambda: torch.tensor(data=[1.0], device="meta"),
+    "array": lambda: torch.from_numpy(np.ones(2)).to("meta"),
+    "to": lambda: torch.ones(2).to("meta"),
+    "to another's device": lambda: torch.ones(2).to(ON_META),
+    "copy_": lambda: torch.zeros(3, device="meta").copy_(torch.ones(3)),
+    "module": lambda: nn.Linear(2, 2, bias=False).to("meta"),
+    "default device": lambda: _under_device(lambda: torch.tensor([1.0])),
+    "list as index": lambda: ON_META[[0, 2]],
+    "array as index": lambda: ON_META[:, np.array([0, 2])],
+    "tensor of the host as index": lambda: ON_META[torch.tensor([0, 2])],
+    "assignment through a list": lambda: ON_META.clone().__setitem__([0, 2], 1.0),
+}
+FREE = {
+    "full": lambda: torch.full((2,), 0.5, device="meta"),
+    "arange": lambda: torch.arange(3, device="meta"),
+    "linspace": lambda: torch.linspace(0, 1, 5, device="meta"),
+    "number": lambda: ON_META * 0.5 + 1,
+    "slice": lambda: ON_META[:2, 1],
+    "index of the device": lambda: ON_META[torch.zeros(2, dtype=torch.long, device="meta")],
+    "dtype": lambda: ON_META.to(torch.bfloat16),
+    "tensor of the host": lambda: torch.tensor([1.0, 2.0]),
+    "as_tensor of the device's own": lambda: torch.as_tensor(ON_META),
+    "matrix product": lambda: ON_META @ ON_META.T,
+}
+
+
+def _under_device(make):
+    with torch.device("meta"):
+        return make()
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("call", WAITS)
+def test_a_copy_from_the_host_counts_once(call, inference):
+    with torch.inference_mode(inference), conformance._Copies() as counter:
+        WAITS[call]()
+    assert counter.copies == 1
+
+
+@pytest.mark.parametrize("call", FREE)
+def test_what_stays_on_its_side_is_no_copy(call):
+    with torch.inference_mode(), conformance._Copies() as counter:
+        FREE[call]()
+    assert counter.copies == 0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.models.meter import PeakMemory
-from bench.run.costs import count_operations, first_calls
+from bench.run.costs import attention_operations, count_operations, first_calls
 from results.cells import CellDirectory
 from results.leaderboard import rows
 from results.store import connect
@@ -72,6 +72,63 @@ def test_fused_attention_is_counted_and_the_switch_left_alone(fused):
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     assert operations.network == 4 * 2 * 10 * 10 + 2 * 2 * 10
+
+
+class Heads(nn.Module):
+    """Attention of [4, 10] as 2 heads of 5 features over a sequence of 1, by the operator `attend`."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+
+    def forward(self, x):
+        heads = x.reshape(4, 2, 1, 5)
+        output = self.attend(heads, heads, heads)
+        return (output[0] if isinstance(output, tuple) else output).reshape(4, 10)
+
+
+def grouped(q, k, v):
+    return nn.functional.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True)
+
+
+def masked(q, k, v):
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(1, 1))
+
+
+def of_rank_three(q, k, v):
+    parts = (part.reshape(8, 1, 5) for part in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(*parts)
+
+
+def without_fused_kernels(q, k, v):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+DIRECT = [
+    getattr(torch.ops.aten, name)
+    for name in (
+        "scaled_dot_product_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_attention_math",
+    )
+    if hasattr(torch.ops.aten, name)
+]
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [nn.functional.scaled_dot_product_attention, grouped, masked, of_rank_three, without_fused_kernels, *DIRECT],
+    ids=str,
+)
+def test_attention_counts_once_whichever_operator_runs_it(attend):
+    assert counted(Sampler(Heads(attend))).network == 2 * (2 * 1 * 5 * 1 + 2 * 1 * 1 * 5)
+
+
+def test_attention_costs_two_products_for_every_query():
+    assert attention_operations((3, 4, 7, 5), (3, 2, 9, 5), (3, 2, 9, 6)) == 3 * 4 * (2 * 7 * 5 * 9 + 2 * 7 * 9 * 6)
 
 
 def test_the_adapter_is_left_as_it_was():
