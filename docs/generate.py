@@ -17,7 +17,8 @@ import torch
 
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.models.cards import ANY_STEPS, cards, find_card
+from bench.models.card_file import ANY_STEPS
+from bench.models.cards import cards, find_card
 from bench.models.meter import Meter
 from bench.models.registry import skeleton
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 GUIDANCE_KINDS = ("none", "classifier-free", "embedded", "autoguidance")
+WEIGHT_FORMATS = ("safetensors", "torch", "flax-msgpack", "orbax", "pickle")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class WeightsSource:
     """Where one file of weights lies and which tree inside it is sampled."""
 
     format: str
-    """`safetensors`, `torch`, `flax-msgpack`, `orbax` or `pickle`."""
+    """One of WEIGHT_FORMATS."""
     path: Path | None = None
     """A file shipped beside the card (the digits models)."""
     repo: str | None = None
@@ -39,7 +40,7 @@ class Guidance:
     """How guidance acts on a model. `cfg` 1.0 means no inference-time guidance for every model."""
 
     kind: str
-    """One of `none`, `classifier-free`, `embedded`, `autoguidance`."""
+    """One of GUIDANCE_KINDS."""
     natural: float = 1.0
     """The authors' scale at the natural setting."""
     range: tuple[float, float] = (1.0, 1.0)

@@ -1,6 +1,8 @@
 import pytest
 
+from bench.contracts.card import WEIGHT_FORMATS
 from bench.models.cards import cards, find_card, load_card
+from bench.weights.formats import READERS
 from protocols import load_protocol, protocol_files
 from results.errors import BenchError
 
@@ -49,7 +51,7 @@ def test_a_malformed_card_says_which_key_and_why(tmp_path, change, message):
         ('[guidance]\nkind = "strong"', "guidance.kind"),
         ('[guidance]\nkind = "none"\nscale = 2', "guidance.scale"),
         ('[weights]\nfile = "x"', "weights.format"),
-        ("[[presets]]\nsettings = {}", "presets.steps"),
+        ("[[presets]]\nsettings = {}", "presets\\[0\\].steps"),
         ('[[members]]\nmodel = "x"', "members"),
         ('[[published]]\nmetric = "fid"', "published"),
     ],
@@ -57,6 +59,88 @@ def test_a_malformed_card_says_which_key_and_why(tmp_path, change, message):
 def test_a_malformed_table_is_named(tmp_path, extra, message):
     with pytest.raises(BenchError, match=message):
         load_card(write(tmp_path, MINIMAL + extra))
+
+
+WEIGHTS = '[weights]\nformat = "torch"\nrepo = "a/b"\nfile = "c"\n'
+FIGURE = '[[published]]\nmetric = "fid"\nvalue = 2.5\nsteps = 1\nsource = "paper"\n'
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('[guidance]\nkind = "none"\nnatural = "big"', "key 'guidance.natural' must be a number, found 'big'"),
+        ('[guidance]\nkind = "none"\nnatural = nan', "key 'guidance.natural' must be a finite number, found nan"),
+        ('[guidance]\nkind = "none"\nrange = 3', "key 'guidance.range' must be a list, found 3"),
+        ('[guidance]\nkind = "none"\nrange = [1.0, "x"]', "key 'guidance.range[1]' must be a number, found 'x'"),
+        ('[guidance]\nkind = "none"\nrange = [2.0, 1.0]', "key 'guidance.range' must be two numbers [low, high]"),
+        ('[guidance]\nkind = "classifer-free"', "autoguidance, found 'classifer-free'; did you mean classifier-free?"),
+        (WEIGHTS.replace('"a/b"', "5"), "key 'weights.repo' must be text, found 5"),
+        (
+            WEIGHTS.replace("torch", "zip"),
+            "torch, flax-msgpack, orbax, pickle, found 'zip'",
+        ),
+        (WEIGHTS + 'sha256 = "beef"', "key 'weights.sha256' must be the 64 hexadecimal digits of a SHA-256"),
+        (WEIGHTS + 'path = "x"', "key 'weights' must have one of path, repo and url, found path and repo"),
+        (WEIGHTS.replace('repo = "a/b"\n', ""), "key 'weights' must have one of path, repo and url, found none"),
+        (WEIGHTS.replace('file = "c"\n', ""), "key 'weights.file' is missing"),
+        (WEIGHTS + 'flie = "d"', "key 'weights.flie' is not known; did you mean file?"),
+        ('[extra_weights.guide]\nformat = 1\nurl = "https://x"', "key 'extra_weights.guide.format' must be one of"),
+        ("extra_weights = { guide = 7 }", "key 'extra_weights.guide' must be a table, found 7"),
+        ("[[presets]]\nsteps = 2\nsettings = 3", "key 'presets[0].settings' must be a table, found 3"),
+        ("[[presets]]\nsteps = 2\nsettings = { a = inf }", "key 'presets[0].settings.a' must be a finite number"),
+        ("[[presets]]\nsteps = [4, 2]", "key 'presets[0].steps' must be [first, last] with first <= last"),
+        ("[[presets]]\nsteps = true", "key 'presets[0].steps' must be a step count, [first] or [first, last]"),
+        ("[[presets]]\nsteps = 1\n[[presets]]\nsteps = 0", "key 'presets[1].steps' must be a step count"),
+        ("supported_steps = [1, 2.5]", "key 'supported_steps[1]' must be an integer, found 2.5"),
+        ("supported_steps = [1, 2, 1]", "key 'supported_steps' holds 1 twice"),
+        ("natural_steps = 1_000_001", "key 'natural_steps' must be an integer of at most 1000000, found 1000001"),
+        ('natural_steps = "5"', "key 'natural_steps' must be an integer, found '5'"),
+        ("parameters = -1", "key 'parameters' must be an integer of at least 0"),
+        (FIGURE.replace("2.5", '"low"'), "key 'published[0].value' must be a number, found 'low'"),
+        (FIGURE.replace('"fid"', '"fidd"'), "found 'fidd'; did you mean fid?"),
+        (FIGURE.replace("2.5", "inf"), "key 'published[0].value' must be a finite number, found inf"),
+        (FIGURE + "nfe = true", "key 'published[0].nfe' must be a number, found True"),
+        (
+            FIGURE + FIGURE.replace("steps = 1", "steps = 0"),
+            "key 'published[1].steps' must be an integer of",
+        ),
+        ('[[members]]\nmodel = "a"\nsteps = [1]', "key 'members[0].model' must name another card"),
+        (
+            '[[members]]\nmodel = "b"\nsteps = [1]\n[[members]]\nmodel = "c"\nsteps = 4',
+            "'members[1].steps' must not",
+        ),
+        (WEIGHTS + '[[members]]\nmodel = "b"\nsteps = [1]', "key 'members' cannot be given beside weights"),
+        ("architecture = { born = 1979-05-27 }", "key 'architecture.born' must be text, a number, true or false"),
+        ("sampler = { a = [0, { b = -inf }] }", "key 'sampler.a[1].b' must be a finite number"),
+        ('home = ""', "key 'home' must be a printable name"),
+    ],
+)
+def test_a_wrong_value_at_any_depth_names_file_key_found_and_allowed(tmp_path, extra, message):
+    path = write(tmp_path, MINIMAL + extra)
+    with pytest.raises(BenchError) as error:
+        load_card(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"card {path}: key '") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[1, 8, 8]", "[]"), "key 'latent_shape' must not be empty, found []"),
+        (("[1, 8, 8]", "[1, true, 8]"), "key 'latent_shape[1]' must be an integer, found True"),
+        (("[1, 8, 8]", "8"), "key 'latent_shape' must be a list, found 8"),
+        (('"a"', '"a,b"'), "key 'name' must be a printable name"),
+        (("resolution = 8", "resolution = 0"), "key 'resolution' must be an integer of at least 1, found 0"),
+    ],
+)
+def test_shapes_and_names_are_checked(tmp_path, change, message):
+    with pytest.raises(BenchError) as error:
+        load_card(write(tmp_path, MINIMAL.replace(*change)))
+    assert message in str(error.value)
+
+
+def test_every_format_of_weights_that_a_card_may_name_has_a_reader():
+    assert tuple(READERS) == WEIGHT_FORMATS
 
 
 def test_presets_apply_to_their_step_counts_only(tmp_path):
