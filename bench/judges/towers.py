@@ -107,7 +107,10 @@ class AlignmentJudge(Judge):
 
 
 class ImageFeatureJudge(Judge):
-    """Returns the image features [B, d] of one network, as CMMD and FD-DINOv2 take them; labels are ignored."""
+    """Returns the image features [B, d] of one network, of whatever length the network gives them; labels are ignored.
+
+    FD-DINOv2 takes them as they are, CMMD brings them to unit length itself.
+    """
 
     def __init__(
         self,

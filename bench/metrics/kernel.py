@@ -52,6 +52,15 @@ class GaussianKernel:
         return np.expm1(np.clip(squared, 0.0, None) / (-2.0 * self.sigma**2))
 
 
+@dataclass(frozen=True)
+class UnitGaussianKernel(GaussianKernel):
+    """The Gaussian kernel of rows brought to unit length: CMMD's, whatever the length of the embeddings."""
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
+        return super().__call__(unit_rows(x), unit_rows(y))
+
+
 class SubsetDistance(NamedTuple):
     """Mean and standard deviation over random subsets; the deviation is not a standard error, for subsets overlap."""
 
@@ -172,13 +181,13 @@ def clip_maximum_mean_discrepancy(
     blocks: np.ndarray | None = None,
     self_mean_1: float | None = None,
 ) -> KernelDistance:
-    """Return CMMD, `scale` times the squared discrepancy of CLIP embeddings [n, d] of unit length, Gaussian kernel.
+    """Return CMMD, `scale` times the squared discrepancy of CLIP embeddings [n, d], Gaussian kernel on unit rows.
 
-    Rows must have unit length already (`unit_rows`); published values keep the diagonals, sigma 10, scale 1000. Other
-    arguments as for `kernel_distance`.
+    Rows may be of any length but zero; published values keep the diagonals, sigma 10, scale 1000. Other arguments as
+    for `kernel_distance`; `self_mean_1` is that of `UnitGaussianKernel`.
     """
     distance = kernel_distance(
-        features_1, features_2, kernel=GaussianKernel(sigma), biased=biased, blocks=blocks, self_mean_1=self_mean_1
+        features_1, features_2, kernel=UnitGaussianKernel(sigma), biased=biased, blocks=blocks, self_mean_1=self_mean_1
     )
     return KernelDistance(
         scale * distance.value,

@@ -296,7 +296,7 @@ def _manifold(cell: _Cell, name: str) -> MetricValue:
     whole, left = cell.manifold(k)
     values = np.array([getattr(figures, name) for figures in left])
     result = cell.value(name, getattr(whole, name), values, f"k = {k}, '{cell.options['comparison']}'")
-    if name == "density" or result.low is None or result.high is None or result.corrected is None:
+    if CATALOG[name].highest is None or result.low is None or result.high is None or result.corrected is None:
         return result
     # Shares. For recall and coverage the jackknife errs on the wide side (balls overlap, the share is not smooth).
     return result._replace(
@@ -308,12 +308,13 @@ def _cmmd(cell: _Cell, name: str) -> MetricValue:
     array = CATALOG[name].array
     sigma, scale = cell.options["cmmd_sigma"], cell.options["cmmd_scale"]
     generated, real = cell.array(array), cell.reference_features(array)
-    form = kernel.GaussianKernel(sigma)
+    form = kernel.UnitGaussianKernel(sigma)
     own = cell.reference(array).keep(form, lambda: kernel.kernel_self_mean(real, form, biased=True))
     result = kernel.clip_maximum_mean_discrepancy(
         real, generated, sigma=sigma, scale=scale, blocks=cell.blocks, self_mean_1=own
     )
-    return cell.value(name, result.value, result.leave_one_out, f"biased estimator, Gaussian kernel of width {sigma:g}")
+    how = f"biased estimator on unit rows, Gaussian kernel of width {sigma:g}"
+    return cell.value(name, result.value, result.leave_one_out, how)
 
 
 def _mean(cell: _Cell, name: str) -> MetricValue:

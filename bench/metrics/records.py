@@ -19,7 +19,7 @@ class JudgeOutputs(Mapping[str, np.ndarray]):
 
     Names: `inception.features` [N, d], `inception.logits` [N, C] (unbiased), `inception.spatial` [N, d'],
     `classifier.logits` [N, C], `clip.score` [N], `clip_l14.score` [N], `pick.score` [N], `dinov2.features` [N, d],
-    `clip_l14_336.features` [N, d] of unit length.
+    `clip_l14_336.features` [N, d], projections of any length: CMMD takes unit rows of them.
     """
 
     arrays: Mapping[str, np.ndarray]

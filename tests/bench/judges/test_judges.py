@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from bench.judges.base import JudgeSpec, fetch_judge, load_judge, missing_files
 from bench.judges.dinov2 import set_positions
+from bench.metrics.measure import ReferenceFeatures, measure
+from results.catalog import CATALOG
 from results.errors import BenchError
 
 IMAGE_SIZE = 16
@@ -90,6 +93,23 @@ def test_clip_features_of_a_transformers_directory(judge_files, images, labels):
     judge, pick = loaded(spec, judge_files), loaded(PICK, judge_files)
     expected = pick.towers.image_features(pick.preprocess(images))
     assert (judge(images, labels)["features"] - expected).abs().max() < 1e-5
+
+
+def test_cmmd_of_a_judges_features_is_the_discrepancy_of_unit_vectors(judge_files, images):
+    judge = loaded(CMMD, judge_files)
+    generator = torch.Generator().manual_seed(5)
+    sets = [images, torch.randint(0, 256, (8, *images.shape[1:]), dtype=torch.uint8, generator=generator)]
+    real, fake = (judge(pixels, torch.zeros(len(pixels), dtype=torch.int64))["features"].numpy() for pixels in sets)
+    assert not np.allclose(np.linalg.norm(fake, axis=1), 1)  # the judge leaves the length to the metric
+    array = CATALOG["cmmd"].array
+    result = measure({array: fake}, {array: ReferenceFeatures.of(real)}, ["cmmd"])
+
+    def mean_kernel(x, y):
+        x, y = (np.stack([row / np.sqrt((row**2).sum()) for row in rows.astype(np.float64)]) for rows in (x, y))
+        return np.mean([[np.exp(-((a - b) ** 2).sum() / (2 * 10.0**2)) for b in y] for a in x])
+
+    expected = 1000 * (mean_kernel(real, real) + mean_kernel(fake, fake) - 2 * mean_kernel(real, fake))
+    assert result.values[0].value == pytest.approx(expected, rel=1e-6)
 
 
 @torch.inference_mode()

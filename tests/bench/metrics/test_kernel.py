@@ -78,3 +78,11 @@ def test_sliced_wasserstein_of_a_shift_is_its_square_along_the_direction():
     assert sliced_wasserstein(a, a + np.r_[3.0, 1.0, np.zeros(10)], directions) == pytest.approx((9 + 1) / 2)
     with pytest.raises(ValueError, match="equal size"):
         sliced_wasserstein(a, a[1:], directions)
+
+
+def test_cmmd_takes_embeddings_at_unit_length_whatever_their_own():
+    a, b = pair()
+    lengths = np.random.default_rng(3).uniform(0.1, 9.0, size=(len(a), 1))
+    whole = clip_maximum_mean_discrepancy(a, b)
+    assert clip_maximum_mean_discrepancy(lengths * a, 40 * b).value == pytest.approx(whole.value)
+    assert whole.value == pytest.approx(clip_maximum_mean_discrepancy(unit_rows(a), unit_rows(b)).value)
