@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from report import tables, text
 from report.data import Measurements, decoded, read_measurements
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page
-from results.errors import ReportError
+from results.errors import BenchError, ReportError
+from results.files import write_atomically
 from results.standing import budgets
 
 EXPORTED = (
@@ -46,24 +45,10 @@ def write(database: Path, output: Path, protocol: str | None) -> Path:
     """Read `database`, build the page and put it at `output` in one step. See `report.write_report`."""
     content = build(read_measurements(database, protocol))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(output, error) from error
+        write_atomically(output, content.encode(), "--output")
+    except BenchError as error:
+        raise ReportError(str(error)) from error
     return output
-
-
-def _unwritable(output: Path, error: OSError) -> ReportError:
-    return ReportError(f"{output}: cannot be written ({error.strerror}); choose another place with --output")
 
 
 def build(data: Measurements) -> str:

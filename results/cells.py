@@ -9,13 +9,11 @@ Every file is written under a temporary name, flushed to the disk and renamed, s
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from results.errors import BenchError
+from results.files import disk_error, write_atomically
 
 
 class CellDirectory:
@@ -119,33 +117,3 @@ class CellDirectory:
     def clear(self) -> None:
         """Remove everything measured of this cell."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> None:
-    """Write `payload` to `path` so that a reader sees all of it or none.
-
-    Raises BenchError when the disk refuses; it names the `option` that chooses another place.
-    """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_flushed(temporary, payload)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise disk_error(path, error, option) from error
-
-
-def _write_flushed(path: Path, payload: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
-    """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
-    return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")

@@ -214,7 +214,7 @@ def merge(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Add the cells of another database that this one lacks, and rank anew."""
-    from results.cells import disk_error
+    from results.files import disk_error
     from results.ranking import rank_all
     from results.store import connect
     from results.store import merge as merge_database

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from bench.contracts.card import ModelCard, WeightsSource
 from bench.models.cards import find_card
-from bench.weights.cache import FileCache, cache_directory, remove, writing
+from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, FileState, ModelFile, fetch_file, locate
 from results.errors import BenchError, unknown
+from results.files import writing
 
 if TYPE_CHECKING:
     pass
@@ -148,7 +149,6 @@ def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool 
         with cache.lock(file.key), writing(place) as temporary:
             if path.is_dir():
                 shutil.copytree(path, temporary)
-                remove(place)  # a directory cannot be replaced by renaming
             else:
                 shutil.copyfile(path, temporary)
         cache.pin(file.key, place, added=path.name, url=file.source.url)

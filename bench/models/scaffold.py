@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from string import Template
 
-from results.cells import disk_error
 from results.errors import BenchError
+from results.files import disk_error
 
 PYPROJECT = """\
 [build-system]

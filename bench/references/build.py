@@ -32,6 +32,7 @@ from bench.references.stored import OUTPUTS, BuiltReference, built_references, c
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
 from results.errors import BenchError
+from results.files import write_atomically
 from results.store import now
 
 BATCH = 64
@@ -398,12 +399,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=1).encode(), "BENCH_CACHE_DIR")
 
 
 @contextmanager

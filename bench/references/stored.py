@@ -13,8 +13,6 @@ A set whose images a function gives (`[reference] source`, the embedded digits) 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,8 +27,8 @@ from bench.metrics.measure import ReferenceFeatures
 from bench.weights.cache import cache_directory
 from protocols import Protocol
 from protocols.schema import digest_of
-from results.cells import disk_error
 from results.errors import BenchError
+from results.files import disk_error, writing
 
 BATCH = 64
 OUTPUTS = ("features", "spatial")
@@ -310,16 +308,13 @@ def _judge_images(
 
 
 def _write(directory: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    temporary = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        for key, array in arrays.items():
-            np.save(temporary / f"{key}.npy", array)
-        (temporary / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.replace(directory)
+        with writing(directory) as temporary:
+            temporary.mkdir()
+            for key, array in arrays.items():
+                np.save(temporary / f"{key}.npy", array)
+            (temporary / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise disk_error(directory, error) from error
 
 

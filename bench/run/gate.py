@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from bench.run.plan import Request
 from bench.run.runner import Progress, run
 from protocols import find_protocol
-from results.cells import write_atomically
 from results.errors import BenchError
+from results.files import write_atomically
 from results.leaderboard import rows
 from results.store import connect
 

@@ -19,8 +19,8 @@ from bench.run.plan import Request, make_plan
 from bench.run.provenance import device_name, package_versions
 from bench.weights.cache import FileCache, cache_directory
 from protocols import Protocol, load_protocol, protocol_files
-from results.cells import disk_error
 from results.errors import BenchError, StoreError
+from results.files import disk_error
 from results.store import connect
 
 

@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import platformdirs
 from filelock import FileLock
 
 from results.errors import BenchError
+from results.files import writing
 
 QUICK_BYTES = 2**24
 """What is smaller is hashed whenever it is asked for."""
@@ -120,28 +120,6 @@ class FileCache:
                     temporary.write_text(text, encoding="utf-8")
             except OSError as error:
                 raise BenchError(f"{self.root / name}: cannot be written ({error.strerror})") from error
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        remove(temporary)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a directory if it is there."""
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _files(path: Path) -> list[Path]:

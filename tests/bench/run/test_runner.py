@@ -174,7 +174,7 @@ def test_a_full_disk_stops_the_run_in_one_line(measure, monkeypatch):
     def full(path, payload):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("results.cells._write_flushed", full)
+    monkeypatch.setattr("results.files._fill", full)
     with pytest.raises(BenchError, match="no space left on the device; free some and run the same command"):
         measure()
     monkeypatch.undo()

@@ -1,0 +1,66 @@
+"""Files that are whole or absent: the one way in which anything is written that another process may read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from results.errors import BenchError
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.
+
+    The block makes a file or a directory there. A file is flushed to the disk before it is renamed; a directory takes
+    the place of the one that was there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            remove(target)
+        else:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+
+
+def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> None:
+    """Write `payload` to `path` so that a reader sees all of it or none.
+
+    Raises BenchError when the disk refuses; it names the `option` that chooses another place.
+    """
+    try:
+        with writing(path) as temporary:
+            _fill(temporary, payload)
+    except OSError as error:
+        raise disk_error(path, error, option) from error
+
+
+def _fill(path: Path, payload: bytes) -> None:
+    path.write_bytes(payload)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
+    """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
+    return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")
