@@ -1,261 +1,460 @@
-"""What each metric is: title, unit, direction, definition and source, and the judge outputs it reads."""
+"""What each number is, one row each: names, direction, unit, definition and source, and where it is read from.
+
+Metrics of a cell come first, then composites (computed over the rows of a ranking) and costs (columns of a cell). A
+plug-in brings rows of its own; they are stored in the database's table `metric_facts`, and readers ask `read_facts`,
+so that a database with a plug-in's metric reads right where the plug-in is not installed.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import duckdb
+
+LAST = 1000
+"""The place of a metric that says nothing about its own."""
 
 
-class MetricFact(NamedTuple):
-    """Facts about one metric.
+@dataclass(frozen=True, kw_only=True)
+class MetricFact:
+    """Facts about one number that rows can be shown and sorted by.
 
     Attributes:
-        name: name in protocols, tables and the database.
+        name: name in protocols, tables, options and the database.
         title: name for people.
-        unit: unit of the value; empty for a pure number.
+        short: name for headings; the title where there is no shorter one.
         better: whether `lower` or `higher` values are better.
         definition: one sentence, with the source.
         judge: the judge whose output is read (`inception`, `classifier`, `clip`, `clip_l14`, `pick`, `image_reward`,
-            `hpsv2`, `dinov2`, `clip_l14_336`).
-        array: the judge output read, as named in `JudgeOutputs`.
+            `hpsv2`, `dinov2`, `clip_l14_336`); empty for composites and costs.
+        array: a metric's judge output, as named in `JudgeOutputs`; a composite's column of table `ranks`; a cost's
+            column of table `cells`.
         reference: what it needs of the reference: nothing, its `statistics` (mean and covariance), or its `features`.
+        unit: unit of the value; empty for a pure number.
+        digits: significant digits shown where no interval says how many are known.
+        lowest: smallest possible value; None where there is none.
+        highest: largest possible value; None where there is none.
+        place: position in tables, smallest first; equal places are in alphabetical order.
+        summary: whether the leaderboard of a terminal has a column for it.
+        mmhm: its column in tables of the fair benchmark, which MMHM is computed from; empty for all but four metrics.
+        aliases: other names of that column that the fair benchmark's script accepts.
+        kind: `metric` of a cell, `composite` over the rows of a ranking, or `cost` of a cell.
     """
 
     name: str
     title: str
-    unit: str
     better: Literal["lower", "higher"]
     definition: str
-    judge: str
-    array: str
-    reference: Literal["none", "statistics", "features"]
+    judge: str = ""
+    array: str = ""
+    reference: Literal["none", "statistics", "features"] = "none"
+    short: str = ""
+    unit: str = ""
+    digits: int = 4
+    lowest: float | None = None
+    highest: float | None = None
+    place: int = LAST
+    summary: bool = False
+    mmhm: str = ""
+    aliases: tuple[str, ...] = ()
+    kind: Literal["metric", "composite", "cost"] = "metric"
+
+    @property
+    def heading(self) -> str:
+        """What headings call it."""
+        return self.short or self.title
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether higher values are better."""
+        return self.better == "higher"
+
+    @property
+    def sign(self) -> float:
+        """1 where higher values are better, else -1: `sign * value` is a score, more is better."""
+        return 1.0 if self.better == "higher" else -1.0
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of table `metric_facts`."""
+        row = dataclasses.asdict(self)
+        del row["better"], row["aliases"]
+        return {"metric": row.pop("name"), "higher_is_better": self.higher_is_better} | row
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> MetricFact:
+        """Return the fact of a row of table `metric_facts`; columns without a value keep what the catalogue says."""
+        known = CATALOG.get(row["metric"])
+        own = {} if known is None else {field.name: getattr(known, field.name) for field in dataclasses.fields(cls)}
+        stated = {key: value for key, value in row.items() if value is not None}
+        stated["name"] = stated.pop("metric")
+        stated["better"] = "higher" if stated.pop("higher_is_better") else "lower"
+        return cls(**own | stated)
 
 
-_FACTS = (
+_METRICS = (
     MetricFact(
-        "fid",
-        "FID",
-        "",
-        "lower",
-        "Frechet distance between Gaussians fitted to Inception features of generated and reference images "
+        name="fid",
+        title="FID",
+        better="lower",
+        definition="Frechet distance between Gaussians fitted to Inception features of generated and reference images "
         "(Heusel et al., arXiv 1706.08500); biased upwards by about c/N, so comparable at equal N only.",
-        "inception",
-        "inception.features",
-        "statistics",
+        judge="inception",
+        array="inception.features",
+        reference="statistics",
+        lowest=0.0,
+        place=10,
+        summary=True,
+        mmhm="FID",
     ),
     MetricFact(
-        "fid_corrected",
-        "FID, bias-corrected",
-        "",
-        "lower",
-        "FID less its 1/N bias (Chong and Forsyth, arXiv 1911.07023) as the delete-block jackknife estimates it.",
-        "inception",
-        "inception.features",
-        "statistics",
+        name="is",
+        title="Inception Score",
+        short="IS",
+        better="higher",
+        definition="exp of the mean divergence between each image's class probabilities and their mean, averaged over "
+        "splits (Salimans et al., arXiv 1606.03498); needs no reference and rewards what the classifier finds easy.",
+        judge="inception",
+        array="inception.logits",
+        lowest=1.0,
+        place=20,
+        summary=True,
+        mmhm="IS",
+        aliases=("is_mean", "inception_score"),
     ),
     MetricFact(
-        "fid_infinity",
-        "FID-infinity",
-        "",
-        "lower",
-        "FID extrapolated in 1/N to infinitely many generated images (Chong and Forsyth, arXiv 1911.07023).",
-        "inception",
-        "inception.features",
-        "statistics",
-    ),
-    MetricFact(
-        "sfid",
-        "sFID",
-        "",
-        "lower",
-        "Frechet distance on seven channels of a 17x17 Inception map, 2023 features, sensitive to layout "
-        "(Nash et al., arXiv 2103.03841; ADM evaluator).",
-        "inception",
-        "inception.spatial",
-        "statistics",
-    ),
-    MetricFact(
-        "is",
-        "Inception Score",
-        "",
-        "higher",
-        "exp of the mean divergence between each image's class probabilities and their mean, averaged over splits "
-        "(Salimans et al., arXiv 1606.03498); needs no reference and rewards what the classifier finds easy.",
-        "inception",
-        "inception.logits",
-        "none",
-    ),
-    MetricFact(
-        "kid",
-        "KID",
-        "",
-        "lower",
-        "Unbiased squared maximum mean discrepancy of Inception features under the kernel (x.y/d + 1)^3, "
-        "over all images (Binkowski et al., arXiv 1801.01401); may be negative.",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "kid_subsets",
-        "KID over subsets",
-        "",
-        "lower",
-        "Mean KID over seeded random subsets, as torch-fidelity computes it (Binkowski et al., arXiv 1801.01401).",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "precision",
-        "Precision",
-        "",
-        "higher",
-        "Share of generated images inside the k-nearest-neighbour ball of some reference image "
-        "(Kynkaanniemi et al., arXiv 1904.06991): fidelity.",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "recall",
-        "Recall",
-        "",
-        "higher",
-        "Share of reference images inside the k-nearest-neighbour ball of some generated image "
-        "(Kynkaanniemi et al., arXiv 1904.06991): coverage.",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "density",
-        "Density",
-        "",
-        "higher",
-        "Mean number of reference balls around a generated image, over k (Naeem et al., arXiv 2002.09797); "
-        "may exceed 1.",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "coverage",
-        "Coverage",
-        "",
-        "higher",
-        "Share of reference balls that hold a generated image (Naeem et al., arXiv 2002.09797).",
-        "inception",
-        "inception.features",
-        "features",
-    ),
-    MetricFact(
-        "accuracy",
-        "Label agreement",
-        "",
-        "higher",
-        "Share of images whose most probable class under the judge's classifier is the class asked for.",
-        "inception",
-        "inception.logits",
-        "none",
-    ),
-    MetricFact(
-        "top1",
-        "Top-1 agreement",
-        "",
-        "higher",
-        "Share of images that a classifier of its own, read by no other metric, puts into the class asked for.",
-        "classifier",
-        "classifier.logits",
-        "none",
-    ),
-    MetricFact(
-        "clip",
-        "CLIP score",
-        "",
-        "higher",
-        "Mean of 100 x cosine between image and prompt embeddings, not clipped at zero "
+        name="clip",
+        title="CLIP score",
+        short="CLIP",
+        better="higher",
+        definition="Mean of 100 x cosine between image and prompt embeddings, not clipped at zero "
         "(Radford et al., arXiv 2103.00020; as in the fair benchmark, arXiv 2603.14186).",
-        "clip",
-        "clip.score",
-        "none",
+        judge="clip",
+        array="clip.score",
+        lowest=-100.0,
+        highest=100.0,
+        place=30,
+        summary=True,
+        mmhm="CLIP Score",
     ),
     MetricFact(
-        "clip_l14",
-        "CLIP score, ViT-L/14",
-        "",
-        "higher",
-        "The CLIP score by a second, larger CLIP (ViT-L/14), so that no single network decides about alignment.",
-        "clip_l14",
-        "clip_l14.score",
-        "none",
+        name="pick",
+        title="PickScore",
+        short="Pick",
+        better="higher",
+        definition="Mean of exp(logit scale) x cosine under a CLIP tuned on human choices "
+        "(Kirstain et al., arXiv 2305.01569).",
+        judge="pick",
+        array="pick.score",
+        place=40,
+        summary=True,
+        mmhm="Pick Score",
+        aliases=("pickscore",),
     ),
     MetricFact(
-        "pick",
-        "PickScore",
-        "",
-        "higher",
-        "Mean of exp(logit scale) x cosine under a CLIP tuned on human choices (Kirstain et al., arXiv 2305.01569).",
-        "pick",
-        "pick.score",
-        "none",
+        name="kid",
+        title="KID",
+        better="lower",
+        definition="Unbiased squared maximum mean discrepancy of Inception features under the kernel (x.y/d + 1)^3, "
+        "over all images (Binkowski et al., arXiv 1801.01401); may be negative.",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        place=50,
     ),
     MetricFact(
-        "image_reward",
-        "ImageReward",
-        "",
-        "higher",
-        "Mean reward of a BLIP tuned on human rankings, roughly standard normal (Xu et al., arXiv 2304.05977); "
+        name="precision",
+        title="Precision",
+        better="higher",
+        definition="Share of generated images inside the k-nearest-neighbour ball of some reference image "
+        "(Kynkaanniemi et al., arXiv 1904.06991): fidelity.",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        lowest=0.0,
+        highest=1.0,
+        place=60,
+    ),
+    MetricFact(
+        name="recall",
+        title="Recall",
+        better="higher",
+        definition="Share of reference images inside the k-nearest-neighbour ball of some generated image "
+        "(Kynkaanniemi et al., arXiv 1904.06991): coverage.",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        lowest=0.0,
+        highest=1.0,
+        place=70,
+    ),
+    MetricFact(
+        name="accuracy",
+        title="Label agreement",
+        short="Accuracy",
+        better="higher",
+        definition="Share of images whose most probable class under the judge's classifier is the class asked for.",
+        judge="inception",
+        array="inception.logits",
+        lowest=0.0,
+        highest=1.0,
+        place=80,
+        summary=True,
+    ),
+    MetricFact(
+        name="fid_corrected",
+        title="FID, bias-corrected",
+        better="lower",
+        definition="FID less its 1/N bias (Chong and Forsyth, arXiv 1911.07023) as the delete-block jackknife "
+        "estimates it.",
+        judge="inception",
+        array="inception.features",
+        reference="statistics",
+        place=90,
+    ),
+    MetricFact(
+        name="fid_infinity",
+        title="FID-infinity",
+        better="lower",
+        definition="FID extrapolated in 1/N to infinitely many generated images (Chong and Forsyth, arXiv 1911.07023).",
+        judge="inception",
+        array="inception.features",
+        reference="statistics",
+        place=100,
+    ),
+    MetricFact(
+        name="sfid",
+        title="sFID",
+        better="lower",
+        definition="Frechet distance on seven channels of a 17x17 Inception map, 2023 features, sensitive to layout "
+        "(Nash et al., arXiv 2103.03841; ADM evaluator).",
+        judge="inception",
+        array="inception.spatial",
+        reference="statistics",
+        lowest=0.0,
+        place=110,
+    ),
+    MetricFact(
+        name="kid_subsets",
+        title="KID over subsets",
+        better="lower",
+        definition="Mean KID over seeded random subsets, as torch-fidelity computes it "
+        "(Binkowski et al., arXiv 1801.01401).",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        place=120,
+    ),
+    MetricFact(
+        name="density",
+        title="Density",
+        better="higher",
+        definition="Mean number of reference balls around a generated image, over k "
+        "(Naeem et al., arXiv 2002.09797); may exceed 1.",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        lowest=0.0,
+        place=130,
+    ),
+    MetricFact(
+        name="coverage",
+        title="Coverage",
+        better="higher",
+        definition="Share of reference balls that hold a generated image (Naeem et al., arXiv 2002.09797).",
+        judge="inception",
+        array="inception.features",
+        reference="features",
+        lowest=0.0,
+        highest=1.0,
+        place=140,
+    ),
+    MetricFact(
+        name="top1",
+        title="Top-1 agreement",
+        short="Top-1",
+        better="higher",
+        definition="Share of images that a classifier of its own, read by no other metric, puts into the class asked "
+        "for.",
+        judge="classifier",
+        array="classifier.logits",
+        lowest=0.0,
+        highest=1.0,
+        place=150,
+    ),
+    MetricFact(
+        name="clip_l14",
+        title="CLIP score, ViT-L/14",
+        short="CLIP L/14",
+        better="higher",
+        definition="The CLIP score by a second, larger CLIP (ViT-L/14), so that no single network decides about "
+        "alignment.",
+        judge="clip_l14",
+        array="clip_l14.score",
+        lowest=-100.0,
+        highest=100.0,
+        place=160,
+    ),
+    MetricFact(
+        name="image_reward",
+        title="ImageReward",
+        better="higher",
+        definition="Mean reward of a BLIP tuned on human rankings, roughly standard normal "
+        "(Xu et al., arXiv 2304.05977); some generators are trained on it.",
+        judge="image_reward",
+        array="image_reward.score",
+        place=170,
+    ),
+    MetricFact(
+        name="hpsv2",
+        title="HPSv2",
+        better="higher",
+        definition="Mean cosine under a CLIP ViT-H/14 tuned on human choices (Wu et al., arXiv 2306.09341); "
         "some generators are trained on it.",
-        "image_reward",
-        "image_reward.score",
-        "none",
+        judge="hpsv2",
+        array="hpsv2.score",
+        place=180,
     ),
     MetricFact(
-        "hpsv2",
-        "HPSv2",
-        "",
-        "higher",
-        "Mean cosine under a CLIP ViT-H/14 tuned on human choices (Wu et al., arXiv 2306.09341); "
-        "some generators are trained on it.",
-        "hpsv2",
-        "hpsv2.score",
-        "none",
+        name="fd_dinov2",
+        title="FD-DINOv2",
+        better="lower",
+        definition="Frechet distance on DINOv2 ViT-L/14 class-token features (Stein et al., arXiv 2306.04675).",
+        judge="dinov2",
+        array="dinov2.features",
+        reference="statistics",
+        lowest=0.0,
+        place=190,
     ),
     MetricFact(
-        "fd_dinov2",
-        "FD-DINOv2",
-        "",
-        "lower",
-        "Frechet distance on DINOv2 ViT-L/14 class-token features (Stein et al., arXiv 2306.04675).",
-        "dinov2",
-        "dinov2.features",
-        "statistics",
-    ),
-    MetricFact(
-        "cmmd",
-        "CMMD",
-        "x 1000",
-        "lower",
-        "1000 x squared maximum mean discrepancy of CLIP ViT-L/14-336 embeddings, Gaussian kernel of width 10 "
-        "(Jayasumana et al., arXiv 2401.09603).",
-        "clip_l14_336",
-        "clip_l14_336.features",
-        "features",
+        name="cmmd",
+        title="CMMD",
+        unit="x 1000",
+        better="lower",
+        definition="1000 x squared maximum mean discrepancy of CLIP ViT-L/14-336 embeddings of unit length, Gaussian "
+        "kernel of width 10 (Jayasumana et al., arXiv 2401.09603).",
+        judge="clip_l14_336",
+        array="clip_l14_336.features",
+        reference="features",
+        lowest=0.0,
+        place=200,
     ),
 )
 
-CATALOG: dict[str, MetricFact] = {fact.name: fact for fact in _FACTS}
-"""Every metric by name, in the order in which tables show them."""
-
-MMHM = MetricFact(
-    "mmhm",
-    "MMHM",
-    "",
-    "higher",
-    "Harmonic mean of FID, IS, CLIP score and PickScore after min-max scaling over declared bounds (arXiv 2603.14186); "
-    "computed over rows, not over a cell's images.",
-    "",
-    "",
-    "none",
+_COMPOSITES = (
+    MetricFact(
+        name="mmhm",
+        title="MMHM",
+        better="higher",
+        definition="MinMax Harmonic Mean of FID, IS, CLIP score and PickScore, each scaled to [0, 1] "
+        "(arXiv 2603.14186).",
+        array="mmhm",
+        place=0,
+        kind="composite",
+    ),
+    MetricFact(
+        name="rank",
+        title="Median rank by MMHM",
+        short="rank",
+        better="lower",
+        definition="Median over resamples of the place by MMHM; 1 is best.",
+        array="rank_median",
+        lowest=1.0,
+        place=1,
+        kind="composite",
+    ),
+    MetricFact(
+        name="geometric",
+        title="Geometric mean",
+        short="geometric",
+        better="higher",
+        definition="Geometric mean of the four normalised metrics of MMHM: a last place costs a factor, not all.",
+        array="geometric",
+        place=2,
+        kind="composite",
+    ),
+    MetricFact(
+        name="mean_rank",
+        title="Mean rank",
+        short="mean rank",
+        better="lower",
+        definition="Mean place over the four metrics of MMHM; 1 is best.",
+        array="mean_rank",
+        lowest=1.0,
+        place=3,
+        kind="composite",
+    ),
 )
-"""The composite that ranks rows; it is no metric of a cell and so not in CATALOG."""
+
+_COSTS = (
+    MetricFact(
+        name="steps",
+        title="Sampler steps",
+        short="steps",
+        better="lower",
+        definition="Sampler steps asked for.",
+        array="steps",
+        lowest=0.0,
+        kind="cost",
+    ),
+    MetricFact(
+        name="nfe",
+        title="Network evaluations per image",
+        short="NFE",
+        better="lower",
+        definition="Measured network evaluations per image; both passes of guidance are counted.",
+        array="nfe",
+        lowest=0.0,
+        kind="cost",
+    ),
+    MetricFact(
+        name="images_per_second",
+        title="Images per second",
+        short="img/s",
+        unit="1/s",
+        better="higher",
+        definition="Images per second of sampling and decoding, after the first batch.",
+        array="images_per_second",
+        digits=3,
+        lowest=0.0,
+        kind="cost",
+    ),
+    MetricFact(
+        name="latency_seconds",
+        title="Latency of one image",
+        short="latency",
+        unit="s",
+        better="lower",
+        definition="Seconds for one image at batch 1, after warm-up.",
+        array="latency_seconds",
+        digits=3,
+        lowest=0.0,
+        kind="cost",
+    ),
+)
+
+
+def ordered(facts: Iterable[MetricFact]) -> list[MetricFact]:
+    """Return the facts in the order in which tables show them."""
+    return sorted(facts, key=lambda fact: (fact.place, fact.name))
+
+
+CATALOG: dict[str, MetricFact] = {fact.name: fact for fact in ordered(_METRICS)}
+"""Every built-in metric by name, in the order in which tables show them."""
+
+FACTS: dict[str, MetricFact] = {fact.name: fact for fact in (*CATALOG.values(), *_COMPOSITES, *_COSTS)}
+"""Everything that rows can be sorted by: metrics, composites and costs."""
+
+MMHM_METRICS: tuple[str, ...] = tuple(fact.name for fact in CATALOG.values() if fact.mmhm)
+"""The four metrics that MMHM reads, in its order."""
+
+
+def read_facts(connection: duckdb.DuckDBPyConnection) -> dict[str, MetricFact]:
+    """Return FACTS with the facts that a database states over them: those of plug-ins' metrics among them."""
+    result = connection.execute("SELECT * FROM metric_facts")
+    names = [column[0] for column in result.description or []]
+    stated = [MetricFact.of_row(dict(zip(names, row, strict=True))) for row in result.fetchall()]
+    return FACTS | {fact.name: fact for fact in stated}

@@ -12,27 +12,20 @@ freeze them.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from results.catalog import CATALOG, MMHM_METRICS
 from results.errors import BenchError
 
-COLUMNS = ("FID", "IS", "CLIP Score", "Pick Score")
-LOWER_IS_BETTER = np.array([True, False, False, False])
-ALIASES = {
-    "fid": "FID",
-    "is": "IS",
-    "is_mean": "IS",
-    "inception_score": "IS",
-    "clip": "CLIP Score",
-    "clip_score": "CLIP Score",
-    "pick": "Pick Score",
-    "pick_score": "Pick Score",
-    "pickscore": "Pick Score",
-}
+_PARTS = [CATALOG[name] for name in MMHM_METRICS]
+COLUMNS = tuple(fact.mmhm for fact in _PARTS)
+"""The columns of the paper's tables, in the order of `catalog.MMHM_METRICS`."""
+_SIGNS = np.array([fact.sign for fact in _PARTS])
 
 Bounds = dict[str, dict[str, float]]
 PartialBounds = Mapping[str, Mapping[str, float | None] | None]
@@ -54,6 +47,15 @@ class Composite(NamedTuple):
     outside: np.ndarray
 
 
+def column_of(name: str) -> str | None:
+    """Return the column of COLUMNS that `name` stands for in the paper's files; None where it is no metric's."""
+    spelled = str(name).strip().lower().replace(" ", "_")
+    for fact in _PARTS:
+        if spelled in (fact.name, fact.mmhm.lower().replace(" ", "_"), *fact.aliases):
+            return fact.mmhm
+    return None
+
+
 def table_array(table: Mapping[str, Sequence[float | None]]) -> np.ndarray:
     """Return the columns of `table` as float64 [R, 4] in the order of COLUMNS; None becomes NaN, others are ignored.
 
@@ -62,7 +64,7 @@ def table_array(table: Mapping[str, Sequence[float | None]]) -> np.ndarray:
     """
     found: dict[str, Sequence[float | None]] = {}
     for name, values in table.items():
-        column = ALIASES.get(str(name).strip().lower().replace(" ", "_"))
+        column = column_of(name)
         if column is None:
             continue
         if column in found:
@@ -81,7 +83,7 @@ def resolve_bounds(values: np.ndarray, bounds: PartialBounds | None) -> np.ndarr
     """Return lower and upper bounds [2, 4]: the given ones, else (missing or null) the extremes of `values` [R, 4]."""
     given: dict[str, Mapping[str, float | None]] = {}
     for name, pair in (bounds or {}).items():
-        column = ALIASES.get(str(name).strip().lower().replace(" ", "_"))
+        column = column_of(name)
         if column is None:
             raise BenchError(f"bounds name '{name}', which is no column: use {', '.join(COLUMNS)}")
         given[column] = pair or {}
@@ -100,7 +102,7 @@ def utilities_of(values: np.ndarray, bounds: np.ndarray | None = None, clip: boo
     """Return utilities of tables `values` [..., R, 4] for `bounds` [2, 4]; with None, each table's own bounds."""
     low, high = (values.min(axis=-2, keepdims=True), values.max(axis=-2, keepdims=True)) if bounds is None else bounds
     span = high - low
-    gain = np.where(LOWER_IS_BETTER, high - values, values - low)
+    gain = np.where(_SIGNS < 0, high - values, values - low)
     utilities = np.where(span == 0, np.where(np.isnan(values), np.nan, 1.0), gain / np.where(span == 0, 1.0, span))
     return np.clip(utilities, 0.0, 1.0) if clip else utilities
 
@@ -150,27 +152,29 @@ def minmax_geometric_mean(utilities: np.ndarray, eps: float = 1e-3) -> np.ndarra
 
 def rank_composite(values: np.ndarray) -> np.ndarray:
     """Return 1 - (mean rank - 1)/(R - 1) of a table [R, 4], in [0, 1], best 1; only orders matter, ties share ranks."""
+    from scipy.stats import rankdata
+
     rows = len(values)
     if rows == 1:
         return np.ones(1)
-    ranks = _average_ranks(np.where(LOWER_IS_BETTER, values, -values))
+    ranks = rankdata(-_SIGNS * values, axis=0)
     return 1.0 - (ranks.mean(axis=1) - 1.0) / (rows - 1.0)
 
 
-def metric_correlation(values: np.ndarray, method: Literal["pearson", "spearman"] = "spearman") -> np.ndarray:
-    """Return the correlation of the columns of a table [R, M=4], [4, 4], FID negated so that + means agreement.
+def metric_correlation(values: np.ndarray) -> np.ndarray:
+    """Return the rank correlation of the columns of a table [R, M=4], [4, 4], FID negated so that + means agreement.
 
     Rows that lack a metric are left out; a constant column correlates with nothing (NaN).
     """
-    oriented = np.where(LOWER_IS_BETTER, -values, values)
+    from scipy.stats import rankdata
+
+    oriented = _SIGNS * values
     oriented = oriented[~np.isnan(oriented).any(axis=1)]
-    if method == "spearman":
-        oriented = _average_ranks(oriented)
-    centred = oriented - oriented.mean(axis=0)
-    covariance = centred.T @ centred
-    scale = np.sqrt(np.diag(covariance))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(covariance / np.outer(scale, scale))
+    if len(oriented) < 2:
+        return np.full((len(_PARTS), len(_PARTS)), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant columns, whose correlation is NaN as promised
+        return np.corrcoef(rankdata(oriented, axis=0), rowvar=False)
 
 
 class RowSensitivity(NamedTuple):
@@ -220,24 +224,17 @@ def read_bounds(path: Path) -> PartialBounds:
     if not isinstance(bounds, dict):
         raise BenchError(f'bounds file {path} holds no object: expected {{"FID": {{"min": ..., "max": ...}}, ...}}')
     for name, pair in bounds.items():
-        known = str(name).strip().lower().replace(" ", "_") in ALIASES
+        known = column_of(name) is not None
         numbers = isinstance(pair, dict) and all(
             key in ("min", "max")
             and (bound is None or (isinstance(bound, int | float) and not isinstance(bound, bool)))
             for key, bound in pair.items()
         )
         if not known or not (pair is None or numbers):
-            raise BenchError(f"bounds file {path}: entry '{name}' is not a column with a numeric min and max: mend it")
+            raise BenchError(f"bounds file {path}: entry '{name}' is not a column with a numeric min and max: fix it")
     return bounds
 
 
 def write_bounds(path: Path, bounds: PartialBounds) -> None:
     """Write `bounds` as the paper's bounds file."""
     path.write_text(json.dumps(bounds, indent=2) + "\n", encoding="utf-8")
-
-
-def _average_ranks(cost: np.ndarray) -> np.ndarray:
-    """Ranks down each column of [R, M], 1 for the smallest, ties their mean."""
-    below = (cost[None] < cost[:, None]).sum(axis=1)
-    equal = (cost[None] == cost[:, None]).sum(axis=1)
-    return below + (equal + 1) / 2.0

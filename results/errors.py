@@ -28,12 +28,23 @@ class ReportError(BenchError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
     """Return the error for an unknown `name`, with the nearest of the `known` names."""
+    return BenchError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
+
+
+def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    """Return the line for a `key` of the table or file `where` that is not one of the `known` keys."""
+    return f"{where}: key '{key}' is not known; {did_you_mean(key, known)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the names of `known` nearest to `name` as a question, or else what is known."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = nearest(name, names)
     if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    elif names:
-        hint = f"known: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
-    else:
-        hint = "none are installed"
-    return BenchError(f"unknown {kind} '{name}': {hint}")
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else "none are installed"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` of the `known` names that `name` may be a misspelling of, nearest first."""
+    return difflib.get_close_matches(name, sorted(known), n=count, cutoff=0.5)

@@ -10,16 +10,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from results.catalog import FACTS
 from results.errors import StoreError
 
-LOWER_IS_BETTER = {
-    "fid", "fid_corrected", "fid_infinity", "sfid", "kid", "kid_subsets", "fd_dinov2", "cmmd", "rank", "mean_rank",
-    "nfe", "steps", "latency_seconds",
-}  # fmt: skip
-FACTS = ("nfe", "steps", "images_per_second", "latency_seconds")
-"""Columns of `cells` that rows can be sorted by."""
-COMPOSITES = {"mmhm": "mmhm", "geometric": "geometric", "mean_rank": "mean_rank", "rank": "rank_median"}
-"""What else rows can be sorted by: name -> column of `ranks`."""
 SETTING = (
     "protocol", "measurement", "num_samples", "model", "checkpoint", "steps", "cfg", "sampler", "settings", "dtype",
     "weights_sha256",
@@ -49,11 +42,12 @@ class Row:
 
     def value(self, metric: str) -> float | None:
         """Return a metric's value, a composite, or a fact of the cell (`nfe`, `images_per_second`); None without."""
-        if metric in COMPOSITES:
-            return self.rank.get(COMPOSITES[metric])
         if metric in self.metrics:
             return self.metrics[metric].value
-        found = self.cell.get(metric)
+        fact = FACTS.get(metric)
+        if fact is None or fact.kind == "metric":
+            return None
+        found = (self.rank if fact.kind == "composite" else self.cell).get(fact.array)
         return float(found) if isinstance(found, (int, float)) else None
 
     @property
@@ -153,17 +147,18 @@ def best_per_model(found: Sequence[Row], metric: str | None = None) -> list[Row]
 
 
 def _check_metric(found: Sequence[Row], metric: str | None) -> None:
-    known = {*COMPOSITES, *FACTS} | {name for row in found for name in row.metrics}
+    known = {name for name, fact in FACTS.items() if fact.kind != "metric"}
+    known |= {name for row in found for name in row.metrics}
     if found and metric is not None and metric not in known:
         raise StoreError(f"unknown metric '{metric}': the metrics here are {', '.join(sorted(known))}")
 
 
 def _ordered(found: Sequence[Row], metric: str) -> list[Row]:
-    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+    sign = FACTS[metric].sign
 
     def key(row: Row) -> tuple[bool, float]:
         value = row.value(metric)
-        return (value is None, 0.0 if value is None else sign * value)
+        return (value is None, 0.0 if value is None else -sign * value)
 
     return sorted(found, key=key)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from results.catalog import FACTS
 from results.errors import StoreError
-
-METRICS = ("fid", "is", "precision", "recall", "clip", "pick", "mmhm")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class PublishedFigure:
     guidance: str | None
     """In the source's words."""
     metrics: dict[str, float]
-    """Metric name -> value, for METRICS that are stated."""
+    """Metric name -> value, where one is stated."""
     source: str
     note: str | None
     model: str | None
@@ -43,7 +42,17 @@ class PublishedFigure:
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         metrics = kept.pop("metrics")
         kept.pop("model")
-        return kept | {name: metrics.get(name) for name in METRICS}
+        return kept | {name: metrics.get(name) for name in metric_columns()}
+
+
+def metric_columns() -> list[str]:
+    """Return the columns of `published.csv` that are metrics, as the catalogue names them."""
+    with (files("results") / "published.csv").open(encoding="utf-8") as file:
+        return _metrics_of(next(csv.reader(file)))
+
+
+def _metrics_of(columns: Iterable[str]) -> list[str]:
+    return [column for column in columns if column in FACTS and FACTS[column].kind != "cost"]
 
 
 @cache
@@ -62,7 +71,7 @@ def parse_figures(text: str) -> tuple[PublishedFigure, ...]:
     found = []
     for number, line in enumerate(reader, 2):
         try:
-            metrics = {name: float(line[name]) for name in METRICS if line[name]}
+            metrics = {name: float(line[name]) for name in _metrics_of(line) if line[name]}
             found.append(
                 PublishedFigure(
                     system=line["system"],
@@ -80,7 +89,7 @@ def parse_figures(text: str) -> tuple[PublishedFigure, ...]:
                 )
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"published.csv, line {number}: {error}; mend the line") from error
+            raise StoreError(f"published.csv, line {number}: {error}; fix the line") from error
         if not found[-1].system or not found[-1].source:
             raise StoreError(f"published.csv, line {number}: a figure needs its system and its source; add them")
     return tuple(found)

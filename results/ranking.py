@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from results.catalog import CATALOG
+from results.catalog import FACTS, MMHM_METRICS
 from results.composite import (
     COLUMNS,
     harmonic_scores,
@@ -27,23 +27,11 @@ from results.published import published_rows
 from results.statistics import jackknife, joint_rank_intervals
 from results.store import connect, forget_rankings, replace_table, write_ranking
 
-METRICS = ("fid", "is", "clip", "pick")
-"""The four metrics of MMHM in the order of the composite's columns."""
-
 
 def metric_fact_rows() -> list[dict[str, Any]]:
-    """Return the rows of table `metric_facts`: what each metric is, and the composite."""
-    rows = [
-        {
-            "metric": fact.name,
-            "title": fact.title,
-            "higher_is_better": fact.better == "higher",
-            "definition": fact.definition,
-        }
-        for fact in CATALOG.values()
-    ]
-    mmhm = "MinMax Harmonic Mean of FID, IS, CLIP score and PickScore, each scaled to [0, 1] (arXiv 2603.14186)."
-    return [*rows, {"metric": "mmhm", "title": "MMHM", "higher_is_better": True, "definition": mmhm}]
+    """Return the rows of table `metric_facts`."""
+    columns = ("metric", "title", "higher_is_better", "definition")
+    return [{column: fact.row()[column] for column in columns} for fact in FACTS.values()]
 
 
 def rank_all(database: Path) -> None:
@@ -86,7 +74,7 @@ def _rank_group(
     complete = {
         cell_id: metrics
         for cell_id, metrics in sorted(by_cell.items())
-        if all(metrics.get(name, {}).get("value") is not None for name in METRICS)
+        if all(metrics.get(name, {}).get("value") is not None for name in MMHM_METRICS)
     }
     if not complete:
         return None
@@ -96,12 +84,12 @@ def _rank_group(
     clip = bool(composite.get("clip", frozen is not None))
     table = {
         column: [complete[cell_id][name]["value"] for cell_id in complete]
-        for column, name in zip(COLUMNS, METRICS, strict=True)
+        for column, name in zip(COLUMNS, MMHM_METRICS, strict=True)
     }
     scored = minmax_harmonic_mean(table, eps, bounds, clip)
     values = table_array(table)
     used = None if bounds is None else resolve_bounds(values, bounds)
-    left = [[complete[cell_id][name]["jackknife"] for name in METRICS] for cell_id in complete]
+    left = [[complete[cell_id][name]["jackknife"] for name in MMHM_METRICS] for cell_id in complete]
     scores, ranks = _intervals(values, left, used, clip, eps)
     geometric = minmax_geometric_mean(scored.utilities, eps)
     places = 1.0 + (1.0 - rank_composite(values)) * (len(values) - 1)
@@ -120,11 +108,12 @@ def _rank_group(
         "eps": eps,
         "clip": clip,
         "bounds": {
-            name: [scored.bounds[c]["min"], scored.bounds[c]["max"]] for c, name in zip(COLUMNS, METRICS, strict=True)
+            name: [scored.bounds[c]["min"], scored.bounds[c]["max"]]
+            for c, name in zip(COLUMNS, MMHM_METRICS, strict=True)
         },
         "bounds_source": "rows" if bounds is None else f"frozen ({group['protocol']}/{composite.get('version', 1)})",
         "correlation": {
-            a: {b: _number(correlation[i, j]) for j, b in enumerate(METRICS)} for i, a in enumerate(METRICS)
+            a: {b: _number(correlation[i, j]) for j, b in enumerate(MMHM_METRICS)} for i, a in enumerate(MMHM_METRICS)
         },
         "sensitivity": sensitivity,
     }
@@ -134,8 +123,8 @@ def _rank_group(
             "cell_id": cell_id,
             "mmhm": float(scored.scores[index]),
             **scores[index],
-            "utilities": dict(zip(METRICS, map(float, scored.utilities[index]), strict=True)),
-            "outside": {name: True for name, out in zip(METRICS, scored.outside[index], strict=True) if out},
+            "utilities": dict(zip(MMHM_METRICS, map(float, scored.utilities[index]), strict=True)),
+            "outside": {name: True for name, out in zip(MMHM_METRICS, scored.outside[index], strict=True) if out},
             **ranks[index],
             "geometric": float(geometric[index]),
             "mean_rank": float(mean_rank[index]),

@@ -7,8 +7,9 @@ A percentile bootstrap of FID never covers: a resample repeats rows, which adds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -69,30 +70,85 @@ def jackknife(full: float, leave_one_out: np.ndarray, centre: Literal["value", "
     The interval is Student's with K - 1 degrees of freedom, around `full`, or around the corrected value (for FID: the
     one that covers the distance of the distributions rather than its expectation at this n).
     """
-    left = np.asarray(leave_one_out, dtype=np.float64)
-    k = len(left)
+    standard_error, half, corrected = _jackknife(full, np.asarray(leave_one_out, dtype=np.float64))
+    middle = full if centre == "value" else float(corrected)
+    return Interval(float(full), middle - float(half), middle + float(half), float(standard_error), float(corrected))
+
+
+def _jackknife(full: Any, left: np.ndarray) -> tuple[Any, Any, Any]:
+    """Return standard error, half width and corrected value of `full` [...] from values without a block [..., K]."""
+    k = left.shape[-1] if left.ndim else 0
     if k < 2:
         raise ValueError(f"a jackknife needs at least 2 blocks, got {k}")
-    mean = left.mean()
-    standard_error = float(np.sqrt((k - 1) / k * ((left - mean) ** 2).sum()))
-    corrected = float(k * full - (k - 1) * mean)
-    half = float(stdtrit(k - 1, (1 + COVERAGE) / 2)) * standard_error
-    middle = full if centre == "value" else corrected
-    return Interval(float(full), middle - half, middle + half, standard_error, corrected)
+    mean = left.mean(axis=-1)
+    standard_error = np.sqrt((k - 1) / k * ((left - mean[..., None]) ** 2).sum(axis=-1))
+    return standard_error, float(stdtrit(k - 1, (1 + COVERAGE) / 2)) * standard_error, k * full - (k - 1) * mean
+
+
+class PairedDifference(NamedTuple):
+    """The difference a - b of one metric of two rows measured on the same blocks, or arrays of such.
+
+    Attributes:
+        value: a - b.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        standard_error: standard error of `value`.
+        sign: 1 where the interval lies above zero, -1 where it lies below, 0 where it holds zero: the rows are tied.
+    """
+
+    value: Any
+    low: Any
+    high: Any
+    standard_error: Any
+    sign: Any
 
 
 def paired_difference(
-    full_a: float, leave_one_out_a: np.ndarray, full_b: float, leave_one_out_b: np.ndarray
-) -> Interval:
-    """Return the interval of a - b for two rows measured on the same blocks (same noise and labels): biases cancel too.
+    full_a: Any, leave_one_out_a: np.ndarray, full_b: Any, leave_one_out_b: np.ndarray
+) -> PairedDifference:
+    """Return a - b for rows measured on the same blocks (same noise and labels), and whether it is surely not zero.
+
+    The one rule by which two rows are told apart, everywhere: the delete-block jackknife of the difference, Student's
+    t with K - 1 degrees of freedom. What both rows share, of the noise and of the bias, cancels.
+
+    Args:
+        full_a: value of a, or values [...].
+        leave_one_out_a: the same without each block, [..., K].
+        full_b: value or values of b, of a shape that broadcasts with a's.
+        leave_one_out_b: the same without each block, [..., K].
 
     Raises:
-        ValueError: the rows have different numbers of blocks.
+        ValueError: the rows have different numbers of blocks, or fewer than two.
     """
-    a, b = np.asarray(leave_one_out_a), np.asarray(leave_one_out_b)
-    if a.shape != b.shape:
-        raise ValueError(f"rows with {a.size} and {b.size} blocks cannot be paired")
-    return jackknife(full_a - full_b, a - b)
+    a, b = np.asarray(leave_one_out_a, dtype=np.float64), np.asarray(leave_one_out_b, dtype=np.float64)
+    if a.shape[-1:] != b.shape[-1:]:
+        raise ValueError(f"rows with {a.shape[-1]} and {b.shape[-1]} blocks cannot be paired")
+    value = np.asarray(full_a, dtype=np.float64) - np.asarray(full_b, dtype=np.float64)
+    standard_error, half, _ = _jackknife(value, a - b)
+    low, high = value - half, value + half
+    sign = (low > 0.0).astype(int) - (high < 0.0).astype(int)
+    if np.ndim(value) == 0:
+        return PairedDifference(float(value), float(low), float(high), float(standard_error), int(sign))
+    return PairedDifference(value, low, high, standard_error, sign)
+
+
+def paired_ranks(values: np.ndarray, leave_one_out: np.ndarray, better: Literal["lower", "higher"]) -> np.ndarray:
+    """Return the first and last rank that paired differences leave to each row, int [R, 2]; rank 1 is best.
+
+    A row's rank lies between 1 + the number of rows surely better than it and R - the number of rows surely worse.
+
+    Args:
+        values: value of each row, [R].
+        leave_one_out: the same without each block, [R, K].
+        better: direction of the metric.
+    """
+    worse = np.array(
+        [
+            paired_difference(value, left, values, leave_one_out).sign * (1 if better == "higher" else -1)
+            for value, left in zip(values, leave_one_out, strict=True)
+        ]
+    )
+    return np.stack([1 + (worse < 0).sum(axis=1), len(values) - (worse > 0).sum(axis=1)], axis=1)
 
 
 def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
@@ -127,18 +183,17 @@ def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Inter
 def wilson(successes: float, n: int) -> Interval:
     """Return the share successes/n with Wilson's interval, which stays inside [0, 1] and is never empty.
 
-    Conservative where the shares differ between classes of a fixed histogram. Ties may count as half a success.
+    Conservative where the shares differ between classes of a fixed histogram. Ties may count as half a success; half a
+    success widens the interval to both whole numbers beside it.
     """
     if n < 1:
         raise ValueError("a share needs at least 1 sample")
-    z = 1.959963984540054
+    from scipy.stats import binomtest
+
+    low, _ = binomtest(math.floor(successes), n).proportion_ci(COVERAGE, "wilson")
+    _, high = binomtest(math.ceil(successes), n).proportion_ci(COVERAGE, "wilson")
     p = successes / n
-    scale = 1.0 + z * z / n
-    middle = (p + z * z / (2 * n)) / scale
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    low = 0.0 if successes <= 0 else float(middle - half)
-    high = 1.0 if successes >= n else float(middle + half)
-    return Interval(float(p), low, high, float(np.sqrt(p * (1 - p) / n)), None)
+    return Interval(float(p), float(low), float(high), float(np.sqrt(p * (1 - p) / n)), None)
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:
@@ -176,7 +231,6 @@ def joint_rank_intervals(
     *,
     draws: int = 2000,
     rng_seed: int = 2020,
-    higher_is_better: bool = True,
 ) -> list[RankInterval]:
     """Return each row's rank interval under a score of several metrics, all drawn together.
 
@@ -187,14 +241,16 @@ def joint_rank_intervals(
     Args:
         values: metrics of each row, [R, M], finite.
         leave_one_out: the same with each block left out, [R, M, K].
-        score: maps tables [..., R, M] to scores [..., R]; bounds taken from the rows are so taken anew in each draw.
+        score: maps tables [..., R, M] to scores [..., R], more is better; bounds taken from the rows are taken anew
+            in each draw.
         draws: number of weight vectors.
         rng_seed: seed of the local generator.
-        higher_is_better: direction of the score.
 
     Raises:
         ValueError: shapes disagree, or a value is not finite.
     """
+    from scipy.stats import rankdata
+
     x = np.asarray(values, dtype=np.float64)
     left = np.asarray(leave_one_out, dtype=np.float64)
     if left.ndim != 3 or left.shape[:2] != x.shape or left.shape[2] < 2:
@@ -205,12 +261,11 @@ def joint_rank_intervals(
     influence = np.sqrt((k - 1) / k) * (left.mean(axis=2, keepdims=True) - left)
     weights = np.random.default_rng(rng_seed).multinomial(k, np.full(k, 1.0 / k), size=draws)
     tables = x + np.einsum("bk,rmk->brm", weights - 1.0, influence)
-    sign = -1.0 if higher_is_better else 1.0
-    drawn = _ranks(sign * score(tables))
+    drawn = rankdata(-score(tables), method="min", axis=-1)
     best = drawn == 1
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     low, median, high = np.quantile(drawn, [0.05, 0.5, 0.95], axis=0)
-    rank = _ranks(sign * score(x[None]))[0]
+    rank = rankdata(-score(x), method="min")
     return [
         RankInterval(int(r), float(m), float(lo), float(hi), float(p))
         for r, m, lo, hi, p in zip(rank, median, low, high, first, strict=True)
@@ -220,8 +275,3 @@ def joint_rank_intervals(
 def label_strata(labels: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:
     """Return labels as int64 [n]; all zero (one stratum) where there are none."""
     return np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
-
-
-def _ranks(cost: np.ndarray) -> np.ndarray:
-    """Rank along the last axis, 1 for the smallest; equal costs share the better rank."""
-    return 1 + (cost[..., None, :] < cost[..., :, None]).sum(axis=-1)

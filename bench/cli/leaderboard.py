@@ -29,8 +29,6 @@ from results.errors import BenchError
 if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
 
-MMHM_METRICS = ("fid", "is", "clip", "pick")
-
 
 def leaderboard(
     protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
@@ -150,6 +148,8 @@ def _label(row: Row) -> str:
 
 def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Mapping[str, Any] | None) -> None:
     """Print the composites of `members`, and over all rows of the ranking where they disagree and what correlates."""
+    from results.catalog import MMHM_METRICS
+
     if ranking is None:
         page().print("not ranked: a row needs FID, IS, CLIP score and PickScore over all its samples")
         return
@@ -187,9 +187,9 @@ def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Ma
 
 def disagreements(rows: Sequence[Row], composite: str) -> tuple[int, int]:
     """Return how many pairs of ranked rows `composite` orders otherwise than MMHM, and the number of pairs."""
-    from results.leaderboard import LOWER_IS_BETTER
+    from results.catalog import FACTS
 
-    sign = -1.0 if composite in LOWER_IS_BETTER else 1.0
+    sign = FACTS[composite].sign
     pairs = list(combinations(rows, 2))
     apart = sum(
         sign * (one.rank[composite] - two.rank[composite]) * (one.rank["mmhm"] - two.rank["mmhm"]) < 0

@@ -89,7 +89,7 @@ def read_table(path: Path) -> ScoreTable:
 
     Columns of metrics go by any name that the paper's script accepts; an empty cell means that the metric is missing.
     """
-    from results.composite import ALIASES
+    from results.composite import column_of
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -111,10 +111,10 @@ def read_table(path: Path) -> ScoreTable:
     others: list[dict[str, str]] = []
     for number, line in lines[1:]:
         if len(line) != len(header):
-            raise BenchError(f"{path}, line {number}: {len(line)} cells under {len(header)} columns; mend the line")
+            raise BenchError(f"{path}, line {number}: {len(line)} cells under {len(header)} columns; fix the line")
         cells = dict(zip(header, (cell.strip() for cell in line), strict=True))
         for name, text in cells.items():
-            if name.lower().replace(" ", "_") in ALIASES:
+            if column_of(name) is not None:
                 metrics.setdefault(name, []).append(_number(path, number, name, text))
         others.append({name: text for name, text in cells.items() if name not in metrics})
     return ScoreTable(metrics, others)
@@ -128,14 +128,14 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise BenchError(f"{path}, line {line}, column '{column}': '{text}' is not a number; mend it or leave it empty")
+        raise BenchError(f"{path}, line {line}, column '{column}': '{text}' is not a number; fix it or leave it empty")
     return value
 
 
 def _column(table: ScoreTable, column: str) -> list[float | None]:
-    from results.composite import ALIASES
+    from results.composite import column_of
 
-    (name,) = (name for name in table.metrics if ALIASES[name.lower().replace(" ", "_")] == column)
+    (name,) = (name for name in table.metrics if column_of(name) == column)
     return table.metrics[name]
 
 
@@ -146,7 +146,7 @@ def _check_bounds(used: Bounds, path: Path | None) -> None:
             raise BenchError(f"column '{column}' has no bounds: no row has a value; give --bounds with numbers for it")
         if pair["min"] > pair["max"]:
             raise BenchError(
-                f"bounds of '{column}': min {pair['min']:g} is above max {pair['max']:g}; mend {path or 'the rows'}"
+                f"bounds of '{column}': min {pair['min']:g} is above max {pair['max']:g}; fix {path or 'the rows'}"
             )
 
 

@@ -122,7 +122,6 @@ def digits_for(half_width: float) -> int:
     return max(0, min(4, 1 - math.floor(math.log10(half_width))))
 
 
-LEADERBOARD_METRICS = ("fid", "is", "clip", "pick", "accuracy")
 USUAL = {"sampler": ("native", "images"), "dtype": ("float32", "uint8")}
 """Settings that need no mention."""
 DROPPED = ("first", "ACCURACY", "PICK", "CLIP", "IS")
@@ -135,7 +134,9 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     `first` is the probability of being first. What the rows are sorted by has a column, and samples that failed have
     one where there are any.
     """
-    names = [name for name in LEADERBOARD_METRICS if any(name in row.metrics for row in found)]
+    from results.catalog import CATALOG
+
+    names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
     sorted_by: list[str] = [] if sort is None or sort in (*names, *SHOWN_ANYWAY) else [sort]
     failures = any(row.cell["failures"] for row in found)
     columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in [*sorted_by, *names]]]

@@ -2,10 +2,11 @@ import pytest
 
 from bench.models.cards import cards
 from results.errors import StoreError
-from results.published import METRICS, figures_of, parse_figures, published_figures
+from results.published import figures_of, metric_columns, parse_figures, published_figures
 from results.ranking import rank_all
 from results.store import connect
 
+METRICS = metric_columns()
 HEADER = "system,variant,dataset,resolution,params_m,steps,nfe,guidance," + ",".join(METRICS) + ",source,note,model"
 
 

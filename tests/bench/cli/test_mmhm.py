@@ -98,7 +98,7 @@ def test_a_malformed_table_is_one_line(score, tmp_path, text, message):
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ('{"FID": {"min": 9, "max": 1}}', "bounds of 'FID': min 9 is above max 1; mend"),
+        ('{"FID": {"min": 9, "max": 1}}', "bounds of 'FID': min 9 is above max 1; fix"),
         ("[]", "holds no object"),
         ('{"FID": {"min": "low"}}', "entry 'FID'"),
         (None, "cannot be read"),
