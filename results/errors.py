@@ -10,6 +10,10 @@ class BenchError(Exception):
     """A fault the user can fix: one line that names the thing, why it failed and what to do next."""
 
 
+class BenchWarning(UserWarning):
+    """What the user should know and need not fix: one line, shown as `Warning: ...`."""
+
+
 class StoreError(BenchError):
     """A fault of the database, its cells or a query."""
 

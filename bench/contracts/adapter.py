@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from results.errors import BenchError
+from results.errors import BenchError, BenchWarning
 
 
 class Adapter(ABC):
@@ -136,12 +137,59 @@ class Adapter(ABC):
         return self
 
 
+WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "ema_model.", "online_model.", "model_ema.", "model.")
+"""Prefixes that wrappers (DataParallel, compile, averaging, training classes) put before every key, in any order."""
+AVERAGED = ("ema_model.", "model_ema.", "ema.")
+"""Prefixes of averaged weights that lie beside the raw ones in one flat file."""
+BOOKKEEPING = {"n_averaged", "decay", "num_updates", "initted", "step", "optimization_step", "epoch", "global_step"}
+"""Numbers that averaging leaves beside the weights."""
+
+
+def _bookkeeping(key: str, value: Tensor) -> bool:
+    return value.numel() == 1 and key.rpartition(".")[2] in BOOKKEEPING
+
+
+def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` without the wrappers' prefixes; of raw and averaged weights in one, the averaged ones."""
+    found = dict(state)
+    while True:
+        weights = [key for key, value in found.items() if not _bookkeeping(key, value)]
+        shared = next((one for one in WRAPPERS if weights and all(key.startswith(one) for key in weights)), None)
+        if shared is None:
+            pair = _averaged(weights)
+            if pair is None:
+                return found
+            found = {key: value for key, value in found.items() if key.startswith(pair) or key not in weights}
+            shared = pair
+        found = {key.removeprefix(shared): value for key, value in found.items()}
+
+
+def _averaged(keys: Sequence[str]) -> str | None:
+    """Return the prefix of the averaged half of `keys`, when the other half is the same under another prefix."""
+    for one in AVERAGED:
+        half = {key.removeprefix(one) for key in keys if key.startswith(one)}
+        rest = [key for key in keys if not key.startswith(one)]
+        raw = {key.partition(".")[2] for key in rest}
+        if half and rest and half == raw and len({key.partition(".")[0] for key in rest}) == 1:
+            return one
+    return None
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load `state` into `module`, cast to the module's dtype; every key must match in name and shape.
 
-    Raises BenchError that lists what is missing, unexpected or of a wrong shape (the first few of each).
+    Wrappers' prefixes (`module.`, `_orig_mod.`, `model.` ...) count on neither side, and the numbers that averaging
+    leaves beside the weights (`decay`, `n_averaged` ...) are left out with a warning; NaN weights have one too. Raises
+    BenchError that lists what is missing, unexpected or of a wrong shape (the first few of each), and for weights that
+    are all zero.
     """
     own = module.state_dict()
+    state = _named_as(own, state)
+    left_out = [key for key in state if key not in own and _bookkeeping(key, state[key])]
+    if left_out:
+        line = f"weights of {name}: left out what lies beside the weights: {', '.join(left_out)}"
+        warnings.warn(line, BenchWarning, stacklevel=2)
+        state = {key: value for key, value in state.items() if key not in left_out}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     misshapen = [
@@ -156,6 +204,46 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> No
     ]
     if problems:
         raise BenchError(
-            f"weights of {name} do not fit: {'; '.join(problems)}. Is it the checkpoint of another variant?"
+            f"weights of {name} do not fit: {'; '.join(problems)}. {_trees(state)}Is it the checkpoint of another "
+            "variant?"
         )
+    _check_values({key: state[key] for key, _ in module.named_parameters() if key in state}, name)
     module.load_state_dict(dict(state), strict=True, assign=False)
+
+
+def _named_as(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return `state` under the names of `own` when they differ by wrappers' prefixes alone, else as it is."""
+    if all(key in state for key in own):
+        return state
+    bare, named = stripped(state), {}
+    for key in own:
+        inner = key
+        while inner.startswith(WRAPPERS) and inner not in bare:
+            inner = inner.partition(".")[2]
+        if inner in bare:
+            named[key] = bare.pop(inner)
+    return {**named, **bare} if all(key in named for key in own) else state
+
+
+def _trees(state: Mapping[str, Tensor]) -> str:
+    """Name the trees of a file of several, and how to choose one; empty when there is one."""
+    counts: dict[str, int] = {}
+    for key in state:
+        if "/" in key:
+            counts[key.partition("/")[0]] = counts.get(key.partition("/")[0], 0) + 1
+    if not counts:
+        return ""
+    trees = ", ".join(f"{tree} ({count} arrays)" for tree, count in list(counts.items())[:8])
+    return f"The file holds the trees {trees}; choose one with weights.tree in the card. "
+
+
+def _check_values(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that are nothing but zeros, and warn of NaN and infinite ones."""
+    floats = {key: value for key, value in weights.items() if value.is_floating_point() and value.element_size() > 1}
+    broken = [key for key, value in floats.items() if not bool(value.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        line = f"weights of {name} hold NaN or infinite values: {', '.join(broken[:3])}{more}; is the file damaged?"
+        warnings.warn(line, BenchWarning, stacklevel=3)
+    if floats and not any(bool(value.any()) for value in floats.values()):
+        raise BenchError(f"weights of {name} are all zero: nothing was trained or saved; give another checkpoint")

@@ -111,7 +111,7 @@ def read_state(path: Path, source: WeightsSource, model: str, role: str = NETWOR
     The card's own file must have its published or pinned digest; a file that a person gave may be any. Raises
     BenchError naming the file when it is altered, damaged, lacks the tree or holds code.
     """
-    from bench.weights.formats import read_file
+    from bench.weights.formats import NotACheckpoint, read_file
     from bench.weights.safe_pickle import CodeRefused
 
     file = ModelFile(model, role, source)
@@ -127,13 +127,14 @@ def read_state(path: Path, source: WeightsSource, model: str, role: str = NETWOR
             f"{file.title}: {path} is a pickle that names {error}, which is no data; nothing of it was "
             "run, do not use it"
         ) from error
+    except NotACheckpoint as error:
+        raise BenchError(f"{file.title}: {path} {error}") from error
     except BenchError as error:
         raise BenchError(f"{file.title}: {path}: {error}") from error
     except Exception as error:  # the readers meet damaged bytes with exceptions of every kind
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise BenchError(
-            f"{file.title}: {path} cannot be read as {source.format} ({type(error).__name__}: {reason}); "
-            "fetch the file again"
+            f"{file.title}: {path} cannot be read as {source.format} (damaged: {type(error).__name__}); fetch the file "
+            "again"
         ) from error
 
 

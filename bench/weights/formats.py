@@ -2,93 +2,176 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.contracts.adapter import stripped
 from bench.contracts.card import WeightsSource
-from bench.weights.orbax import StoredArray, is_orbax, load_orbax
-from bench.weights.safe_pickle import ARRAY_NAMES, CodeRefused, inert_class, is_inert, load_arrays
+from bench.weights.orbax import StoredArray, load_orbax
+from bench.weights.safe_pickle import ArrayInFile, Bomb, load_arrays
+from bench.weights.sniff import kind_of, safetensors_size
+from bench.weights.torch_file import read_torch
+from bench.weights.unpacking import shards_of, unpacked
 from results.errors import BenchError, unknown
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that torch's own wrappers (DataParallel, compile) put before every key."""
+MOST_ENTRIES, DEEPEST = 200_000, 64
+"""Entries and levels of the largest tree that is read; a file whose containers repeat each other has more."""
+SAME_TREE = {
+    "ema": ("ema_state_dict", "model_ema", "ema_model", "ema_params", "params_ema", "ema_net"),
+    "state_dict": ("model_state_dict",),
+}
+"""Names under which people save what a card calls by the first."""
+
+
+class NotACheckpoint(BenchError):
+    """A file that is no checkpoint at all, by its first bytes; the line says what it is."""
 
 
 def read_file(path: Path, source: WeightsSource) -> dict[str, Tensor]:
     """Return the state dict that `source` names inside `path`, on the CPU in the file's own dtypes.
 
-    `path` is a file of `source.format`, a `.safetensors` file whatever the card's format, a directory that holds just
-    one file, an Orbax directory, or a zip of any of these. Nested trees become paths joined with `/`; what is not an
-    array is left out. Raises BenchError when the tree is not there, CodeRefused for a pickle with code, and whatever
-    the libraries raise for a damaged file.
+    `path` is a checkpoint of any known format (its first bytes decide, where they tell), a directory that holds just
+    one, an Orbax directory, the index of a sharded checkpoint, or a zip of any of these. Nested trees become paths
+    joined with `/`; what is not an array is left out. Raises NotACheckpoint for what is none, BenchError when the tree
+    or a shard is not there, CodeRefused for a pickle with code, and whatever the libraries raise for a damaged file.
     """
-    with _unpacked(path) as file:
-        if file.suffix == ".safetensors" and source.format != "safetensors":
-            # Somebody's conversion of the file: it holds one flat tree, the sampled one.
-            state = _flat(_read_safetensors(file))
-        else:
-            if source.format not in READERS:
-                raise unknown("format of weights", source.format, READERS)
-            state = _flat(_subtree(READERS[source.format](file), source.tree))
-    for wrapper in WRAPPERS:
-        if state and all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return {key.removeprefix(source.prefix): value for key, value in state.items()}
+    if source.format not in READERS:
+        raise unknown("format of weights", source.format, READERS)
+    with unpacked(path) as file:
+        tree, flat = _read(file, source.format)
+        # Somebody's conversion to safetensors holds one flat tree, the sampled one.
+        state = _flat(tree if flat and source.format != "safetensors" else _subtree(tree, source.tree))
+    return {key.removeprefix(source.prefix): value for key, value in _unwrapped(state).items()}
 
 
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """Yield the checkpoint inside `path`: out of its archive and of directories that hold just one entry."""
-    if path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):  # else torch's own container
-                with tempfile.TemporaryDirectory(prefix="bench-weights-") as directory:
-                    archive.extractall(directory)
-                    yield _only_entry(Path(directory))
-                return
-    yield _only_entry(path)
+def _read(file: Path, format: str) -> tuple[Any, bool]:
+    """Return what `file` holds, and whether it is flat by its format (safetensors)."""
+    if file.is_dir():
+        return load_orbax(file), False
+    kind = kind_of(file)
+    if kind.fault is not None:
+        raise NotACheckpoint(kind.fault)
+    if kind.name == "index":
+        merged: dict[str, Any] = {}
+        for shard in shards_of(file):
+            part, flat = _read(shard, format)
+            if not isinstance(part, Mapping):
+                raise BenchError(f"its shard {shard.name} holds no state dict; fetch it again")
+            merged |= part
+        return merged, flat
+    name = kind.name if kind.name in READERS else format
+    if name != kind.name and name in ("safetensors", "torch", "orbax"):
+        raise NotACheckpoint(f"is no {name} file (it begins with {_begin(file)}); fetch the file again")
+    return READERS[name](file), name == "safetensors"
 
 
-def _only_entry(path: Path) -> Path:
-    while path.is_dir() and not is_orbax(path):
-        entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-        if len(entries) != 1:
-            raise BenchError(f"{path} holds {len(entries)} entries; give the checkpoint itself")
-        path = entries[0]
-    return path
+def _begin(file: Path) -> str:
+    with file.open("rb") as stream:
+        return stream.read(8).hex(" ")
 
 
 def _subtree(tree: Any, path: str | None) -> Any:
     """Follow `path` (`a/b`; `a?` is skipped where it is absent) down from `tree`."""
     for part in (path or "").split("/"):
         name = part.removesuffix("?")
-        if isinstance(tree, Mapping) and name in tree:
-            tree = tree[name]
+        found = _tree_name(tree, name)
+        if found is not None:
+            tree = tree[found]
         elif name and name == part:
-            held = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, Mapping) else type(tree).__name__
-            raise BenchError(f"no tree '{path}' in it (it holds: {held}); is it the checkpoint of another variant?")
+            raise BenchError(f"no tree '{path}' in it ({_held(tree)}); is it the checkpoint of another variant?")
+    # A file of one tree is that tree: Lightning and most training scripts save one beside their own bookkeeping.
+    while isinstance(tree, Mapping) and not _arrays(tree):
+        if not path and len(trees := _trees(tree)) == 1 and len(_trees(tree, every=True)) == 1:
+            tree = tree[trees[0]]
+        elif "state_dict" in tree and isinstance(tree["state_dict"], Mapping):
+            tree = tree["state_dict"]
+        else:
+            break
     return tree
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Tensor]:
-    if isinstance(tree, (list, tuple)):
-        tree = {str(index): item for index, item in enumerate(tree)}
+def _tree_name(tree: Any, name: str) -> str | None:
+    """Return the key of `tree` that is called `name` by whoever saved it."""
+    if not isinstance(tree, Mapping) or not name:
+        return None
+    known = [other for other in (name, *SAME_TREE.get(name, ())) if other in tree]
+    return next((other for other in known if other == name or isinstance(tree[other], Mapping)), None)
+
+
+def _held(tree: Any) -> str:
+    """Say what a level of a file holds, and how a card chooses among its trees."""
     if not isinstance(tree, Mapping):
-        array = _tensor(tree)
-        return {} if array is None else {path: array}
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{path}/{key}" if path else str(key)))
+        return f"it holds: {type(tree).__name__}"
+    names = ", ".join(str(key)[:60] for key in list(tree)[:8])
+    trees = [str(key)[:60] for key in _trees(tree)][:8]
+    choice = f"; its trees of weights: {', '.join(trees)}; choose one with weights.tree in the card" if trees else ""
+    return f"it holds: {names}{choice}"
+
+
+OWN_FILES = {
+    "opt",
+    "optim",
+    "optimizer",
+    "optimizer_states",
+    "optimizer_state_dict",
+    "opt_state",
+    "lr_schedulers",
+    "scheduler",
+    "scaler",
+    "callbacks",
+    "loops",
+    "args",
+    "config",
+    "hyper_parameters",
+    "rng",
+    "rng_state",
+}
+"""Trees of training scripts that hold no weights."""
+
+
+def _trees(tree: Mapping[Any, Any], every: bool = False) -> list[Any]:
+    """Return the keys under which `tree` holds mappings; without `every`, those that may be weights."""
+    return [
+        key for key, value in tree.items()
+        if isinstance(value, Mapping) and len(value) and (every or str(key).lower() not in OWN_FILES)
+    ]  # fmt: skip
+
+
+def _arrays(tree: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, (Tensor, np.ndarray, ArrayInFile, StoredArray)) for value in tree.values())
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state without what averaging and wrapping put around it."""
+    if any("/" in key for key in state):
+        return state
+    return stripped(state)
+
+
+def _flat(tree: Any) -> dict[str, Tensor]:
+    """Return the arrays of nested containers by their paths."""
+    flat: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    entries = 0
+    while waiting:
+        path, value, depth = waiting.pop()
+        entries += 1
+        if entries > MOST_ENTRIES or depth > DEEPEST:
+            raise Bomb("its containers repeat each other without end, as in a bomb; do not use it")
+        if isinstance(value, (list, tuple, Mapping)):
+            items: Iterable[Any] = value.items() if isinstance(value, Mapping) else enumerate(value)
+            inner = [(f"{path}/{key}" if path else str(key), item, depth + 1) for key, item in items]
+            entries += 0 if len(inner) < MOST_ENTRIES else len(inner)
+            waiting.extend(reversed(inner))
+            continue
+        array = _tensor(value)
+        if array is not None:
+            flat[path] = array
     return flat
 
 
@@ -98,6 +181,8 @@ def _tensor(value: Any) -> Tensor | None:
         return value.detach()
     if isinstance(value, StoredArray):
         value = value.read()
+    if isinstance(value, ArrayInFile):
+        value = value.array
     if isinstance(value, (bool, int, float)):
         return torch.tensor(value)
     if not isinstance(value, (np.ndarray, np.generic)):
@@ -113,28 +198,10 @@ def _tensor(value: Any) -> Tensor | None:
 def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
+    whole, size = safetensors_size(path), path.stat().st_size
+    if whole is not None and whole > size:
+        raise NotACheckpoint(f"is truncated ({size:,} of {whole:,} bytes); fetch the file again")
     return load_file(path)
-
-
-def _read_torch(path: Path) -> Any:
-    """Read a torch file with `weights_only`: numpy scalars and arrays are let in, settings become inert objects."""
-    inert = inert_class()
-    allowed: dict[str, Any] = {f"{module}.{name}": value for (module, name), value in ARRAY_NAMES.items()}
-    dtypes = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
-    while True:
-        names = [(value, name) for name, value in allowed.items()]
-        try:
-            with torch.serialization.safe_globals([*names, *dtypes]):
-                # Memory-mapped: of a file with optimiser states only the sampled tree is read.
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except UnpicklingError as error:
-            named = re.search(r"GLOBAL (\S+)", str(error))
-            if named is None:
-                raise
-            name = named.group(1)
-            if name in allowed or not is_inert(name):
-                raise CodeRefused(name) from error
-            allowed[name] = inert
 
 
 def _read_msgpack(path: Path) -> Any:
@@ -169,7 +236,7 @@ def _joined(tree: Any) -> Any:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "safetensors": _read_safetensors,
-    "torch": _read_torch,
+    "torch": read_torch,
     "flax-msgpack": _read_msgpack,
     "orbax": load_orbax,
     "pickle": load_arrays,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from results.errors import BenchError
 
 METADATA_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
 """The file that marks an array in each of tensorstore's two array formats."""
+INFLATION = 1000
+"""How much larger than its compressed files an array may be."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,16 @@ class StoredArray:
     """One array of a checkpoint, not read yet."""
 
     specification: dict[str, Any]
+    stored: int
+    """Bytes of the whole checkpoint."""
 
     def read(self) -> Any:
-        """Return the array (numpy)."""
-        return _tensorstore().open(self.specification, read=True, open=True).result().read().result()
+        """Return the array (numpy). Raises BenchError for one that is far larger than the checkpoint."""
+        store = _tensorstore().open(self.specification, read=True, open=True).result()
+        needed = math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+        if needed > INFLATION * self.stored + 2**20:
+            raise BenchError(f"an array of {needed:,} bytes in a checkpoint of {self.stored:,}; do not use it")
+        return store.read().result()
 
 
 def is_orbax(path: Path) -> bool:
@@ -39,6 +48,7 @@ def load_orbax(path: Path) -> dict[str, Any]:
     base: dict[str, Any] = {"driver": "file", "path": f"{path.resolve()}/"}
     if (path / "manifest.ocdbt").exists():
         base = {"driver": "ocdbt", "base": f"file://{path.resolve()}/"}
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     tree: dict[str, Any] = {}
     for key in sorted(tensorstore.KvStore.open(base).result().list().result()):
         name, _, file = key.decode().rpartition("/")
@@ -49,7 +59,7 @@ def load_orbax(path: Path) -> dict[str, Any]:
                 branch = branch.setdefault(parent, {})
             store = dict(base)
             store["path"] = f"{base.get('path', '')}{name}/"
-            branch[leaf] = StoredArray({"driver": METADATA_FILES[file], "kvstore": store})
+            branch[leaf] = StoredArray({"driver": METADATA_FILES[file], "kvstore": store}, stored)
     if not tree:
         raise BenchError(f"{path} holds no Orbax arrays; give the checkpoint's own directory (with manifest.ocdbt)")
     return tree
