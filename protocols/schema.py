@@ -6,19 +6,14 @@ import csv
 import difflib
 import hashlib
 import json
-import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protocols.tables import LabelsTable, ProtocolTable
+from results.documents import found, read_text, read_toml, shown, validated
 from results.errors import ProtocolError
-
-LABEL_PLANS = ("balanced", "reference", "uniform")
-QUANTISERS = ("round", "trunc128", "trunc255")
-SAMPLERS = ("native", "plain")
-DATASET_KINDS = ("imagenet-val", "imagenetv2", "relaionet", "folder", "npz", "statistics", "none")
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,17 @@ class Protocol:
     smoke: bool = False
     """A small subset that shows that everything runs; its rows are never compared with those of the full protocol."""
     path: Path = field(default=Path(), compare=False)
+    folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
+    """By option of a judge, `clip.weights`, the folder of the file that states it: its relative paths begin there."""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the protocol came with the package, and so is found by its name."""
+        return protocol_files().get(self.name) == self.path
+
+    def judge_options(self, judge: str) -> dict[str, Any]:
+        """Return the options of a judge as stated, without its `kind`."""
+        return {key: value for key, value in self.judges[judge].items() if key != "kind"}
 
     @property
     def prompts(self) -> list[str | list[str]]:
@@ -150,36 +156,97 @@ def find_protocol(name: str) -> Protocol:
 
 
 def load_protocol(path: Path) -> Protocol:
-    """Read one protocol. Raises ProtocolError naming the file, the key and the reason when it is malformed."""
-    return _read(_Table(path, _resolved(path, ()), ""), path)
+    """Read one protocol. Raises ProtocolError naming the file, the key, what was found there and what may be."""
+    subject = f"protocol {shown(path)}"
+    table, folders = _resolved(path, ())
+    checked = validated(ProtocolTable, table, subject, ProtocolError)
+    labels, sampling = checked.labels, checked.sampling
+    return Protocol(
+        name=checked.name,
+        title=checked.title,
+        resolution=checked.resolution,
+        notes=checked.notes,
+        class_names=tuple(labels.names or _names_file(labels, subject)),
+        prompt_templates=tuple(labels.template),
+        label_plan=labels.plan,
+        num_samples=sampling.num_samples,
+        seed=sampling.seed,
+        sweeps=tuple(
+            Sweep(tuple(sweep.models), tuple(sweep.steps), tuple(map(float, sweep.cfg)), sweep.options)
+            for sweep in sampling.sweeps
+        ),
+        sampler=sampling.sampler,
+        quantise=sampling.quantise,
+        levels=sampling.levels,
+        batch_size=sampling.batch_size,
+        thumbnails=sampling.thumbnails,
+        # Digests are taken of what the file says, so these stay as they are written: without defaults, 1 as 1.
+        reference=table["reference"],
+        judges=table["judges"],
+        metrics=tuple(checked.metrics.names),
+        blocks=checked.metrics.blocks,
+        metric_options=table["metrics"].get("options", {}),
+        composite=table.get("composite", {}),
+        path=path,
+        folders=folders,
+        smoke=checked.smoke,
+    )
 
 
-def _resolved(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the file's table on top of that of the protocol it extends: tables are merged, all else is replaced."""
-    if path in above:
-        raise ProtocolError(f"protocol {above[0]}: key 'extends' leads in a circle; name another protocol")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProtocolError(f"protocol {path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"protocol {path}: not valid TOML ({error}); mend the file") from error
+REPLACED = {
+    ("labels", "names"): ("names_file", "names_column"),
+    ("labels", "names_file"): ("names", "names_column"),
+    ("reference", "kind"): ("source", "part"),
+    ("reference", "source"): ("kind", "variant", "images", "classes"),
+}
+"""What of the extended protocol is dropped where a file states a key: the two exclude, or say more of, each other."""
+DEEPEST = 20
+"""Protocols that extend each other in a chain."""
+
+
+def _resolved(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the file's table on top of that of the protocol it extends, and the folder of each option of a judge.
+
+    Tables are merged, all else is replaced.
+    """
+    table = read_toml(path, "protocol", ProtocolError)
+    here = path.resolve()
+    if here in above or len(above) > DEEPEST:
+        raise ProtocolError(f"protocol {shown(above[0])}: key 'extends' leads in a circle; name another protocol")
     if isinstance(labels := table.get("labels"), dict) and isinstance(names := labels.get("names_file"), str):
         labels["names_file"] = str(path.parent / names)
+    judges = table.get("judges")
+    folders = {
+        f"{name}.{option}": path.parent
+        for name, options in (judges.items() if isinstance(judges, dict) else ())
+        for option in (options if isinstance(options, dict) else ())
+    }
     if "extends" not in table:
-        return table
-    name = _Table(path, table, "").text("extends")
-    beside = path.parent / f"{name}.toml"
-    if not beside.exists() and name not in protocol_files():
-        raise ProtocolError(f"protocol {path}: key 'extends' names '{name}', which is neither beside it nor shipped")
-    del table["extends"]
-    base = _resolved(beside if beside.exists() else protocol_files()[name], (*above, path))
-    reference = table.get("reference")
-    for stated, others in (("kind", ("source", "part")), ("source", ("kind", "variant", "images", "classes"))):
-        if isinstance(reference, dict) and stated in reference:  # a set and a function exclude each other
+        return table, folders
+    base, base_folders = _resolved(_extended(path, table.pop("extends")), (*above, here))
+    for (name, stated), others in REPLACED.items():
+        own, inherited = table.get(name), base.get(name)
+        if isinstance(own, dict) and isinstance(inherited, dict) and stated in own:
             for other in others:
-                base.get("reference", {}).pop(other, None)
-    return _merged(base, table)
+                inherited.pop(other, None)
+    return _merged(base, table), {**base_folders, **folders}
+
+
+def _extended(path: Path, name: Any) -> Path:
+    """Return the file that `extends = name` in `path` means: beside it, then shipped; or a path that ends in .toml."""
+    subject = f"protocol {shown(path)}: key 'extends'"
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
+        raise ProtocolError(f"{subject} must be the name of a protocol, found {found(name)}")
+    if name.endswith(".toml"):
+        return path.parent / name
+    beside, shipped = path.parent / f"{name}.toml", protocol_files()
+    if len(name.encode()) < 200 and beside.exists() and not (name in shipped and beside.resolve() == path.resolve()):
+        return beside
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ProtocolError(f"{subject} names {found(name)}, which is neither beside it nor shipped{hint}")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -190,161 +257,26 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **both}
 
 
-def _read(root: _Table, path: Path) -> Protocol:
-    labels, sampling = root.table_at("labels"), root.table_at("sampling")
-    metrics, composite = root.table_at("metrics"), root.table_at("composite", optional=True)
-    names = labels.text_list("names") if "names" in labels.values else _names_file(labels)
-    templates = labels.text_list("template") if isinstance(labels.values.get("template"), list) else None
-    templates = templates or [labels.text("template")]
-    if not all("{name}" in template for template in templates):
-        raise labels.error("template", "must hold {name}")
-    sweeps = tuple(_sweep(sweep) for sweep in sampling.tables("sweeps"))
-    protocol = Protocol(
-        name=root.text("name"),
-        title=root.text("title"),
-        resolution=root.integer("resolution", low=1),
-        notes=root.text("notes", ""),
-        class_names=tuple(names),
-        prompt_templates=tuple(templates),
-        label_plan=labels.choice("plan", LABEL_PLANS),
-        num_samples=sampling.integer("num_samples", low=2),
-        seed=sampling.integer("seed", low=0),
-        sweeps=sweeps,
-        sampler=sampling.choice("sampler", SAMPLERS, "native"),
-        quantise=sampling.choice("quantise", QUANTISERS, "round"),
-        levels=sampling.integer("levels", 256, low=2),
-        batch_size=sampling.integer("batch_size", 64, low=1),
-        thumbnails=sampling.integer("thumbnails", 20, low=0),
-        reference=_reference(root.table_at("reference")),
-        judges=root.table_at("judges").values,
-        metrics=tuple(metrics.text_list("names")),
-        blocks=metrics.integer("blocks", 20, low=2),
-        metric_options=metrics.values.get("options", {}),
-        composite=composite.values,
-        path=path,
-        smoke=root.boolean("smoke", False),
-    )
-    for name, options in protocol.judges.items():
-        if not isinstance(options, dict) or "kind" not in options:
-            raise root.error(f"judges.{name}.kind", "is missing; add it")
-    root.only(
-        {
-            "name", "title", "resolution", "notes", "smoke", "labels", "sampling", "reference", "judges", "metrics",
-            "composite",
-        }
-    )  # fmt: skip
-    labels.only({"names", "names_file", "names_column", "template", "plan"})
-    sampling.only(
-        {"num_samples", "seed", "sweeps", "sampler", "quantise", "levels", "batch_size", "thumbnails"},
-    )
-    metrics.only({"names", "blocks", "options"})
-    composite.only({"metrics", "eps", "clip", "bounds", "version", "source"})
-    return protocol
-
-
-def _reference(table: _Table) -> Mapping[str, Any]:
-    """Check the table of the reference: a data set by `kind`, or images that a function gives (`source`)."""
-    table.text("name")
-    if "source" in table.values:
-        table.only({"name", "source", "part", "resize"})
-        return table.values
-    table.choice("kind", DATASET_KINDS)
-    table.text("resize", "none")
-    table.text("variant", "")
-    table.integer("images", 2, low=2)
-    table.integer("classes", 1, low=0)
-    table.only({"name", "kind", "variant", "resize", "images", "classes"})
-    return table.values
-
-
-def _names_file(labels: _Table) -> list[str]:
-    file = Path(labels.text("names_file"))
-    try:
-        if file.suffix != ".csv":
-            return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-        column = labels.text("names_column", "name")
-        with file.open(encoding="utf-8", newline="") as stream:
-            return [row[column] for row in csv.DictReader(stream)]
-    except OSError as error:
-        raise labels.error("names_file", f"cannot be read: {file} ({error.strerror})") from error
-    except KeyError as error:
-        raise labels.error("names_column", f"is no column of {file}: {error}") from error
-
-
-def _sweep(table: _Table) -> Sweep:
-    steps = table.values.get("steps")
-    cfg = table.values.get("cfg", [1.0])
-    if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or not steps:
-        raise table.error("steps", f"must be a list of positive integers, found {steps!r}")
-    if not isinstance(cfg, list) or not all(type(w) in (int, float) and math.isfinite(w) for w in cfg) or not cfg:
-        raise table.error("cfg", f"must be a list of numbers, found {cfg!r}")
-    table.only({"models", "steps", "cfg", "options"})
-    options = table.table_at("options", optional=True).values
-    return Sweep(tuple(table.text_list("models")), tuple(steps), tuple(float(w) for w in cfg), options)
-
-
-class _Table:
-    """A table of the file, read key by key with errors that name the key."""
-
-    def __init__(self, path: Path, values: Any, prefix: str) -> None:
-        self.path, self.prefix = path, prefix
-        if not isinstance(values, dict):
-            raise self.error("", "must be a table")
-        self.values: dict[str, Any] = values
-
-    def error(self, key: str, reason: str) -> ProtocolError:
-        return ProtocolError(f"protocol {self.path}: key '{(self.prefix + key).rstrip('.')}' {reason}")
-
-    def table_at(self, key: str, optional: bool = False) -> _Table:
-        if key not in self.values and not optional:
-            raise self.error(key, "is missing; add it")
-        return _Table(self.path, self.values.get(key, {}), f"{self.prefix}{key}.")
-
-    def tables(self, key: str) -> list[_Table]:
-        values = self.values.get(key, [])
-        if not isinstance(values, list):
-            raise self.error(key, "must be a list of tables")
-        return [_Table(self.path, value, f"{self.prefix}{key}.") for value in values]
-
-    def only(self, known: set[str]) -> None:
-        for key in self.values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(sorted(known))}"
-                raise self.error(key, f"is not known; {hint}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if value is None:
-            raise self.error(key, "is missing; add it")
-        if not isinstance(value, str):
-            raise self.error(key, f"must be text, found {value!r}")
-        return value
-
-    def text_list(self, key: str) -> list[str]:
-        value = self.values.get(key)
-        if value is None:
-            raise self.error(key, "is missing; add it")
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise self.error(key, f"must be a list of text, found {value!r}")
-        return value
-
-    def integer(self, key: str, default: int | None = None, *, low: int) -> int:
-        value = self.values.get(key, default)
-        if value is None:
-            raise self.error(key, "is missing; add it")
-        if type(value) is not int or value < low:
-            raise self.error(key, f"must be an integer of at least {low}, found {value!r}")
-        return value
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, found {value!r}")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
-        value = self.text(key, default)
-        if value not in choices:
-            raise self.error(key, f"must be one of {', '.join(choices)}, found {value!r}")
-        return value
+def _names_file(labels: LabelsTable, subject: str) -> list[str]:
+    file = Path(str(labels.names_file))
+    lines = read_text(file, f"{subject}: key 'labels.names_file':", ProtocolError).splitlines()
+    if file.suffix == ".csv":
+        try:
+            rows = list(csv.DictReader(lines))
+            names = [row[labels.names_column] for row in rows]
+        except csv.Error as error:
+            raise ProtocolError(f"{subject}: key 'labels.names_file': {shown(file)}: {error}; fix the file") from error
+        except KeyError as error:
+            reason = f"is no column of {shown(file)}: {found(labels.names_column)}"
+            raise ProtocolError(f"{subject}: key 'labels.names_column' {reason}") from error
+        for number, name in enumerate(names):
+            if not name:
+                raise ProtocolError(
+                    f"{subject}: key 'labels.names_file': {shown(file)}: class {number} has no "
+                    f"{labels.names_column}; fix the file"
+                )
+    else:
+        names = [line for line in lines if line]
+    if not names:
+        raise ProtocolError(f"{subject}: key 'labels.names_file': {shown(file)}: names no class; fix the file")
+    return names

@@ -30,6 +30,8 @@ from results.errors import BenchError
 
 MAX_BYTES = 16 * 2**20
 """The largest text that is read: the class names of a protocol of a million prompts."""
+DEEPEST = 32
+"""Levels of tables and lists in a file."""
 MAX_INT = 2**63 - 1
 """The largest integer that every table of the database can hold."""
 
@@ -60,11 +62,22 @@ def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> di
     if not text.strip():
         raise error(f"{what} {shown(path)}: is empty; write its keys")
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
+        if _depth(table) > DEEPEST:
+            raise RecursionError
+        return table
     except RecursionError as fault:
-        raise error(f"{what} {shown(path)}: not valid TOML (nested too deeply); fix the file") from fault
+        raise error(f"{what} {shown(path)}: is nested too deeply; flatten its tables") from fault
     except ValueError as fault:
         raise error(f"{what} {shown(path)}: not valid TOML ({_line(str(fault))}); fix the file") from fault
+
+
+def _depth(table: dict[str, Any]) -> int:
+    depth, level = 0, [table]
+    while level and depth <= DEEPEST:
+        values = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
+        depth, level = depth + 1, [value for value in values if isinstance(value, (dict, list))]
+    return depth
 
 
 class Table(BaseModel):
@@ -83,14 +96,14 @@ def is_integer(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
-def _plain(value: Any, at: tuple[str | int, ...] = ()) -> Any:
+def plain(value: Any, at: tuple[str | int, ...] = ()) -> Any:
     """Refuse what no setting can be: dates, infinities and integers beyond 64 bits, at any depth."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _plain(item, (*at, key))
+            plain(item, (*at, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _plain(item, (*at, index))
+            plain(item, (*at, index))
     elif isinstance(value, float) and not math.isfinite(value):
         raise refused(f"must be a finite number, found {found(value)}", at)
     elif isinstance(value, int) and abs(value) > MAX_INT:
@@ -113,7 +126,7 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
+Settings = Annotated[dict[str, Any], AfterValidator(plain)]
 """A table of settings whose keys another part knows; values are plain."""
 Name = Annotated[str, StringConstraints(max_length=200), AfterValidator(_name)]
 """A name that people type on a command line."""
@@ -164,10 +177,9 @@ def validated(
         return model.model_validate(table)
     except ValidationError as fault:
         errors = fault.errors(include_url=False)
-    except RecursionError:
-        raise error(f"{subject}: is nested too deeply; flatten its tables") from None
     first = min(errors, key=lambda entry: entry["type"] != "extra_forbidden")
-    at = (*prefix, *first["loc"], *first.get("ctx", {}).get("at", ()))
+    loc = [part for part in first["loc"] if part != "[key]"]  # of a wrong key the key itself is told
+    at = (*prefix, *loc, *first.get("ctx", {}).get("at", ()))
     raise error(_line(f"{subject}: key '{dotted(at)}' {_reason(model, first, errors, prefix)}"))
 
 

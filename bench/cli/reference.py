@@ -113,16 +113,14 @@ def _protocols(name: str, protocol: str | None) -> list[Protocol]:
 
 def _judges(asked: list[Protocol], device: str) -> list[Any]:
     """Return the judges of the protocols on `device`, those that read prompts left out; each loaded once."""
-    from bench.judges.base import JudgeSpec, load_judge
+    from bench.judges.base import judge_specs, load_judge
     from bench.weights.cache import cache_directory
 
     loaded: dict[str, Any] = {}
     for protocol in asked:
         root = protocol.path.parent
-        for name, table in protocol.judges.items():
-            options = {key: value for key, value in table.items() if key != "kind"}
-            spec = JudgeSpec(name, str(table["kind"]), options)
-            key = f"{spec.kind} {sorted(options.items())}"
+        for spec in judge_specs(protocol):
+            key = f"{spec.kind} {sorted(spec.options.items())}"
             if key not in loaded and spec.kind not in PROMPT_KINDS:
                 loaded[key] = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
     return list(loaded.values())

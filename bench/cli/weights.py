@@ -137,15 +137,14 @@ def _size(count: int | None) -> str:
 
 def _judge_specs(protocol: str | None) -> list[tuple[str, Any, Path]]:
     """Return (protocol, judge specification, root) of every judge of `protocol`, or of all protocols; each once."""
-    from bench.judges.base import JudgeSpec
+    from bench.judges.base import judge_specs
     from protocols import find_protocol, load_protocol, protocol_files
 
     paths = protocol_files().values()
     chosen = [load_protocol(path) for path in paths] if protocol is None else [find_protocol(protocol)]
     specs: dict[str, tuple[str, Any, Path]] = {}
     for found in chosen:
-        for name, options in found.judges.items():
-            spec = JudgeSpec(name, str(options["kind"]), {k: v for k, v in options.items() if k != "kind"})
+        for spec in judge_specs(found):
             specs.setdefault(f"{spec} {found.path.parent}", (found.name, spec, found.path.parent))
     return list(specs.values())
 

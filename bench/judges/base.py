@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.judges.files import JudgeFile, facts_digest, located
+from bench.judges.files import PATH_OPTIONS, JudgeFile, facts_digest, located
 from bench.judges.pixels.precision import full_precision
+from protocols import Protocol as Definition
 from results.errors import BenchError, unknown
 
 Prompt = str | Sequence[str]
@@ -110,6 +111,19 @@ KINDS = {
     "hpsv2": "bench.judges.hpsv2",
     "image-reward": "bench.judges.image_reward",
 }
+
+
+def judge_specs(protocol: Definition) -> list[JudgeSpec]:
+    """Return the judges of a protocol; local paths are made absolute, each from the file that states it."""
+    specs = []
+    for name, table in protocol.judges.items():
+        options = protocol.judge_options(name)
+        for key in PATH_OPTIONS:
+            folder = protocol.folders.get(f"{name}.{key}")
+            if folder is not None and isinstance(options.get(key), str):
+                options[key] = str((folder / Path(options[key]).expanduser()).absolute())
+        specs.append(JudgeSpec(name, str(table["kind"]), options))
+    return specs
 
 
 def judge_kind(spec: JudgeSpec) -> JudgeKind:

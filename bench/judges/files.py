@@ -103,6 +103,10 @@ def _download_directories(cache_dir: Path | None) -> list[Path]:
     return [*ours, torch_home / "hub" / "checkpoints"]
 
 
+PATH_OPTIONS = ("path", "weights", "config", "merges", "processor_path")
+"""Options of judges that are local paths."""
+
+
 def option_path(options: Mapping[str, Any], key: str, root: Path) -> Path | None:
     """Return the local path an option names, relative to the protocol's directory; None where it is not set."""
     value = options.get(key)

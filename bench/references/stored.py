@@ -133,10 +133,9 @@ def conditions(judges: Mapping[str, Judge], reference: Reference) -> str:
 def build_command(protocol: Protocol) -> str:
     """Return the command that builds the protocol's reference."""
     data = "FILE.npz" if protocol.reference["kind"] in ("npz", "statistics") else "DIR"
-    shipped = protocol.path.stem == protocol.name
     return (
         f"bench reference build {protocol.reference['name']} --data {data} "
-        f"--protocol {protocol.name if shipped else protocol.path}"
+        f"--protocol {protocol.name if protocol.shipped else protocol.path}"
     )
 
 

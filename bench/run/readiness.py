@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.judges.base import JudgeSpec, missing_files
+from bench.judges.base import judge_specs, missing_files
 from bench.judges.files import JudgeFile
 from bench.metrics.measure import check_metrics
 from bench.models.cards import cards
@@ -186,10 +186,5 @@ def _judge_remedy(file: JudgeFile) -> str:
 def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
     """Return (judge, file) of everything that the protocol's judges lack."""
     root = protocol.path.parent
-    specs = [
-        JudgeSpec(name, str(options["kind"]), {key: value for key, value in options.items() if key != "kind"})
-        for name, options in protocol.judges.items()
-    ]
-    return [
-        (spec.name, file) for spec in specs for file in missing_files(spec, cache_directory() / "judges", root=root)
-    ]
+    cache = cache_directory() / "judges"
+    return [(spec.name, file) for spec in judge_specs(protocol) for file in missing_files(spec, cache, root=root)]

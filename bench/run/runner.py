@@ -271,7 +271,7 @@ def _record_failure(
 def _row(cell: Cell, context: Context) -> dict[str, Any]:
     """Return the row of table `cells` as far as it is known before sampling."""
     protocol = context.protocol
-    name = str(protocol.path) if str(protocol.path.parent) != str(_shipped()) else protocol.name
+    name = protocol.name if protocol.shipped else str(protocol.path)
     comparable = [cell.measurement, context.reference.digest, cell.num_samples, cell.seed, dict(protocol.composite)]
     return {
         "cell_id": cell.cell_id,
@@ -303,9 +303,3 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
         "started": now().isoformat(),
         "finished": now().isoformat(),
     }
-
-
-def _shipped() -> Path:
-    import protocols
-
-    return Path(protocols.__file__).parent

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.contracts.adapter import Adapter
-from bench.judges.base import Judge, JudgeSpec, load_judge
+from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.pixels.precision import full_precision
 from bench.models.loading import build_adapter
 from bench.run.costs import sample_costs
@@ -35,16 +35,15 @@ def use_one_thread(device: str) -> None:
 
 def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
     """Return the protocol's judges on `device`, prompts encoded; loaded once in this process."""
-    key = f"{protocol.measurement_digest} {device}"
+    specs = judge_specs(protocol)
+    key = f"{protocol.measurement_digest} {device} {specs}"  # the digest knows paths as stated, not where they lead
     if key not in _judges:
         root = protocol.path.parent
         judges = {}
-        for name, options in protocol.judges.items():
-            kind = str(options["kind"])
-            spec = JudgeSpec(name, kind, {option: value for option, value in options.items() if option != "kind"})
+        for spec in specs:
             judge = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
             judge.prepare(protocol.prompts)
-            judges[name] = judge
+            judges[spec.name] = judge
         _judges[key] = judges
     return _judges[key]
 
