@@ -73,7 +73,7 @@ def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> di
 
 
 def _depth(table: dict[str, Any]) -> int:
-    depth, level = 0, [table]
+    depth, level = 0, list[Any]([table])
     while level and depth <= DEEPEST:
         values = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
         depth, level = depth + 1, [value for value in values if isinstance(value, (dict, list))]
