@@ -62,17 +62,18 @@ def build(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Judge a data set once, so that models can be measured against it. Stopped, it continues where it was."""
+    from bench.judges.threads import fixed_threads
     from bench.models.loading import parse_device
     from bench.references.build import BuildRequest, build_reference
 
     out = console()
     asked = _protocols(name, protocol)
-    judges = _judges(asked, parse_device(device))
+    device = parse_device(device)
     request = BuildRequest(
         name, data, asked[0], kind, resize, variant, labels, ambiguous, skip_unreadable, workers, fresh
     )
-    with BuildProgress(out) as progress:
-        result = build_reference(request, judges, progress)
+    with fixed_threads(device), BuildProgress(out) as progress:
+        result = build_reference(request, _judges(asked, device), progress)
     if as_json:
         print_json([{"path": str(built.directory), **built.facts} for built in result.references])
         return

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any, Protocol
 
 from results.errors import BenchError
@@ -59,11 +60,8 @@ class Processes:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Queue the task; a process that is started for it leaves Ctrl-C to this one from its first moment."""
         resource_tracker.ensure_running()  # starting it would let the signal through again
-        kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_deferred():
             return self.pool.submit(function, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
     def shutdown(self, *, now: bool) -> None:
         """Wait for the workers, or end them at once."""
@@ -125,6 +123,30 @@ def default_workers(device: str) -> int:
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back inside the block: for the processes started in it, and for this one until the block ends.
+
+    A process inherits the blocked signal. That alone does not hold this one back, for any thread of a library may take
+    the signal and Python then interrupts the main thread, perhaps between the start of a process and the writing of
+    what it is to do: it would find nothing to read and say so in a traceback, and nobody would know of it to end it.
+    """
+    came: list[tuple[int, FrameType | None]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    deferred = callable(handler) and threading.current_thread() is threading.main_thread()
+    if deferred:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        if deferred:
+            signal.signal(signal.SIGINT, handler)
+            if came and callable(handler):
+                handler(*came[0])
 
 
 def _start_worker() -> None:

@@ -15,6 +15,7 @@ from typing import Protocol as Interface
 import numpy as np
 from filelock import FileLock, Timeout
 
+from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
 from bench.run.executors import Executor, open_executor
 from bench.run.plan import Cell, Request, make_plan
@@ -95,7 +96,11 @@ def run(
     """
     database = runs / "bench.duckdb"
     preflight(request, runs, database)
-    with _alone(runs, progress), open_executor(executor, workers, request.device) as opened:
+    with (
+        _alone(runs, progress),
+        fixed_threads(request.device),
+        open_executor(executor, workers, request.device) as opened,
+    ):
         pool = opened.executor
         for _ in range(pool.workers if pool.workers > 1 else 0):
             pool.submit(idle_task)

@@ -13,6 +13,7 @@ import torch
 
 from bench.judges.base import Judge
 from bench.judges.pixels.images import ImageSource, open_images
+from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
 from bench.run.plan import Request
 from bench.run.provenance import run_record, typed_command
@@ -48,6 +49,11 @@ def score_images(
     Labels come from class folders or the file's second array; without labels the metrics that need a prompt are
     skipped with their reason. Raises BenchError, before anything is stored, when an image cannot be read.
     """
+    with fixed_threads(device):
+        return _score(source, protocol, runs, name, nfe, device)
+
+
+def _score(source: Path, protocol: Protocol, runs: Path, name: str, nfe: float | None, device: str) -> str:
     database = runs / "bench.duckdb"
     preflight(Request(protocol, device=device), runs, database)
     judges = load_judges(protocol, device)

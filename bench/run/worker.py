@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench.contracts.adapter import Adapter
 from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.pixels.precision import full_precision
+from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.costs import sample_costs
 from bench.run.plan import Cell
@@ -25,12 +25,6 @@ from results.store import now
 
 _judges: dict[str, Mapping[str, Judge]] = {}
 _adapters: dict[tuple[str, ...], Adapter] = {}
-
-
-def use_one_thread(device: str) -> None:
-    """On a processor, give torch one thread: results then do not depend on the number of workers."""
-    if not device.startswith("cuda"):
-        torch.set_num_threads(1)
 
 
 def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
@@ -65,7 +59,7 @@ def sample_task(
     context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
 ) -> CellFailure | None:
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
-    use_one_thread(context.device)
+    fix_threads(context.device)
     judges = load_judges(context.protocol, context.device)
     adapter = load_cell_adapter(cell, context.device)
     try:
@@ -81,7 +75,7 @@ def measure_task(
     context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
 ) -> None:
     """Measure a cell whose shards are all there, write its record and remove the shards."""
-    use_one_thread(context.device)
+    fix_threads(context.device)
     directory = CellDirectory(runs, cell.cell_id)
     facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
     adapter = load_cell_adapter(cell, context.device)

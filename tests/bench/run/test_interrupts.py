@@ -38,6 +38,29 @@ def alive(session):
     return found
 
 
+def test_ctrl_c_while_a_worker_starts_waits_until_it_is_known(monkeypatch):
+    """The signal may be taken by any thread: it must not come between a process and what it is to read."""
+    from bench.run.executors import Processes
+
+    pool, before = Processes(1), signal.getsignal(signal.SIGINT)
+    start = pool.pool._spawn_process
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)  # as when another thread takes it
+        signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
+        start()
+
+    monkeypatch.setattr(pool.pool, "_spawn_process", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(os.getpid)
+        assert len(pool.pool._processes) == 1
+        assert signal.getsignal(signal.SIGINT) == before
+        assert pool.pool.submit(os.getpid).result() in pool.pool._processes
+    finally:
+        pool.shutdown(now=True)
+
+
 @pytest.mark.parametrize("moment", [importing_torch, starting_workers, sampling])
 def test_ctrl_c_is_one_line_and_leaves_nothing_running(tmp_path, moment):
     command = [sys.executable, "-m", "bench", "run", "--model", "digits-flow-small", "--steps", "32", "--cfg", "1"]

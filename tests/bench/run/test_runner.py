@@ -86,6 +86,60 @@ def test_workers_and_shards_do_not_change_the_bits(measure, tmp_path, monkeypatc
     assert metrics_of(many) == alone
 
 
+ENVIRONMENTS = {
+    "none": {},
+    "one": {"OMP_NUM_THREADS": "1"},
+    "each its own": {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "4"},
+}
+
+
+def test_the_environment_does_not_change_the_bits(tmp_path):
+    """All metrics with their jackknife values, of both ways to a row: `bench run` and `bench score`."""
+    found = {}
+    for number, (name, variables) in enumerate(ENVIRONMENTS.items()):
+        environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+        command = [sys.executable, "-c", MEASURE_AND_SCORE, str(tmp_path / str(number)), "2" if number == 1 else "1"]
+        subprocess.run(command, env=environment | variables, check=True, capture_output=True)
+        with connect(tmp_path / str(number) / "bench.duckdb") as connection:
+            query = (
+                "SELECT model, metric, value, low, high, jackknife FROM metrics JOIN cells USING (cell_id) ORDER BY ALL"
+            )
+            found[name] = connection.execute(query).fetchall()
+    assert {row[0] for row in found["one"]} == {"digits-flow-small", "noise"}
+    assert all(rows == found["one"] for rows in found.values())
+
+
+MEASURE_AND_SCORE = """
+import sys
+from pathlib import Path
+import numpy as np
+from bench.cli import main
+
+if __name__ == "__main__":
+    runs = Path(sys.argv[1])
+    runs.mkdir()
+    shared = ["--runs-dir", str(runs)]
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    np.savez(runs / "noise.npz", arr_0=pixels, arr_1=np.arange(200) % 10)
+    request = ["run", "--model", "digits-flow-small", "--steps", "2", "--cfg", "1", "--num-samples", "200"]
+    for words in ([*request, "--workers", sys.argv[2]], ["score", str(runs / "noise.npz"), "--name", "noise"]):
+        try:
+            main([*words, *shared])
+        except SystemExit as end:
+            if end.code:
+                raise
+"""
+
+
+def test_a_run_gives_the_callers_threads_back(measure):
+    from threadpoolctl import threadpool_info
+
+    before = torch.get_num_threads(), {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+    measure()
+    after = torch.get_num_threads(), {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+    assert before[0] == after[0] and before[1].items() <= after[1].items()
+
+
 def test_the_batch_size_changes_no_printed_digit(measure, tmp_path):
     from bench.cli.output import with_interval
 
