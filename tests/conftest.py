@@ -1,12 +1,39 @@
 """What several tests share: quiet runs of the embedded default on a small scale."""
 
+import contextlib
+import platform
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
 from bench.run.plan import Request
+from bench.run.provenance import package_versions
 from bench.run.runner import run
 from protocols import find_protocol
+
+VERSIONS = ("pytest", "pandas", "plotly", "typer", "threadpoolctl", "torchvision", "huggingface-hub")
+"""Beside the packages that can move a number."""
+
+
+def versions():
+    """The versions in use, on one line: a failure may be theirs."""
+    found = {"python": platform.python_version(), **package_versions()}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+def pytest_report_header():
+    return f"versions: {versions()}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the versions below the failures, where the header is out of sight or was not printed (-q)."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.section("versions")
+        terminalreporter.write_line(versions())
 
 
 def pytest_collection_modifyitems(items):

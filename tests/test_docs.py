@@ -18,6 +18,29 @@ ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]}
 
 
+LINE = 120
+FENCED = r"^```.*?^```"
+ACRONYMS = {
+    "NVIDIA",
+    "ILSVRC",
+    "CIFAR",
+    "TFLOP",
+    "GFLOP",
+    "SHAKE",
+    "LAION",
+    "README",
+    "LICENSE",
+    "CHANGELOG",
+    "CONTRIBUTING",
+}
+
+
+def prose(text):
+    """Return a page without its listings (fenced or indented) and inline code."""
+    text = re.sub(FENCED, "", text, flags=re.M | re.S)
+    return re.sub(r"^    .*$|`[^`]*`", "", text, flags=re.M)
+
+
 def commands():
     from typer.main import get_command
 
@@ -81,6 +104,25 @@ def test_every_table_of_the_database_is_documented():
 def test_every_model_is_in_the_table():
     for name in cards():
         assert f"`{name}`" in DOCS["models.md"]
+
+
+@pytest.mark.parametrize("name", sorted(DOCS))
+def test_lines_wrap_but_for_tables_and_links(name):
+    """What cannot be broken may be longer: a table's row, a picture, a line of one word."""
+    lines = [line for line in DOCS[name].splitlines() if len(line) > LINE and not line.startswith(("|", "!["))]
+    assert [line for line in lines if " " in re.sub(r"\[[^]]*\]\([^)]*\)", "link", line).strip()] == []
+
+
+@pytest.mark.parametrize("name", sorted(DOCS))
+def test_no_heading_stands_twice(name):
+    headings = re.findall(r"^#+ .*", re.sub(FENCED, "", DOCS[name], flags=re.M | re.S), re.M)
+    assert len(headings) == len(set(headings)), sorted(headings)
+
+
+@pytest.mark.parametrize("name", sorted(set(DOCS) - {"cli.md"}))
+def test_no_word_in_capitals_is_left_over(name):
+    """A marker that was to be replaced (a word of capitals that is no acronym of the field) is an accident."""
+    assert set(re.findall(r"\b[A-Z]{5,}\b", prose(DOCS[name]))) - ACRONYMS == set()
 
 
 def test_links_and_files_that_are_named_exist():
