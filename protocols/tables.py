@@ -36,7 +36,6 @@ from results.documents import (
 LABEL_PLANS = ("balanced", "reference", "uniform")
 QUANTISERS = ("round", "trunc128", "trunc255")
 SAMPLERS = ("native", "plain")
-DATASET_KINDS = ("imagenet-val", "imagenetv2", "relaionet", "folder", "npz", "statistics", "none")
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -127,7 +126,7 @@ class ReferenceTable(Table):
     """`[reference]`: a data set by `kind`, or images that a registered `source` gives."""
 
     name: Name
-    kind: Annotated[str, Choice(DATASET_KINDS)] | None = None
+    kind: Text | None = None
     source: Text | None = None
     part: Text | None = None
     variant: str = ""

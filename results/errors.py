@@ -30,9 +30,18 @@ class ReportError(BenchError):
     """A report that cannot be drawn."""
 
 
+LINE_LENGTH = 300
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line of printable characters, cut after LINE_LENGTH."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
     """Return the error for an unknown `name`, with the nearest of the `known` names."""
-    return BenchError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
+    return BenchError(f"unknown {kind} '{one_line(name)}': {did_you_mean(name, known)}")
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:

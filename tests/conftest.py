@@ -1,7 +1,11 @@
-"""What several tests share: quiet runs of the embedded default on a small scale."""
+"""What several tests share: quiet runs of the embedded default on a small scale, and distributions of others."""
 
 import contextlib
+import os
 import platform
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -45,6 +49,40 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def install():
+    """Write a distribution as pip leaves it into the folder `site`: its entry points, and files by their paths."""
+
+    def write(site, name, entry_points, **files):
+        info = f"{name.replace('-', '_')}-1.0.dist-info"
+        files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        files[f"{info}/entry_points.txt"] = entry_points
+        for path, content in files.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            content = textwrap.dedent(content).encode() if isinstance(content, str) else content
+            (site / path).write_bytes(content)
+        return site
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def run_bench():
+    """Run `bench ...` in a process of its own with the folder `site` on its path."""
+
+    def start(site, *arguments, cwd=None, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "bench", *map(str, arguments)],
+            cwd=cwd or site,
+            env=os.environ | {"PYTHONPATH": str(site), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
 
 
 class Quiet:

@@ -8,18 +8,20 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from bench.cli import browse, contribute, measure, mmhm, reference, weights
-from results.errors import BenchError
+from results.errors import BenchError, BenchWarning
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
 
+_PYTHON_SHOWS = warnings.showwarning
 INTERRUPTED = 130
 INTERRUPTED_MESSAGE = "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
 
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
@@ -78,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(2)
     except Exception as error:
+        from bench.contracts.plugins import faults
+
+        faults()  # names a distribution with unreadable entry points: torch, triton and pydantic fail on one
         if debug:
             raise
         sys.stderr.write(f"Error: {type(error).__name__}: {error}".splitlines()[0] + "; --debug shows where\n")
@@ -85,6 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
         _interrupted()
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Show our own warnings as one line, and those of libraries as Python does."""
+    if issubclass(category, BenchWarning):
+        sys.stderr.write(f"Warning: {message}\n")
+    else:
+        _PYTHON_SHOWS(message, category, *where, **more)
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

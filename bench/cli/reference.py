@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from protocols import Protocol
 
 SHOWN = 10
-PROMPT_KINDS = ("open-clip", "transformers-clip", "hpsv2", "image-reward")
-"""Kinds of judges that score an image against a prompt: they say nothing of a reference and need not be loaded."""
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +39,8 @@ def build(
         str | None, typer.Option(help="Whose judges, crop and size [every shipped protocol with this reference].")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="imagenet-val, imagenetv2, relaionet, folder, npz, statistics [the protocol's].")
+        str | None,
+        typer.Option(help="Layout of the data: imagenet-val, folder, npz ... (docs/references.md) [the protocol's]."),
     ] = None,
     resize: Annotated[
         str | None, typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos, none [the protocol's].")
@@ -114,7 +113,7 @@ def _protocols(name: str, protocol: str | None) -> list[Protocol]:
 
 def _judges(asked: list[Protocol], device: str) -> list[Any]:
     """Return the judges of the protocols on `device`, those that read prompts left out; each loaded once."""
-    from bench.judges.base import judge_specs, load_judge
+    from bench.judges.base import judge_kind, judge_specs, load_judge
     from bench.weights.cache import cache_directory
 
     loaded: dict[str, Any] = {}
@@ -122,7 +121,7 @@ def _judges(asked: list[Protocol], device: str) -> list[Any]:
         root = protocol.path.parent
         for spec in judge_specs(protocol):
             key = f"{spec.kind} {sorted(spec.options.items())}"
-            if key not in loaded and spec.kind not in PROMPT_KINDS:
+            if key not in loaded and not judge_kind(spec).judge.needs_labels:
                 loaded[key] = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
     return list(loaded.values())
 

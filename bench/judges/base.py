@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.contracts.plugins import Group
 from bench.judges.files import PATH_OPTIONS, JudgeFile, facts_digest, located
 from bench.judges.pixels.precision import full_precision
 from protocols import Protocol as Definition
@@ -91,26 +91,24 @@ class Judge(ABC):
             raise BenchError(f"judge '{self.name}': {len(images)} images need as many labels, not {list(labels.shape)}")
 
 
-class JudgeKind(Protocol):
-    """What a module that implements a judge kind offers to the loader."""
+@dataclass(frozen=True)
+class JudgeKind:
+    """A kind of judge, as an entry point of the group `bench.judges` gives it.
 
-    def required_files(self, spec: JudgeSpec, root: Path) -> list[JudgeFile]:
-        """Return the files the judge needs, in the order `build` expects them."""
+    Attributes:
+        judge: the class that `build` returns; its `needs_labels` is read before anything is loaded.
+        required_files: `(spec, root)` to the files it needs, in the order `build` expects them; refuses bad options.
+        build: `(spec, root, files, device)` to the judge, given the paths of its files.
+    """
 
-    def build(self, spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.device) -> Judge:
-        """Return the judge, given the paths of its files."""
+    judge: type[Judge]
+    required_files: Callable[[JudgeSpec, Path], list[JudgeFile]]
+    build: Callable[[JudgeSpec, Path, Sequence[Path], torch.device], Judge]
 
 
-KINDS = {
-    "torch-fidelity": "bench.judges.fidelity",
-    "open-clip": "bench.judges.open_clip",
-    "transformers-clip": "bench.judges.transformers_clip",
-    "clip-features": "bench.judges.clip_features",
-    "dinov2": "bench.judges.dinov2",
-    "classifier": "bench.judges.classifier",
-    "hpsv2": "bench.judges.hpsv2",
-    "image-reward": "bench.judges.image_reward",
-}
+JUDGES: Group[JudgeKind] = Group(
+    "bench.judges", "kind", "a bench.judges.base.JudgeKind", lambda found: isinstance(found, JudgeKind)
+)
 
 
 def judge_specs(protocol: Definition) -> list[JudgeSpec]:
@@ -127,11 +125,8 @@ def judge_specs(protocol: Definition) -> list[JudgeSpec]:
 
 
 def judge_kind(spec: JudgeSpec) -> JudgeKind:
-    """Return the module that implements the spec's kind. Raises BenchError for an unknown one."""
-    if spec.kind not in KINDS:
-        raise unknown(f"kind of judge '{spec.name}'", spec.kind, KINDS)
-    module: Any = import_module(KINDS[spec.kind])
-    return module
+    """Return the spec's kind, by entry point. Raises BenchError for one that is unknown or broken."""
+    return JUDGES.load(spec.kind, f" of judge '{spec.name}'")
 
 
 def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:

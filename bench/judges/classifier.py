@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.judges.base import Judge, JudgeSpec, Prompt, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version, read_json
 from bench.judges.pixels.preprocess import Preprocess, from_processor_config
 from bench.judges.transformers_clip import MODEL_OPTIONS, directory_files, load_model, model_files
@@ -91,3 +91,6 @@ class ClassifierJudge(Judge):
     def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return `logits` of a batch."""
         return {"logits": self.model(pixel_values=self.preprocess(images)).logits.to(torch.float32)}
+
+
+KIND = JudgeKind(ClassifierJudge, required_files, build)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version
 from bench.judges.open_clip import MODEL_OPTIONS as OPEN_CLIP_OPTIONS
 from bench.judges.open_clip import load_towers
@@ -68,3 +68,6 @@ def _load_transformers(
     }
     preprocess = Preprocess(size=model.config.vision_config.image_size, geometry=geometry)
     return TransformersTowers(model).image_features, preprocess, facts
+
+
+KIND = JudgeKind(ImageFeatureJudge, required_files, build)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version
 from bench.judges.pixels.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from bench.judges.towers import ImageFeatureJudge
@@ -89,3 +89,6 @@ def set_positions(model: Any, grid: int) -> None:
             torch.cat([table[:, :1], patches], dim=1), requires_grad=False
         )
     model.config.image_size = grid * model.config.patch_size
+
+
+KIND = JudgeKind(ImageFeatureJudge, required_files, build)

@@ -1,22 +1,21 @@
 """Classifiers behind torch-fidelity's feature-extractor interface: Inception, and any class of the same shape.
 
-Options: `extractor` (a name registered with torch-fidelity, or `package.module:Class`), `weights` (a local file),
-`features_layer`, `logits_layer` (default: the extractor's own for FID and Inception Score), `spatial` (sFID),
-`batch_size`.
+Options: `extractor` (a name registered with torch-fidelity, or an entry point of the group `bench.extractors`; never
+a module to import), `weights` (a local file), `features_layer`, `logits_layer` (default: the extractor's own for FID
+and Inception Score), `spatial` (sFID), `batch_size`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.contracts.plugins import Group
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version, option_path
 from results.errors import BenchError, unknown
 
@@ -29,9 +28,21 @@ INCEPTION_SHA256 = "6726825d"
 SPATIAL_CHANNELS = 7
 
 
+def _is_extractor(found: Any) -> bool:
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    return isinstance(found, type) and issubclass(found, FeatureExtractorBase)
+
+
+EXTRACTORS: Group[type] = Group(
+    "bench.extractors", "extractor", "a subclass of torch_fidelity's FeatureExtractorBase", _is_extractor
+)
+
+
 def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
     """Return the weights: the local file the protocol names, or the published one for Inception, or none."""
     check_options(spec, OPTIONS)
+    _extractor_class(spec)
     weights = option_path(spec.options, "weights", root)
     if weights is not None:
         return [JudgeFile("weights", path=weights)]
@@ -100,22 +111,14 @@ def _extractor_name(spec: JudgeSpec) -> str:
 
 
 def _extractor_class(spec: JudgeSpec) -> type:
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     name = _extractor_name(spec)
-    if ":" not in name:
-        if name not in FEATURE_EXTRACTORS_REGISTRY:
-            raise unknown(f"torch-fidelity extractor of judge '{spec.name}'", name, FEATURE_EXTRACTORS_REGISTRY)
+    if name in FEATURE_EXTRACTORS_REGISTRY:
         return FEATURE_EXTRACTORS_REGISTRY[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise BenchError(f"judge '{spec.name}': cannot import extractor '{name}' ({error})") from error
-    if not (inspect.isclass(found) and issubclass(found, FeatureExtractorBase)):
-        raise BenchError(f"judge '{spec.name}': '{name}' is no subclass of torch_fidelity's FeatureExtractorBase")
-    return found
+    if name not in EXTRACTORS.names():
+        raise unknown(f"extractor of judge '{spec.name}'", name, [*FEATURE_EXTRACTORS_REGISTRY, *EXTRACTORS.names()])
+    return EXTRACTORS.load(name, f" of judge '{spec.name}'")
 
 
 def _layers(spec: JudgeSpec, extractor_class: Any) -> dict[str, str]:
@@ -164,3 +167,6 @@ def _state_sha256(extractor: nn.Module) -> str:
         digest.update(f"{key} {value.dtype} {list(value.shape)} ".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+KIND = JudgeKind(FidelityJudge, required_files, build)

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from bench.judges import open_clip as open_clip_judge
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, option_path
+from bench.judges.towers import AlignmentJudge
 
 REPOSITORY = "xswu/HPSv2"
 WEIGHTS = "HPS_v2.1_compressed.pt"
@@ -35,3 +36,6 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     """Return the preference judge, given the path of its checkpoint."""
     options = {"scale": 1.0, **spec.options, "model": MODEL, "geometry": "longest"}
     return open_clip_judge.build(replace(spec, options=options), root, files, device)
+
+
+KIND = JudgeKind(AlignmentJudge, required_files, build)

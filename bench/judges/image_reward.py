@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.judges.base import Judge, JudgeSpec, Prompt, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
 from bench.judges.files import JudgeFile, library_version
 from results.errors import BenchError
 
@@ -61,3 +61,6 @@ class ImageRewardJudge(Judge):
         pairs = zip(labels.tolist(), pictures, strict=True)
         scores = [self.model.score(self.prompts[label], picture) for label, picture in pairs]
         return {"score": torch.tensor(scores, dtype=torch.float32, device=self.device)}
+
+
+KIND = JudgeKind(ImageRewardJudge, required_files, build)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version, option_path, read_json
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import AlignmentJudge, Towers
@@ -175,3 +175,6 @@ def _preprocess(spec: JudgeSpec, config: dict[str, Any], known: dict[str, Any]) 
     geometry = spec.options.get("geometry") or GEOMETRY_OF_RESIZE_MODE[known.get("resize_mode", "shortest")]
     size = config["vision_cfg"].get("image_size", 224)
     return Preprocess(size=size, geometry=geometry, crop_rounding="even", **settings)
+
+
+KIND = JudgeKind(AlignmentJudge, required_files, build)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.judges.base import Judge, JudgeSpec, check_options
+from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
 from bench.judges.files import JudgeFile, file_sha256, library_version, option_path, read_json
 from bench.judges.pixels.preprocess import from_processor_config
 from bench.judges.towers import AlignmentJudge, Towers
@@ -161,3 +161,6 @@ def _quietly(spec: JudgeSpec, directory: Path) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+KIND = JudgeKind(AlignmentJudge, required_files, build)

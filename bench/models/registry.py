@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +10,14 @@ from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard, WeightsSource
-from results.errors import BenchError, unknown
+from bench.contracts.plugins import Group
+
+ADAPTERS: Group[type[Adapter]] = Group(
+    "bench.adapters",
+    "adapter family",
+    "a subclass of bench.contracts.adapter.Adapter",
+    lambda found: isinstance(found, type) and issubclass(found, Adapter),
+)
 
 
 @runtime_checkable
@@ -27,15 +33,7 @@ class Decoder(Protocol):
 
 def family_class(family: str) -> type[Adapter]:
     """Return the adapter class of `family` (entry point group `bench.adapters`)."""
-    points = {point.name: point for point in entry_points(group="bench.adapters")}
-    if family not in points:
-        raise unknown("adapter family", family, points)
-    loaded = points[family].load()
-    if not (isinstance(loaded, type) and issubclass(loaded, Adapter)):
-        raise BenchError(
-            f"adapter family '{family}': {points[family].value} is not a subclass of bench.contracts.adapter.Adapter"
-        )
-    return loaded
+    return ADAPTERS.load(family)
 
 
 def skeleton(card: ModelCard) -> Adapter:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.contracts.plugins import Group
 from bench.contracts.recording import Call, Case, Replay, load_case
-from results.errors import BenchError, unknown
+from results.errors import BenchError
+
+REPLAYS: Group[Callable[[Case], Replay]] = Group("bench.parity", "parity adapter", "a function of a case", callable)
 
 COMPARED = (
     "output",
@@ -42,12 +44,7 @@ class CallResult(NamedTuple):
 
 def open_replay(case: Case) -> Replay:
     """Return the family's replay function for `case` (entry point group `bench.parity`, by the case's adapter)."""
-    points = {point.name: point for point in entry_points(group="bench.parity")}
-    name = case.spec["adapter"]
-    if name not in points:
-        raise unknown("parity adapter", name, points)
-    replay: Replay = points[name].load()(case)
-    return replay
+    return REPLAYS.load(str(case.spec["adapter"]))(case)
 
 
 def run_case(directory: Path) -> list[CallResult]:

@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.contracts.plugins import Group
 from bench.references.label_file import find_label_file, read_label_file
 from protocols.imagenet import imagenet_classes, labels_of_name, spelling, synset_labels
 from results.errors import DatasetError
-
-__all__ = ["AMBIGUOUS", "KINDS", "ImageSet", "LeftOut", "open_image_set"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tiff", ".webp")
 VALIDATION_FOLDERS = ("val", "imagenet_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
@@ -52,7 +51,7 @@ class ImageSet:
     """The files of a data set in order.
 
     Attributes:
-        kind: one of KINDS.
+        kind: name of the kind of data set.
         root: the folder that holds the classes (or the images).
         files: paths below `root`.
         labels: class of each file, int64 [N]; None where the set has no classes.
@@ -71,6 +70,43 @@ class ImageSet:
         return len(self.files)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a user or protocol says of a data set beside its folder.
+
+    Attributes:
+        variant: of `imagenetv2`: matched-frequency, threshold-0.7 or top-images; None where only one is there.
+        class_names: of `folder`: the classes that its folders must be named after (or numbered by).
+        label_file: of a flat `imagenet-val`: the file with the class of each image; looked for nearby if None.
+        ambiguous: `refuse` or `skip` folders that several classes or none answer to.
+    """
+
+    variant: str | None = None
+    class_names: Sequence[str] = ()
+    label_file: Path | None = None
+    ambiguous: str = "refuse"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A kind of data set, as an entry point of the group `bench.datasets` gives it.
+
+    Attributes:
+        list_images: `(root, wanted)` to the images that lie below a folder, in order, with their classes; only names
+            are read. Raises DatasetError where the layout is another or a folder stands for no class or for several.
+    """
+
+    list_images: Callable[[Path, Wanted], ImageSet]
+
+
+DATASETS: Group[DataSet] = Group(
+    "bench.datasets",
+    "kind of data set",
+    "a bench.references.datasets.DataSet",
+    lambda found: isinstance(found, DataSet),
+)
+
+
 def open_image_set(
     kind: str,
     root: Path,
@@ -80,39 +116,26 @@ def open_image_set(
     label_file: Path | None = None,
     ambiguous: str = "refuse",
 ) -> ImageSet:
-    """List a data set.
+    """List a data set of an installed `kind` in the folder `root`, or in one below it where published so.
 
-    Args:
-        kind: one of KINDS.
-        root: its folder, or one above it where that is the published layout.
-        variant: of `imagenetv2`: matched-frequency, threshold-0.7 or top-images; None where only one is there.
-        class_names: of `folder`: the classes that its folders must be named after (or numbered by).
-        label_file: of a flat `imagenet-val`: the file with the class of each image; looked for nearby if None.
-        ambiguous: `refuse` or `skip` folders that several classes or none answer to.
+    The other arguments are those of `Wanted`.
 
     Raises:
+        BenchError: the kind is not installed.
         DatasetError: the layout is another, a folder stands for no class or for several, or there are no images.
     """
-    if kind not in KINDS:
-        raise DatasetError(f"unknown kind of data set '{kind}': known: {', '.join(KINDS)}")
+    data_set = DATASETS.load(kind)
     if not root.is_dir():
         raise DatasetError(
             f"{root}: {'is no folder' if root.exists() else 'does not exist'}; give the data set's folder"
         )
-    if kind == "imagenet-val":
-        found = _imagenet_val(root, label_file)
-    elif kind == "imagenetv2":
-        found = _imagenetv2(root, variant)
-    elif kind == "relaionet":
-        found = _relaionet(root, ambiguous)
-    else:
-        found = _folder(root, class_names, ambiguous)
+    found = data_set.list_images(root, Wanted(variant, class_names, label_file, ambiguous))
     if not found.files:
         raise DatasetError(f"{found.root}: holds no images ({', '.join(SUFFIXES)}); give the folder they are in")
     return found
 
 
-def _imagenet_val(root: Path, label_file: Path | None) -> ImageSet:
+def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
     root = _descend(root, VALIDATION_FOLDERS)
     folders = _folders(root)
     if any(SYNSET.fullmatch(folder.name) for folder in folders):
@@ -123,7 +146,7 @@ def _imagenet_val(root: Path, label_file: Path | None) -> ImageSet:
             "or the flat one of validation images"
         )
     files, left_out = _images(root, root.iterdir())
-    file = label_file or find_label_file(root)
+    file = wanted.label_file or find_label_file(root)
     if files and file is None:
         raise DatasetError(
             f"{root}: is a flat folder of images without a file that says their classes; put LOC_val_solution.csv or "
@@ -140,7 +163,8 @@ def _imagenet_val(root: Path, label_file: Path | None) -> ImageSet:
     return ImageSet("imagenet-val", root, ordered, labels[order], left_out=tuple(left_out))
 
 
-def _imagenetv2(root: Path, variant: str | None) -> ImageSet:
+def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
+    variant = asked.variant
     if variant is not None and variant not in V2_FOLDERS:
         raise DatasetError(f"unknown variant of imagenetv2 '{variant}': known: {', '.join(V2_FOLDERS)}")
     wanted = V2_FOLDERS.values() if variant is None else [V2_FOLDERS[variant]]
@@ -156,12 +180,13 @@ def _imagenetv2(root: Path, variant: str | None) -> ImageSet:
     return _class_folders("imagenetv2", root, _number_label)
 
 
-def _relaionet(root: Path, ambiguous: str) -> ImageSet:
+def _relaionet(root: Path, wanted: Wanted) -> ImageSet:
     root = _descend(root, RELAIONET_FOLDERS)
-    return _named_folders("relaionet", root, labels_of_name() | _synset_names(), ambiguous)
+    return _named_folders("relaionet", root, labels_of_name() | _synset_names(), wanted.ambiguous)
 
 
-def _folder(root: Path, class_names: Sequence[str], ambiguous: str) -> ImageSet:
+def _folder(root: Path, wanted: Wanted) -> ImageSet:
+    class_names = wanted.class_names
     folders = _folders(root)
     if not folders:
         files, left_out = _images(root, root.iterdir())
@@ -175,10 +200,13 @@ def _folder(root: Path, class_names: Sequence[str], ambiguous: str) -> ImageSet:
         known[spelling(name)] = (*known.get(spelling(name), ()), label)
     if list(class_names) in ([c.name for c in imagenet_classes()], [c.published_name for c in imagenet_classes()]):
         known |= labels_of_name() | _synset_names()
-    return _named_folders("folder", root, known, ambiguous)
+    return _named_folders("folder", root, known, wanted.ambiguous)
 
 
-KINDS = ("imagenet-val", "imagenetv2", "relaionet", "folder")
+IMAGENET_VAL = DataSet(_imagenet_val)
+IMAGENETV2 = DataSet(_imagenetv2)
+RELAIONET = DataSet(_relaionet)
+FOLDER = DataSet(_folder)
 
 
 def _synset_label(folder: Path) -> int:

@@ -13,26 +13,31 @@ A set whose images a function gives (`[reference] source`, the embedded digits) 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from bench.contracts.plugins import Group
 from bench.judges.base import Judge
 from bench.metrics.measure import ReferenceFeatures
+from bench.references.datasets import DATASETS
 from bench.weights.cache import cache_directory
 from protocols import Protocol
 from protocols.schema import digest_of
-from results.errors import BenchError
+from results.errors import BenchError, one_line, unknown
 from results.files import disk_error, writing
 
 BATCH = 64
 OUTPUTS = ("features", "spatial")
 """What is kept of a judge's outputs: all that a metric reads of a reference."""
+ARCHIVES = ("npz", "statistics", "none")
+"""Kinds of references that are no folder of images: an archive of them, exact statistics, or nothing at all."""
+SOURCES: Group[Callable[..., Any]] = Group("bench.references", "source", "a function", callable)
+"""Functions that give a reference's images or exact statistics: what `[reference] source` names."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,11 @@ def build_command(protocol: Protocol) -> str:
 def prepare_reference(protocol: Protocol, judges: Mapping[str, Judge], runs: Path) -> Reference:
     """Return the protocol's judged reference.
 
-    `[reference] kind` names a data set that `bench reference build` has judged. `source = "module:function"` names a
-    function (of `part`, where that is set) that returns `images` uint8 [n, 3, H, W] and `labels` int64 [n], judged now
-    unless that was done before, or exact statistics `mu` [d], `sigma` [d, d] and `n` (None: there are no images).
-    Raises BenchError when it is not built, was built by another judge or with another crop, or does not hold what the
-    protocol asks for.
+    `[reference] kind` names a data set that `bench reference build` has judged. `source` names an entry point of the
+    group `bench.references`: a function (of `part`, where that is set) that returns `images` uint8 [n, 3, H, W] and
+    `labels` int64 [n], judged now unless that was done before, or exact statistics `mu` [d], `sigma` [d, d] and `n`
+    (None: there are no images). Raises BenchError when it is not built, was built by another judge or with another
+    crop, or does not hold what the protocol asks for.
     """
     if "source" in protocol.reference:
         return _prepare_source(protocol, feature_judges(judges), runs)
@@ -317,15 +322,36 @@ def _write(directory: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str
         raise disk_error(directory, error) from error
 
 
+def check_kind(protocol: Protocol) -> None:
+    """Raise BenchError unless the `kind` of the protocol's reference is an installed data set or one of ARCHIVES."""
+    kind = protocol.reference.get("kind")
+    known = [*DATASETS.names(), *ARCHIVES]
+    if kind is not None and kind not in known:
+        raise unknown(f"kind of data set{_asked_by(protocol)}", str(kind), known)
+
+
+def check_source(protocol: Protocol) -> None:
+    """Raise BenchError, before any import, unless the protocol's `source` (if it has one) is an installed plug-in."""
+    if "source" in protocol.reference:
+        SOURCES.check(str(protocol.reference["source"]), _asked_by(protocol))
+
+
 def _load_source(protocol: Protocol, facts: Mapping[str, Any]) -> Any:
-    source = str(facts.get("source", ""))
-    module, _, function = source.partition(":")
-    if not function:
-        raise BenchError(f"protocol '{protocol.name}': reference.source must be 'module:function', found '{source}'")
+    source = str(facts["source"])
+    function = SOURCES.load(source, _asked_by(protocol))
     try:
-        load = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        loaded = function(facts["part"]) if "part" in facts else function()
+    except Exception as error:
         raise BenchError(
-            f"protocol '{protocol.name}': reference source '{source}' cannot be loaded ({error})"
+            f"source '{source}'{_asked_by(protocol)} cannot be loaded ({one_line(str(error))}); check its 'part'"
         ) from error
-    return load(facts["part"]) if "part" in facts else load()
+    if not any(all(hasattr(loaded, key) for key in keys) for keys in (("images", "labels"), ("mu", "sigma", "n"))):
+        raise BenchError(
+            f"source '{source}'{_asked_by(protocol)} returned {type(loaded).__name__}, "
+            "not images and labels, or mu, sigma and n"
+        )
+    return loaded
+
+
+def _asked_by(protocol: Protocol) -> str:
+    return f" of reference '{protocol.reference['name']}' in protocol '{protocol.name}'"

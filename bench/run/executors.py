@@ -6,32 +6,34 @@ import multiprocessing
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
+from bench.contracts.plugins import Group
 from results.errors import BenchError
 
 
-class Executor(Protocol):
-    """Runs tasks, each a module-level function with picklable arguments."""
+class Executor(ABC):
+    """Runs tasks, each a module-level function with picklable arguments, on `workers` workers."""
 
     workers: int
 
+    @abstractmethod
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Start `function(*arguments)` and return its future."""
-        ...
 
+    @abstractmethod
     def shutdown(self, *, now: bool) -> None:
         """Stop; `now` gives up what is running."""
-        ...
 
 
-class InProcess:
+class InProcess(Executor):
     """Runs each task when it is submitted."""
 
     workers = 1
@@ -49,7 +51,7 @@ class InProcess:
         """Nothing runs in the background here."""
 
 
-class Processes:
+class Processes(Executor):
     """Runs tasks in `workers` fresh processes of one thread each, which end when this process ends."""
 
     def __init__(self, workers: int) -> None:
@@ -71,7 +73,7 @@ class Processes:
         self.pool.shutdown(wait=not now, cancel_futures=True)
 
 
-class Ray:
+class Ray(Executor):
     """Runs tasks on a Ray cluster; the runs directory must be shared by its nodes."""
 
     def __init__(self, workers: int, gpus_per_worker: float) -> None:
@@ -104,14 +106,30 @@ class Opened(AbstractContextManager["Opened"]):
         self.executor.shutdown(now=kind is not None)
 
 
+def local(workers: int, device: str) -> Executor:
+    """Return `workers` processes on this machine, or this process alone for one."""
+    return Processes(workers) if workers > 1 else InProcess()
+
+
+def ray(workers: int, device: str) -> Executor:
+    """Return `workers` workers on a Ray cluster, each with a GPU of its own where `device` is one."""
+    return Ray(workers, 1.0 if device.startswith("cuda") else 0.0)
+
+
+EXECUTORS: Group[Callable[[int, str], Executor]] = Group(
+    "bench.executors", "executor", "a function of workers and device", callable
+)
+
+
 def open_executor(name: str, workers: int, device: str) -> Opened:
-    """Return the executor called `name` (`local` or `ray`) with `workers` workers (0: as many as fit the device)."""
-    count = workers or default_workers(device)
-    if name == "ray":
-        return Opened(Ray(count, 1.0 if device.startswith("cuda") else 0.0))
-    if name != "local":
-        raise BenchError(f"unknown executor '{name}': choose local or ray")
-    return Opened(Processes(count) if count > 1 else InProcess())
+    """Return the executor `name` (entry point group `bench.executors`) with `workers` workers.
+
+    0 workers: as many as fit the device. Raises BenchError for an unknown or broken one.
+    """
+    executor = EXECUTORS.load(name)(workers or default_workers(device), device)
+    if not isinstance(executor, Executor):
+        raise BenchError(f"executor '{name}': gave {type(executor).__name__}, not a bench.run.executors.Executor")
+    return Opened(executor)
 
 
 def default_workers(device: str) -> int:

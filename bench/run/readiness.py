@@ -6,22 +6,40 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench.judges.base import judge_specs, missing_files
+from bench.contracts.plugins import BUILT_IN, Group, faults
+from bench.judges.base import JUDGES, judge_specs, missing_files
+from bench.judges.fidelity import EXTRACTORS
 from bench.judges.files import JudgeFile
 from bench.metrics.measure import check_metrics
-from bench.models.cards import cards
+from bench.models.cards import CARDS, cards
 from bench.models.compilation import check_compiler
 from bench.models.files import model_files
-from bench.references.stored import build_command, built_references
+from bench.models.registry import ADAPTERS
+from bench.recordings.replay import REPLAYS
+from bench.references.datasets import DATASETS
+from bench.references.stored import SOURCES, build_command, built_references, check_kind, check_source
+from bench.run.executors import EXECUTORS
 from bench.run.plan import Request, make_plan
 from bench.run.provenance import device_name, package_versions
 from bench.weights.cache import FileCache, cache_directory
 from protocols import Protocol, load_protocol, protocol_files
-from results.errors import BenchError, StoreError
+from results.errors import BenchError, StoreError, one_line
 from results.files import disk_error
 from results.store import connect
+
+GROUPS: tuple[Group[Any], ...] = (
+    ADAPTERS,
+    CARDS,
+    REPLAYS,
+    JUDGES,
+    EXTRACTORS,
+    DATASETS,
+    SOURCES,
+    EXECUTORS,
+)
+"""Every kind of plug-in."""
 
 
 class Finding(NamedTuple):
@@ -42,6 +60,7 @@ def diagnose(runs: Path) -> list[Finding]:
         _database(runs / "bench.duckdb"),
         *_protocols(),
         *_weights(),
+        *_plugins(),
     ]
 
 
@@ -109,14 +128,40 @@ def _weights() -> list[Finding]:
     cache = FileCache(cache_directory())
     ready: list[str] = []
     missing: list[str] = []
+    broken: list[Finding] = []
     for card in cards().values():
         if card.weights is not None and not card.members:
-            complete = all(file.find(cache) is not None for file in model_files(card))
+            try:
+                complete = all(file.find(cache) is not None for file in model_files(card))
+            except Exception as error:  # the family is asked for its autoencoder's files, and it may be anyone's
+                broken.append(Finding("broken", f"model {card.name}", one_line(f"{error}; fix the card {card.path}")))
+                continue
             (ready if complete else missing).append(card.name)
     findings = [Finding("ready", f"weights of {len(ready)} models", ", ".join(ready))] if ready else []
+    findings += broken
     if missing:
         detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench weights fetch MODEL'"
         findings.append(Finding("missing", f"weights of {len(missing)} models", detail))
+    return findings
+
+
+def _plugins() -> list[Finding]:
+    """Return one finding for each distribution with plug-ins (what it adds), and one for each fault of one."""
+    cards()
+    added: dict[str, dict[str, list[str]]] = {}
+    for group in GROUPS:
+        for plugin, _ in group.load_all():
+            added.setdefault(plugin.distribution, {}).setdefault(plugin.group, []).append(plugin.name)
+    findings = []
+    for distribution, groups in added.items():
+        shown = (
+            f"{group.removeprefix('bench.')} {len(names) if distribution == BUILT_IN else ', '.join(names)}"
+            for group, names in groups.items()
+        )
+        findings.append(Finding("ready", f"plug-ins of {distribution}", one_line("; ".join(shown))))
+    for fault in faults():
+        detail = f"{fault.reason}; fix it, or pip uninstall {fault.distribution}"
+        findings.append(Finding("broken", f"plug-in {fault.distribution} ({fault.group}: {fault.name or '-'})", detail))
     return findings
 
 
@@ -140,7 +185,7 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
     with connect(database, write=True, retry=True):
         pass
     protocol = request.protocol
-    check_metrics(protocol.metrics, protocol.metric_options)
+    check_protocol(protocol)
     for name, file in lacking_judge_files(protocol):
         raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
     if lacks_reference(protocol):
@@ -148,6 +193,13 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
             f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
             f"{build_command(protocol)}"
         )
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Raise BenchError for the first plug-in or metric option that the protocol asks for and that is not known."""
+    check_metrics(protocol.metrics, protocol.metric_options)
+    check_source(protocol)
+    check_kind(protocol)
 
 
 def lacks_reference(protocol: Protocol) -> bool:
@@ -159,6 +211,7 @@ def lacks_reference(protocol: Protocol) -> bool:
 def missing(request: Request) -> list[str]:
     """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
     protocol = request.protocol
+    check_protocol(protocol)
     absent = [
         f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
         for name, file in lacking_judge_files(protocol)

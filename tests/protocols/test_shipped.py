@@ -82,7 +82,6 @@ def test_a_protocol_extends_another_by_replacing_what_it_says(tmp_path):
         ('extends = "mine"', "leads in a circle"),
         ('extends = "nothing"', "neither beside it nor shipped"),
         ('extends = "fair-imagenet-256"\nsmoke = 1', "'smoke' must be true or false"),
-        ('extends = "fair-imagenet-256"\n[reference]\nkind = "coco"', "reference.kind' must be one of imagenet-val"),
         ('extends = "fair-imagenet-256"\n[reference]\ncrop = "adm"', "reference.crop' is not known"),
         ('extends = "fair-imagenet-256"\n[labels]\nnames_column = "nom"', "names_column' is no column"),
     ],

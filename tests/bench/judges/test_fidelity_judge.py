@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.registry import register_feature_extractor
 
 from bench.judges.base import JudgeSpec, load_judge
 from results.errors import BenchError
 
-EXTRACTOR = f"{__name__}:SmallExtractor"
+EXTRACTOR = "small-extractor"
 
 
 class SmallExtractor(FeatureExtractorBase):
@@ -39,6 +40,9 @@ class SmallExtractor(FeatureExtractorBase):
         return "logits" if metric == "isc" else "pool"
 
 
+register_feature_extractor(EXTRACTOR, SmallExtractor)
+
+
 def spec(**options):
     return JudgeSpec("classifier", "torch-fidelity", options)
 
@@ -63,8 +67,11 @@ def test_digest_of_built_in_weights_follows_their_values(tmp_path):
     ("options", "reason"),
     [
         ({"extractor": "inception-v3"}, "did you mean inception-v3-compat"),
-        ({"extractor": "bench.nowhere:Extractor"}, "cannot import extractor"),
-        ({"extractor": "results.errors:BenchError"}, "is no subclass of torch_fidelity's FeatureExtractorBase"),
+        ({"extractor": "bench.nowhere:Extractor"}, "unknown extractor of judge 'classifier' 'bench.nowhere:Extractor'"),
+        (
+            {"extractor": "results.errors:BenchError"},
+            "unknown extractor of judge 'classifier' 'results.errors:BenchError'",
+        ),
         ({"extractor": EXTRACTOR, "features_layer": "2048"}, "unknown layer of judge 'classifier' '2048'"),
         ({"extractor": EXTRACTOR, "spatial": True}, "exist for inception-v3-compat only"),
     ],

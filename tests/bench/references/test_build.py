@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import register_feature_extractor
 
 from bench.cli import main
 from bench.judges.base import JudgeSpec, load_judge
@@ -59,6 +60,10 @@ class OtherColours(Colours):
         super().__init__("other", features_list)
 
 
+register_feature_extractor("Colours", Colours)
+register_feature_extractor("OtherColours", OtherColours)
+
+
 class Said:
     """Progress that remembers, and interrupts after so many batches."""
 
@@ -78,9 +83,7 @@ class Said:
 
 
 def colours(name="Colours"):
-    return load_judge(
-        JudgeSpec("inception", "torch-fidelity", {"extractor": f"{__name__}:{name}"}), device="cpu", root=Path()
-    )
+    return load_judge(JudgeSpec("inception", "torch-fidelity", {"extractor": name}), device="cpu", root=Path())
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +94,7 @@ def cache(tmp_path, monkeypatch):
 def protocol(kind="folder", resize="squash", names=CLASSES, **reference):
     base = find_protocol("digits")
     table = {"name": "colours", "kind": kind, "resize": resize, **reference}
-    judges = {"inception": {"kind": "torch-fidelity", "extractor": f"{__name__}:Colours"}}
+    judges = {"inception": {"kind": "torch-fidelity", "extractor": "Colours"}}
     return replace(base, name="test", resolution=SIZE, class_names=tuple(names), reference=table, judges=judges)
 
 
@@ -435,7 +438,7 @@ def test_the_command_builds_lists_and_says_what_it_left_out(tmp_path, capsys):
     text = (
         f'extends = "fair-imagenet-256"\nname = "mine"\ntitle = "Mine"\nresolution = {SIZE}\n'
         '[reference]\nname = "mine-val"\nkind = "folder"\nimages = 9\nclasses = 1\n'
-        f'[judges.inception]\nextractor = "{__name__}:Colours"\n'
+        '[judges.inception]\nextractor = "Colours"\n'
     )
     path = tmp_path / "mine.toml"
     path.write_text(text + "[labels]\n" + f"names = {list(CLASSES)}\n".replace("'", '"'))

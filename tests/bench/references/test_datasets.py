@@ -4,7 +4,7 @@ from scipy.io import savemat
 
 from bench.references.datasets import open_image_set
 from protocols.imagenet import imagenet_classes
-from results.errors import DatasetError
+from results.errors import BenchError, DatasetError
 
 TENCH, SHARK, CRANE_BIRD = "n01440764", "n01484850", "n02012849"
 
@@ -173,5 +173,5 @@ def test_nothing_there_is_one_clear_line(tmp_path):
     for kind in ("folder", "relaionet", "imagenetv2", "imagenet-val"):
         with pytest.raises(DatasetError, match="holds no images"):
             open_image_set(kind, tmp_path)
-    with pytest.raises(DatasetError, match="unknown kind"):
+    with pytest.raises(BenchError, match="unknown kind"):
         open_image_set("imagenet", tmp_path)
