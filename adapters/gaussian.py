@@ -13,9 +13,11 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
+from adapters.guidance import Guided
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
+from bench.contracts.settings import SamplerSettings
 
 
 class Velocity(nn.Module):
@@ -46,16 +48,12 @@ class Gaussian(Adapter):
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """There are no weights."""
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Return samples [B, 3, H, W] after `steps` Euler steps."""
+        v = Guided(self.network, labels, torch.full_like(labels, self.num_classes), cfg, doubled=False)
         x = noise.normal(self.latent_shape)
-        null = torch.full_like(labels, self.num_classes)
         for i in range(steps):
-            v = self.network(x, i / steps, labels)
-            if cfg != 1.0:
-                v_null = self.network(x, i / steps, null)
-                v = v_null + cfg * (v - v_null)
-            x = x + v / steps
+            x = x + v(x, i / steps) / steps
         return x
 
 

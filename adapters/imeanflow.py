@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
-from adapters.meanflow import AverageVelocity, filled, input_size, meanflow_sample, recorded_card, time_grid
+from adapters.latent import LatentAdapter
+from adapters.meanflow import AverageVelocity, TimedSettings, input_size, meanflow_sample
 from adapters.networks.imfdit import ImfDiT, mlp_width
-from bench.contracts.adapter import Adapter, load_strict
+from adapters.times import filled
+from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
-from results.errors import BenchError, unknown
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number
+from results.errors import BenchError
 
 BLOCK = r"(shared_blocks|u_heads|v_heads)_(\d+)"
 RULES = (
@@ -35,14 +38,27 @@ RULES = (
 """The flax tree below `net/` of iMF and pMF. A two-dimensional `kernel` is transposed, an RMS norm's is a vector."""
 
 
-def embedded(network: nn.Module, labels: Tensor, omega: float, t_min: float, t_max: float) -> AverageVelocity:
-    """Return u(z, t, h) under guidance `omega` on [t_min, t_max], the same at every step, in one pass.
+class EmbeddedSettings(TimedSettings):
+    """The guidance interval that the network is told, and the times."""
 
-    The interval is a condition that the network learnt; nothing here gates on t. omega 1 is the unguided model.
+    t_min: Number = Field(0.0, ge=0, le=1, description="first time of the guidance interval told to the network")
+    t_max: Number = Field(1.0, ge=0, le=1, description="last time of the guidance interval told to the network")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.t_min > self.t_max:
+            raise ValueError(f"guidance interval {self.t_min}..{self.t_max} must lie in order within 0..1")
+        return self
+
+
+def embedded(network: nn.Module, labels: Tensor, cfg: float, t_min: float, t_max: float) -> AverageVelocity:
+    """Return u(z, t, h) under guidance `cfg` on [t_min, t_max], the same at every step, in one pass.
+
+    The interval is a condition that the network learnt; nothing here gates on t. cfg 1 is the unguided model.
     """
 
     def average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        return network(z, t, h, filled(omega, z), filled(t_min, z), filled(t_max, z), labels)
+        return network(z, t, h, filled(cfg, z), filled(t_min, z), filled(t_max, z), labels)
 
     return average_velocity
 
@@ -69,16 +85,16 @@ def transformer_facts(architecture: Mapping[str, Any], hidden: int) -> dict[str,
     }
 
 
-class ImprovedMeanFlow(Adapter):
-    """iMF on latents: `cfg` is omega, a network input, so that a guided step costs one pass."""
+class ImprovedMeanFlow(LatentAdapter):
+    """iMF on latents: `cfg` (the paper's omega) is a network input, so that a guided step costs one pass."""
 
+    Settings = EmbeddedSettings
     noise_scale = 1.0
     """Standard deviation of the noise at t = 1."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         self.network = self.build_network(card.architecture)
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     @staticmethod
     def build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -100,37 +116,20 @@ class ImprovedMeanFlow(Adapter):
         unused = () if self.card.architecture.get("v_heads", False) else ("v_heads.",)
         return {key: value for key, value in state.items() if not key.startswith(unused)}
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
-        """Return why this (steps, cfg) cannot be sampled: omega below 1 was never trained."""
+    def unsupported(self, steps: int, cfg: float, settings: EmbeddedSettings | None = None) -> str | None:
+        """Refuse guidance below 1, which was never trained, and times of another number of steps."""
+        settings = settings or self.resolve_settings(steps)
         if cfg < 1.0:
             return f"{self.card.name} takes guidance from 1 (unguided) upwards: its network never saw less, got {cfg:g}"
-        return super().unsupported(steps, cfg)
+        return settings.misfit(steps) or super().unsupported(steps, cfg, settings)
 
     def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        t_min: float = 0.0,
-        t_max: float = 1.0,
-        times: Sequence[float] | None = None,
+        self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: EmbeddedSettings
     ) -> Tensor:
-        """Return samples float32 [B, *latent_shape].
-
-        `t_min`, `t_max`: the guidance interval told to the network; `times`: steps + 1 values falling from 1 to 0
-        (default: uniform).
-        """
-        if not 0.0 <= t_min <= t_max <= 1.0:
-            raise BenchError(f"{self.card.name}: guidance interval {t_min}..{t_max} must lie in order within 0..1")
+        """Return samples float32 [B, *latent_shape]."""
         z = self.noise_scale * noise.normal(self.latent_shape).to(self.device)
-        return meanflow_sample(embedded(self.network, labels, cfg, t_min, t_max), z, time_grid(times, steps))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
+        average_velocity = embedded(self.network, labels, cfg, settings.t_min, settings.t_max)
+        return meanflow_sample(average_velocity, z, settings.grid(steps))
 
 
 def published_names(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
@@ -142,33 +141,27 @@ def published_names(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[
 
 def replay(case: Case) -> Replay:
     """Return the replay of an iMF recording: calls of kind `network` (either head) and `sample`."""
-    return replay_embedded(case, ImprovedMeanFlow(recorded_card(case, "embedded")))
+    return replay_embedded(case, ImprovedMeanFlow)
 
 
-def replay_embedded(case: Case, adapter: ImprovedMeanFlow) -> Replay:
-    """Return the replay of `case` on an iMF or pMF adapter that is not loaded yet."""
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+def replay_embedded(case: Case, family: type[ImprovedMeanFlow]) -> Replay:
+    """Return the replay of `case` on iMF or pMF."""
+    adapter = recorded_adapter(case, family, "embedded")
 
     def run(call: Call) -> dict[str, Tensor]:
         if call["kind"] == "network":
-            arguments = [
-                case.tensors[call["inputs"][role]] for role in ("x", "t", "h", "omega", "t_min", "t_max", "labels")
-            ]
+            inputs = case.arguments(call, "x", "t", "h", "omega", "t_min", "t_max", "labels")
             if call.get("head", "u") == "u":
-                return {"output": adapter.network(*arguments)}
+                return {"output": adapter.network(*inputs)}
             if not isinstance(adapter.network, ImfDiT):
-                raise BenchError(f"{case.spec['name']}: only iMF's network has the head '{call['head']}'")
-            return {"output": adapter.network.velocities(*arguments).instantaneous}
-        if call["kind"] == "sample":
-            options, labels = case.options(call), case.labels(call, adapter.num_classes)
-            settings = {
-                "t_min": options.get("t_min", 0.0),
-                "t_max": options.get("t_max", 1.0),
-                "times": options.get("timesteps"),
-            }
-            omega = call.get("guidance", 1.0)
-            return {"output": adapter.generate(labels, call["steps"], omega, case.noise(call), **settings)}
-        raise unknown("kind of call", call["kind"], ("network", "sample"))
+                raise BenchError(f"{case.name}: only iMF's network has the head '{call['head']}'")
+            return {"output": adapter.network.velocities(*inputs).instantaneous}
+        options = case.options(call)
+        names = {"t_min": "t_min", "t_max": "t_max", "timesteps": "times"}
+        chosen = {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
+        settings, labels = EmbeddedSettings.checked(chosen, case.name), case.labels(call, adapter.num_classes)
+        return {
+            "output": adapter.generate(labels, call["steps"], call.get("guidance", 1.0), case.noise(call), settings)
+        }
 
     return run

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import NamedTuple
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from adapters.interpolants import Field, Flow
+from adapters.times import filled
 from results.errors import BenchError, unknown
 
-Field = Callable[[Tensor, Tensor], Tensor]
-"""f(x float32 [B, ...], t float32 [B]) -> float32 [B, ...]."""
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FixedSolver = Literal["euler", "midpoint", "heun2", "heun3", "rk4"]
+AdaptiveSolver = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
+ADAPTIVE = get_args(AdaptiveSolver)
 """Solvers of torchdiffeq that choose their own steps."""
 
 
@@ -40,7 +42,7 @@ def ode_sample(
         raise unknown("ODE solver", solver, [*FIXED_STEP, *ADAPTIVE])
 
     def slope(x: Tensor, t: float) -> Tensor:
-        return velocity(x, _batch_time(x, t))
+        return velocity(x, filled(t, x))
 
     for t, t_next in pairwise([float(t) for t in times]):
         x = FIXED_STEP[solver](slope, x, t, t_next - t)
@@ -97,17 +99,6 @@ def _integrate_adaptively(
     return path[-1]
 
 
-def _batch_time(x: Tensor, t: float) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-
-
-class Flow(NamedTuple):
-    """Velocity and score at one (x, t), each float32 [B, ...], from one network evaluation."""
-
-    velocity: Tensor
-    score: Tensor
-
-
 def sde_sample(
     flow: Callable[[Tensor, Tensor], Flow],
     x: Tensor,
@@ -132,7 +123,7 @@ def sde_sample(
         return diffusion(x.new_full((1,) * x.ndim, t))
 
     def drift(x: Tensor, t: float) -> Tensor:
-        v, s = flow(x, _batch_time(x, t))
+        v, s = flow(x, filled(t, x))
         return v + w(x, t) * s
 
     dt = float(times[1]) - float(times[0])
@@ -148,4 +139,4 @@ def sde_sample(
     if last_step is None:
         return x
     t_last = float(times[-1])
-    return last_step(x, flow(x, _batch_time(x, t_last)), x.new_full((1,) * x.ndim, t_last))
+    return last_step(x, flow(x, filled(t_last, x)), x.new_full((1,) * x.ndim, t_last))

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from results.errors import unknown
+from adapters.times import per_sample
 
 Coefficient = Callable[[Tensor], Tensor]
-PREDICTIONS = ("velocity", "score", "noise")
+Field = Callable[[Tensor, Tensor], Tensor]
+"""f(x float32 [B, ...], t float32 [B]) -> float32 [B, ...]."""
+PathName = Literal["Linear", "GVP", "VP"]
+Prediction = Literal["velocity", "score", "noise"]
+DiffusionForm = Literal["sigma", "linear", "decreasing", "increasing-decreasing", "constant", "SBDM"]
 CUT = 1e-3
 """How far from a singular end of the path sampling stays."""
 
@@ -96,21 +100,26 @@ def _variance_preserving(slowest: float = 0.1, fastest: float = 20.0) -> Path:
     return Path(alpha, sigma, sigma_rate, log_alpha_rate, lambda t: 1 / log_alpha_rate(t), log_alpha_rate, False)
 
 
-PATHS = {"Linear": _linear(), "GVP": _generalised_variance_preserving(), "VP": _variance_preserving()}
+class Flow(NamedTuple):
+    """Velocity and score at one (x, t), each float32 [B, ...], from one network evaluation."""
+
+    velocity: Tensor
+    score: Tensor
+
+
+PATHS: dict[PathName, Path] = {
+    "Linear": _linear(),
+    "GVP": _generalised_variance_preserving(),
+    "VP": _variance_preserving(),
+}
 
 
 @dataclass(frozen=True)
 class Interpolant:
     """A path and what the network on it predicts: `velocity` (d x_t / dt), `score` (grad log p_t) or `noise`."""
 
-    path_type: str = "Linear"
-    prediction: str = "velocity"
-
-    def __post_init__(self) -> None:
-        if self.path_type not in PATHS:
-            raise unknown("interpolant path", self.path_type, PATHS)
-        if self.prediction not in PREDICTIONS:
-            raise unknown("interpolant prediction", self.prediction, PREDICTIONS)
+    path_type: PathName = "Linear"
+    prediction: Prediction = "velocity"
 
     @property
     def path(self) -> Path:
@@ -132,9 +141,22 @@ class Interpolant:
         r, sigma = self.path.inverse_log_alpha_rate(t), self.path.sigma(t)
         return (r * prediction - x) / (sigma**2 - r * self.path.sigma_rate(t) * sigma)
 
-    def diffusion(self, form: str, norm: float) -> Coefficient:
+    def velocity_of(self, predict: Field) -> Field:
+        """Return the velocity field of a network `predict(x, t)`."""
+        return lambda x, t: self.velocity(predict(x, t), x, per_sample(t, x))
+
+    def flow_of(self, predict: Field) -> Callable[[Tensor, Tensor], Flow]:
+        """Return velocity and score of a network `predict(x, t)`, from one evaluation."""
+
+        def flow(x: Tensor, t: Tensor) -> Flow:
+            time, output = per_sample(t, x), predict(x, t)
+            return Flow(self.velocity(output, x, time), self.score(output, x, time))
+
+        return flow
+
+    def diffusion(self, form: DiffusionForm, norm: float) -> Coefficient:
         """Return w(t) of the reverse SDE dx = (v + w s) dt + sqrt(2 w) dW by the paper's name of its form."""
-        forms: dict[str, Coefficient] = {
+        forms: dict[DiffusionForm, Coefficient] = {
             "sigma": lambda t: norm * self.path.sigma(t),
             "linear": lambda t: norm * (1 - t),
             "decreasing": lambda t: (norm * torch.cos(math.pi * t) + 1) ** 2 / 4,
@@ -142,8 +164,6 @@ class Interpolant:
             "constant": lambda t: norm * torch.ones_like(t),
             "SBDM": lambda t: norm * self.path.score_weight(t),
         }
-        if form not in forms:
-            raise unknown("diffusion form", form, forms)
         return forms[form]
 
     def interval(self, last_step_size: float = 0.0) -> tuple[float, float]:

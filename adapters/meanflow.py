@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
+from adapters.guidance import Guided
+from adapters.latent import LatentAdapter
 from adapters.networks.dit import DiT
 from adapters.networks.songunet import SongUNet
-from bench.contracts.adapter import Adapter, load_strict
-from bench.contracts.card import Guidance, ModelCard
+from adapters.times import filled
+from bench.contracts.adapter import load_strict
+from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError, unknown
 
 AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,35 +57,39 @@ def consistency_sample(
     return z
 
 
-def filled(value: float, z: Tensor) -> Tensor:
-    """Return `value` for every sample of z: float32 [B]."""
-    return torch.full((z.shape[0],), value, dtype=torch.float32, device=z.device)
+class TimedSettings(SamplerSettings):
+    """Samplers whose times can be given."""
+
+    times: Sequence[Number] | None = Field(
+        None, description="times from 1 (noise) to 0 (data), one more than there are steps; null: uniform"
+    )
+
+    @field_validator("times")
+    @classmethod
+    def _falling(cls, times: Sequence[Number] | None) -> Sequence[Number] | None:
+        if times is not None and not (
+            len(times) > 1 and times[0] == 1 and times[-1] == 0 and all(t > r for t, r in pairwise(times))
+        ):
+            raise ValueError("numbers that fall from 1 to 0")
+        return times
+
+    def grid(self, steps: int) -> tuple[float, ...]:
+        """Return steps + 1 times from 1 to 0."""
+        return uniform_times(steps) if self.times is None else tuple(map(float, self.times))
+
+    def misfit(self, steps: int) -> str | None:
+        """Return why the times do not fit `steps`, or None."""
+        if self.times is None or len(self.times) == steps + 1:
+            return None
+        return f"times {list(self.times)} do not fit: {steps} steps need {steps + 1} values falling from 1 to 0"
 
 
-def guided(network: nn.Module, labels: Tensor, null: int, cfg: float) -> AverageVelocity:
-    """Return u_null + cfg (u_y - u_null), both halves in one doubled batch; the plain network at cfg 1.
+class MeanFlowSettings(TimedSettings):
+    """The rule of the paper or alpha-Flow's stochastic sampler."""
 
-    The published models had guidance trained in: cfg 1 is the model as its authors use it, more guides it twice.
-    """
-    if cfg == 1.0:
-        return lambda z, t, h: network(z, t, h, labels)
-    both = torch.cat([labels, torch.full_like(labels, null)])
-
-    def average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        u_y, u_null = network(torch.cat([z, z]), torch.cat([t, t]), torch.cat([h, h]), both).chunk(2)
-        return u_null + cfg * (u_y - u_null)
-
-    return average_velocity
-
-
-def time_grid(times: Sequence[float] | None, steps: int) -> tuple[float, ...]:
-    """Return `times` if given, else the uniform grid. Raises BenchError unless they fall from 1 to 0 in `steps`."""
-    if times is None:
-        return uniform_times(steps)
-    grid = tuple(float(time) for time in times)
-    if len(grid) != steps + 1 or grid[0] != 1.0 or grid[-1] != 0.0 or any(t <= r for t, r in pairwise(grid)):
-        raise BenchError(f"times {list(grid)} do not fit: {steps} steps need {steps + 1} values falling from 1 to 0")
-    return grid
+    mode: Literal["ode", "consistency"] = Field(
+        "ode", description="ode: the rule of the paper; consistency: alpha-Flow's, jumps to data and noises again"
+    )
 
 
 DIT_RULES = (
@@ -129,13 +137,14 @@ def input_size(architecture: Mapping[str, Any]) -> int:
     return next(architecture[key] for key in ("latent_size", "input_size", "img_resolution") if key in architecture)
 
 
-class MeanFlow(Adapter):
+class MeanFlow(LatentAdapter):
     """Average-velocity models: u over [t - h, t] in one network pass a step (two with inference-time guidance)."""
+
+    Settings = MeanFlowSettings
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         self.network = self.build_network(card.architecture)
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     @staticmethod
     def build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -183,70 +192,41 @@ class MeanFlow(Adapter):
             state = {renamed(key, ALPHAFLOW_NAMES): value for key, value in without_prefix(state, "net.").items()}
         load_strict(self.network, state, self.card.name)
 
+    def unsupported(self, steps: int, cfg: float, settings: MeanFlowSettings | None = None) -> str | None:
+        """Refuse times of another number of steps."""
+        settings = settings or self.resolve_settings(steps)
+        return settings.misfit(steps) or super().unsupported(steps, cfg, settings)
+
     def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        times: Sequence[float] | None = None,
-        mode: str = "ode",
+        self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: MeanFlowSettings
     ) -> Tensor:
         """Return samples float32 [B, *latent_shape].
 
-        `times`: steps + 1 values falling from 1 to 0 (default: uniform). `mode`: `ode`, the rule of the paper, or
-        `consistency`, alpha-Flow's stochastic sampler. `cfg` other than 1 takes a second, unconditional pass.
+        The published models had guidance trained in: cfg 1 is the model as its authors use it, more guides it twice.
         """
-        grid = time_grid(times, steps)
         z = noise.normal(self.latent_shape).to(self.device)
-        average_velocity = guided(self.network, labels, self.num_classes, cfg) if self.num_classes else self.network
-        if mode == "ode":
-            return meanflow_sample(average_velocity, z, grid)
-        if mode == "consistency":
-            return consistency_sample(average_velocity, z, grid, noise)
-        raise unknown("MeanFlow sampler mode", mode, ("ode", "consistency"))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
-
-
-def recorded_card(case: Case, guidance: str) -> ModelCard:
-    """Return the card of a recorded network: its architecture, no weights, no autoencoder."""
-    facts = case.architecture
-    size = input_size(facts)
-    return ModelCard(
-        name=case.spec["name"],
-        family=case.spec["adapter"],
-        title=case.spec["name"],
-        resolution=size,
-        num_classes=facts.get("num_classes", 0),
-        latent_shape=(facts["in_channels"], size, size),
-        architecture=facts,
-        guidance=Guidance(guidance),
-    )
+        average_velocity: AverageVelocity = self.network
+        if self.num_classes:
+            average_velocity = Guided(self.network, labels, torch.full_like(labels, self.num_classes), cfg)
+        if settings.mode == "consistency":
+            return consistency_sample(average_velocity, z, settings.grid(steps), noise)
+        return meanflow_sample(average_velocity, z, settings.grid(steps))
 
 
 def replay(case: Case) -> Replay:
     """Return the replay of a MeanFlow recording: calls of kind `network` and `sample`."""
-    adapter = MeanFlow(recorded_card(case, "classifier-free"))
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+    adapter = recorded_adapter(case, MeanFlow, "classifier-free")
 
     def run(call: Call) -> dict[str, Tensor]:
         if call["kind"] == "network":
-            inputs = case.inputs(call)
-            roles = [role for role in ("x", "t", "h", "labels") if inputs.get(role) is not None]
-            return {"output": adapter.network(*(inputs[role] for role in roles))}
-        if call["kind"] == "sample":
-            options, noise = case.options(call), case.noise(call)
-            labels = case.labels(call, adapter.num_classes)
-            cfg = float(call.get("guidance", 1.0)) if options.get("guidance_mode") == "inference_cfg" else 1.0
-            if case.architecture["network"] == "sit":
-                cfg = max(cfg, 1.0)  # the port takes its second pass only above 1
-            return {"output": adapter.generate(labels, call["steps"], cfg, noise, times=options.get("timesteps"))}
-        raise unknown("kind of call", call["kind"], ("network", "sample"))
+            inputs = case.arguments(call, "x", "t", "h", "labels")
+            return {"output": adapter.network(*(value for value in inputs if value is not None))}
+        options = case.options(call)
+        cfg = float(call.get("guidance", 1.0)) if options.get("guidance_mode") == "inference_cfg" else 1.0
+        if case.architecture["network"] == "sit":
+            cfg = max(cfg, 1.0)  # the port takes its second pass only above 1
+        settings = MeanFlowSettings.checked({"times": options.get("timesteps")}, case.name)
+        labels = case.labels(call, adapter.num_classes)
+        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
 
     return run

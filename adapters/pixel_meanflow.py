@@ -15,7 +15,6 @@ from adapters.imeanflow import (
     replay_embedded,
     transformer_facts,
 )
-from adapters.meanflow import recorded_card
 from adapters.networks.imfdit import GROUPS, mlp_width
 from adapters.networks.pmfdit import PmfDiT
 from bench.contracts.card import ModelCard
@@ -65,4 +64,4 @@ class PixelMeanFlow(ImprovedMeanFlow):
 
 def replay(case: Case) -> Replay:
     """Return the replay of a pMF recording: calls of kind `network` and `sample`."""
-    return replay_embedded(case, PixelMeanFlow(recorded_card(case, "embedded")))
+    return replay_embedded(case, PixelMeanFlow)

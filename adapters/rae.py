@@ -8,28 +8,52 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from adapters.autoencoders import AutoencoderKind, build_autoencoder, register
+from adapters.guidance import Guided
+from adapters.latent import LatentAdapter
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.networks.rae_encoder import RAEEncoder, used_weights
-from bench.contracts.adapter import Adapter, load_strict
+from adapters.times import filled, rounded
+from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
-from results.errors import BenchError, unknown
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number, SamplerSettings
+from results.errors import BenchError
 
 T_STOP = 0.999
 """The unshifted grid ends at 1 - T_STOP, not at 0, and there is no last step to 0."""
 STATISTICS_EPS = 1e-5
-METHODS = ("autoguidance", "classifier-free")
 
-Predict = Callable[[Tensor, Tensor, bool], Tensor]
 State = Mapping[str, Tensor]
+
+
+class RAESettings(SamplerSettings):
+    """Euler steps on a grid shifted by the size of the latents, and what guides them."""
+
+    method: Literal["classifier-free", "autoguidance"] = Field(
+        "classifier-free",
+        description="what guides: the network itself without a label, or a second, weaker one with the same label",
+    )
+    interval: Sequence[Number] = Field(
+        (0.0, 1.0), min_length=2, max_length=2, description="first and last time that are guided, both included"
+    )
+    time_dist_shift_dim: Number = Field(4096, gt=0, description="number of values in a latent")
+    time_dist_shift_base: Number = Field(
+        4096, gt=0, description="the times are shifted by sqrt(time_dist_shift_dim / time_dist_shift_base)"
+    )
+
+    def times(self, steps: int) -> list[float]:
+        """Return the times of `steps` Euler steps."""
+        times: list[float] = time_grid(steps, (self.time_dist_shift_dim / self.time_dist_shift_base) ** 0.5).tolist()
+        return times
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
@@ -38,42 +62,17 @@ def time_grid(steps: int, shift: float) -> Tensor:
     With a shift that float32 cannot represent well the first time may round to just above 1, where a guidance interval
     ending at 1 does not reach: as published.
     """
-    if steps < 1:
-        raise BenchError(f"steps must be at least 1, found {steps}")
     u = 1 - torch.linspace(0, T_STOP, steps + 1, device="cpu")
     return shift * u / (1 + (shift - 1) * u)
 
 
-def euler_sample(
-    predict: Predict,
-    noise: NoiseSource,
-    shape: Sequence[int],
-    steps: int,
-    *,
-    interval: Sequence[float] = (0.0, 1.0),
-    time_dist_shift_dim: float = 4096,
-    time_dist_shift_base: float = 4096,
-) -> Tensor:
-    """Integrate dx/dt = v from noise to the last time of the grid, float32 [B, *shape].
+def euler_sample(predict: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
+    """Integrate dx/dt = v from noise to the last of `times`, float32 [B, ...].
 
-    `predict(x, t, guided)` takes x float32 [B, *shape] and t float32 [B] and returns v; `guided` says whether t lies in
-    `interval`, both ends included. The times are shifted by sqrt(time_dist_shift_dim / time_dist_shift_base); equal
-    numbers leave them uniform. Raises BenchError for a shift or an interval that is none.
+    `predict(x, t)` takes x float32 [B, ...] and a time, and returns v.
     """
-    if time_dist_shift_dim <= 0 or time_dist_shift_base <= 0:
-        raise BenchError(
-            "time_dist_shift_dim and time_dist_shift_base must be above 0, "
-            f"found {time_dist_shift_dim} and {time_dist_shift_base}"
-        )
-    if len(interval) != 2:
-        raise BenchError(f"interval must be two times (first, last), found {list(interval)}")
-    times = time_grid(steps, (time_dist_shift_dim / time_dist_shift_base) ** 0.5)
-    guided = ((times >= interval[0]) & (times <= interval[1])).tolist()
-
-    x = noise.normal(shape)
-    for (t, t_next), inside in zip(pairwise(times), guided[:-1], strict=True):
-        v = predict(x, x.new_full((len(x),), float(t)), inside)
-        x = x + float(t_next - t) * v
+    for t, t_next in pairwise(times):
+        x = x + rounded(t_next - t) * predict(x, t)
     return x
 
 
@@ -95,9 +94,10 @@ def latent_statistics(state: State, eps: float = STATISTICS_EPS) -> LatentStatis
     return LatentStatistics(mean.float(), (variance.float() + eps).sqrt())
 
 
-class RAE(Adapter):
+class RAE(LatentAdapter):
     """DiT-DH guided by itself without a label or by a second, weaker DiT-DH (`architecture.guide`)."""
 
+    Settings = RAESettings
     network: DiTDH
 
     def __init__(self, card: ModelCard) -> None:
@@ -106,7 +106,6 @@ class RAE(Adapter):
         weak = architecture.pop("guide", None)
         self.network = DiTDH(**architecture)
         self.guide = None if weak is None else DiTDH(**weak)
-        self.autoencoder = build_autoencoder(card.autoencoder)
         decoder = self.autoencoder.decoder
         if isinstance(decoder, RAEDecoder):
             self.autoencoder.convert = lambda state: decoder.with_positions(bare_state(state))
@@ -129,63 +128,32 @@ class RAE(Adapter):
                     )
             self.autoencoder.use_statistics(*statistics)
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
+    def unsupported(self, steps: int, cfg: float, settings: RAESettings | None = None) -> str | None:
         """Refuse guidance that the card has no network or no null label for."""
-        reason = super().unsupported(steps, cfg)
-        if reason is None and cfg != 1.0:
-            reason = self._unguidable(self.resolve_settings(steps)["method"])
-        return reason
-
-    def _unguidable(self, method: str) -> str | None:
-        if method == "autoguidance" and self.guide is None:
+        method = (settings or self.resolve_settings(steps)).method
+        if cfg != 1.0 and method == "autoguidance" and self.guide is None:
             return f"{self.card.name} has no second, weaker network for autoguidance; use method=classifier-free"
-        if method == "classifier-free" and not self.card.architecture.get("class_dropout_prob", 0.1) > 0:
+        dropout = self.card.architecture.get("class_dropout_prob", 0.1)
+        if cfg != 1.0 and method == "classifier-free" and not dropout > 0:
             return f"{self.card.name} was trained without a null label, which classifier-free guidance needs"
-        return None
+        return super().unsupported(steps, cfg, settings)
 
-    def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        method: str = "classifier-free",
-        interval: Sequence[float] = (0.0, 1.0),
-        time_dist_shift_dim: float = 4096,
-        time_dist_shift_base: float = 4096,
-    ) -> Tensor:
-        """Return latents in model space, float32 [B, C, h, w], by `steps` Euler steps (see `euler_sample`).
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: RAESettings) -> Tensor:
+        """Return latents in model space, float32 [B, C, h, w], by `steps` Euler steps."""
+        predict = Guided(
+            at_time(self.network),
+            labels,
+            null=torch.full_like(labels, self.card.num_classes),
+            cfg=cfg,
+            interval=(settings.interval[0], settings.interval[1]),
+            weak=at_time(self.guide) if settings.method == "autoguidance" and self.guide is not None else None,
+        )
+        return euler_sample(predict, noise.normal(self.latent_shape), settings.times(steps))
 
-        `method` classifier-free: v_null + cfg (v - v_null) by a doubled batch; autoguidance: v_weak + cfg (v - v_weak)
-        where the weak network (`guide`) gets the same label. At times outside `interval`, and at cfg 1, there is one
-        evaluation. Raises BenchError for a method that does not exist or that the model has no network for.
-        """
-        if method not in METHODS:
-            raise unknown("guidance method of RAE", method, METHODS)
-        if cfg != 1.0 and (reason := self._unguidable(method)) is not None:
-            raise BenchError(reason)
-        null = torch.full_like(labels, self.card.num_classes)
 
-        def predict(x: Tensor, t: Tensor, guided: bool) -> Tensor:
-            if cfg == 1.0 or not guided:
-                return self.network(x, t, labels)
-            if method == "autoguidance" and self.guide is not None:
-                v, v_weak = self.network(x, t, labels), self.guide(x, t, labels)
-            else:
-                doubled = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null]))
-                v, v_weak = doubled.chunk(2)
-            return v_weak + cfg * (v - v_weak)
-
-        return euler_sample(
-            predict, noise, self.latent_shape, steps, interval=interval,
-            time_dist_shift_dim=time_dist_shift_dim, time_dist_shift_base=time_dist_shift_base,
-        )  # fmt: skip
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images, float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
+def at_time(network: nn.Module) -> Callable[[Tensor, float, Tensor], Tensor]:
+    """Return `network(x, t, labels)` for a time that is a number."""
+    return lambda x, t, labels: network(x, filled(t, x), labels)
 
 
 def bare_state(state: State) -> dict[str, Tensor]:
@@ -229,17 +197,13 @@ for _name, _kind in DECODERS.items():
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a DiT-DH case (parity adapter `rae`)."""
-    name, architecture = case.spec["name"], case.architecture
-    side, channels, classes = (architecture[key] for key in ("input_size", "in_channels", "num_classes"))
-    adapter = RAE(ModelCard(name, "rae", name, side, classes, (channels, side, side), architecture))
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+    adapter = recorded_adapter(case, RAE)
 
     @cache
     def other_network(file: str, architecture: str) -> DiTDH:
         role = next(role for role, known in case.spec["extra_weights"].items() if known == file)
         network = DiTDH(**case.spec[architecture])
-        load_strict(network, bare_state(case.extra_weights(role)), f"{name} ({role})")
+        load_strict(network, bare_state(case.extra_weights(role)), f"{case.name} ({role})")
         return network.eval()
 
     def run(call: Call) -> dict[str, Any]:
@@ -247,17 +211,15 @@ def replay(case: Case) -> Replay:
             network = adapter.network
             if "weights" in call:
                 network = other_network(call["weights"], call.get("architecture", "architecture"))
-            inputs = (case.tensors[call["inputs"][role]] for role in ("x", "t", "labels"))
-            return {"output": network(*inputs)}
+            return {"output": network(*case.arguments(call, "x", "t", "labels"))}
         options = case.options(call)
         recorded = options.pop("method", "none")
         cfg = 1.0 if recorded == "none" else max(call.get("guidance", 1.0), 1.0)  # Upstream: up to 1 is off.
         file = options.pop("guide_weights", None)
         adapter.guide = None if file is None else other_network(file, "guide_architecture")
-        method = {"cfg": "classifier-free", "none": "classifier-free"}.get(recorded, recorded)
-        labels = case.labels(call, classes)
-        latents = adapter.generate(labels, call["steps"], cfg, case.noise(call), method=method, **options)
-        return {"output": latents}
+        options["method"] = "autoguidance" if recorded == "autoguidance" else "classifier-free"
+        settings, labels = RAESettings.checked(options, case.name), case.labels(call, adapter.num_classes)
+        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
 
     return run
 

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.autoencoders import build_autoencoder
 from adapters.flax_trees import Rule, convert, image_kernel, matrix, same, unbatched
+from adapters.guidance import Guided
+from adapters.latent import LatentAdapter
 from adapters.networks.dit import DiT
-from bench.contracts.adapter import Adapter, load_strict
+from adapters.times import filled
+from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import SamplerSettings
 
 
 def shortcut_sample(
@@ -26,14 +29,13 @@ def shortcut_sample(
     `velocity(x, t, d)` takes x float32 [B, ...], t = i/steps and d = `step_index`, both float32 [B]. For the published
     models the index is log2(steps): 0 is the jump in one step, 7 the flow-matching velocity.
     """
-    d = torch.full((len(x),), float(step_index), dtype=torch.float32, device=x.device)
+    d = filled(step_index, x)
     for i in range(steps):
-        t = torch.full((len(x),), i / steps, dtype=torch.float32, device=x.device)
-        x = x + velocity(x, t, d) / steps
+        x = x + velocity(x, filled(i / steps, x), d) / steps
     return x
 
 
-class Shortcut(Adapter):
+class Shortcut(LatentAdapter):
     """The shortcut repository's DiT; with `ignore_dt` its plain flow-matching baseline, blind to the step size."""
 
     network: DiT
@@ -55,14 +57,13 @@ class Shortcut(Adapter):
             label_rows=architecture["num_classes"] + 1,
             scalars=("t_embedder", "d_embedder"),
         )
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load the flax tree `params_ema` (or `params`) by its paths joined with `/`."""
         converted = convert_flax(state, self.card.architecture["num_heads"])
         load_strict(self.network, {"pos_embed": self.network.pos_embed, **converted}, self.card.name)
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
+    def unsupported(self, steps: int, cfg: float, settings: SamplerSettings | None = None) -> str | None:
         """Refuse step sizes that were never trained, and guidance below the finest one, which would guide twice."""
         if not self.ignore_step_size:
             if steps > self.finest or steps & (steps - 1):
@@ -72,7 +73,7 @@ class Shortcut(Adapter):
                     f"{self.card.name} takes guidance at {self.finest} steps only: its larger steps have guidance "
                     "trained in and no trained null label (cfg must be 1)"
                 )
-        return super().unsupported(steps, cfg)
+        return super().unsupported(steps, cfg, settings)
 
     def velocity(self, x: Tensor, t: Tensor, d: Tensor, labels: Tensor) -> Tensor:
         """Return the velocity towards the data at (x, t) for the step index d, float32 like x."""
@@ -81,28 +82,15 @@ class Shortcut(Adapter):
     def integrate(self, x: Tensor, labels: Tensor, steps: int, cfg: float, step_index: float) -> Tensor:
         """Return samples from noise x, taking labels, steps and guidance literally (`cfg` 0: null label only)."""
         null = torch.full_like(labels, self.null_label)
+        if cfg == 0.0:
+            labels, cfg = null, 1.0
+        return shortcut_sample(Guided(self.velocity, labels, null, cfg), x, steps, step_index)
 
-        def guided(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
-            if cfg == 1.0:
-                return self.velocity(x, t, d, labels)
-            if cfg == 0.0:
-                return self.velocity(x, t, d, null)
-            doubled = (torch.cat([a, b]) for a, b in ((x, x), (t, t), (d, d), (labels, null)))
-            c, u = self.velocity(*doubled).chunk(2)
-            return u + cfg * (c - u)
-
-        return shortcut_sample(guided, x, steps, step_index)
-
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Return latents, float32 [B, *latent_shape]; an unconditional model takes the null label it was trained on."""
         if self.num_classes == 0:
             labels = torch.full_like(labels, self.null_label)
         return self.integrate(noise.normal(self.latent_shape), labels, steps, cfg, log2(steps))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images, float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
 
 
 BLOCK = r"DiTBlock_(\d+)"
@@ -157,22 +145,16 @@ def convert_flax(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a shortcut case."""
-    name, architecture = case.spec["name"], case.architecture
-    side = architecture["latent_size"]
-    shape = (architecture["in_channels"], side, side)
-    adapter = Shortcut(ModelCard(name, "shortcut", name, side, architecture["num_classes"], shape, architecture))
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+    adapter = recorded_adapter(case, Shortcut)
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            x, t, d, labels = (case.tensors[call["inputs"][role]] for role in ("x", "t", "dt", "labels"))
-            return {"output": adapter.velocity(x, t, d, labels)}
+            return {"output": adapter.velocity(*case.arguments(call, "x", "t", "dt", "labels"))}
         steps, options = call["steps"], case.options(call)
         finest = options.get("train_type", "shortcut") == "naive"
         # Upstream truncates the index of a step count that is not a power of two.
         step_index = options.get("dt_index", int(log2(adapter.finest if finest else steps)))
-        x, labels = case.noise(call).normal(shape), case.labels(call, adapter.null_label)
+        x, labels = case.noise(call).normal(adapter.latent_shape), case.labels(call, adapter.null_label)
         return {"output": adapter.integrate(x, labels, steps, call.get("guidance", 1.0), step_index)}
 
     return run

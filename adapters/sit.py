@@ -6,43 +6,96 @@ Noise lies at t = 0 and data at t = 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from adapters.autoencoders import build_autoencoder
-from adapters.integrators import ADAPTIVE, Flow, ode_sample, sde_sample
-from adapters.interpolants import Interpolant
+from adapters.guidance import Guided
+from adapters.integrators import ADAPTIVE, AdaptiveSolver, FixedSolver, ode_sample, sde_sample
+from adapters.interpolants import Coefficient, DiffusionForm, Flow, Interpolant, PathName, Prediction
+from adapters.latent import LatentAdapter
 from adapters.networks.dit import DiT
-from bench.contracts.adapter import Adapter, load_strict
+from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
-from results.errors import BenchError, unknown
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number, SamplerSettings
+from results.errors import unknown
+
+LastStep = Callable[[Tensor, Flow, Tensor], Tensor]
 
 
-def guide(
-    network: Callable[[Tensor, Tensor, Tensor], Tensor],
-    x: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    cfg: float,
-    *,
-    null_label: int,
-    guided_channels: int = 3,
-) -> tuple[Tensor, Tensor]:
-    """Return (guided, unconditional) predictions for x [B, C, ...] by one evaluation of the doubled batch.
+class SiTSettings(SamplerSettings):
+    """An ODE or a reverse SDE, along the path and with the prediction that a checkpoint was trained for."""
 
-    Channels 0 .. `guided_channels` - 1 are u + cfg (c - u); the published figures guide 3 of the 4 latent channels and
-    leave the others conditional.
-    """
-    null = torch.full_like(labels, null_label)
-    c, u = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
-    n = guided_channels
-    guided = u[:, :n] + cfg * (c[:, :n] - u[:, :n])
-    return torch.cat([guided, c[:, n:]], dim=1), u
+    mode: Literal["ODE", "SDE"] = Field(
+        "ODE", description="ODE: the step count is intervals of the solver; SDE: network evaluations of solver euler"
+    )
+    solver: FixedSolver | AdaptiveSolver | Literal["heun"] = Field(
+        "euler",
+        description="ODE: any but heun (adaptive ones choose their own steps, and their samples depend slightly on the "
+        "batch); SDE: euler or heun",
+    )
+    guidance_channels: int = Field(3, ge=0, description="how many of the first channels are guided")
+    path_type: PathName = Field("Linear", description="path between noise and data")
+    prediction: Prediction = Field("velocity", description="what the network predicts")
+    atol: Number = Field(1e-6, gt=0, description="absolute tolerance of an adaptive solver")
+    rtol: Number = Field(1e-3, gt=0, description="relative tolerance of an adaptive solver")
+    diffusion_form: DiffusionForm = Field("sigma", description="SDE: diffusion coefficient w(t)")
+    diffusion_norm: Number = Field(1.0, ge=0, description="SDE: factor of the diffusion coefficient")
+    last_step: Literal["Mean", "Euler", "Tweedie", "none"] = Field(
+        "Mean", description="SDE: the update that the last evaluation serves"
+    )
+    last_step_size: Number = Field(
+        0.04, ge=0, lt=1, description="SDE: size of the last update, however many steps there are"
+    )
+
+    @field_validator("last_step", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return "none" if value is None else value  # `--option last_step=none` reads as null
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        if self.mode == "ODE":
+            if self.solver == "heun":
+                raise ValueError("solver heun is for mode SDE; mode ODE has heun2 and heun3")
+            return self
+        if self.solver not in ("euler", "heun"):
+            raise ValueError(str(unknown("SDE solver", self.solver, ("euler", "heun"))))
+        if self.diffusion_form == "SBDM" and self.path_type != "VP" and self.prediction == "velocity":
+            raise ValueError(
+                f"diffusion_form SBDM is infinite at t = 0 on the {self.path_type} path; use sigma, or linear"
+            )
+        _, end = self.interpolant.interval(self.stop)
+        if self.solver == "heun" and self.interpolant.path.sigma(torch.tensor(end, device="cpu")) == 0.0:
+            raise ValueError(
+                "solver heun without a last step needs the score at t = 1, where it is infinite on the "
+                f"{self.path_type} path; use solver=euler or another last_step"
+            )
+        return self
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path and what is predicted on it."""
+        return Interpolant(self.path_type, self.prediction)
+
+    @property
+    def stop(self) -> float:
+        """How far from the data the noisy updates of the SDE stop."""
+        return 0.0 if self.last_step == "none" else self.last_step_size
+
+    def last_update(self, w: Coefficient) -> LastStep | None:
+        """Return the last update of the SDE with diffusion w, a function of (x, flow, t); None for none."""
+        path, h = self.interpolant.path, self.last_step_size
+        updates: dict[str, LastStep] = {
+            "Mean": lambda x, f, t: x + h * (f.velocity + w(t) * f.score),
+            "Euler": lambda x, f, t: x + h * f.velocity,
+            "Tweedie": lambda x, f, t: x / path.alpha(t) + path.sigma(t) ** 2 / path.alpha(t) * f.score,
+        }
+        return updates.get(self.last_step)
 
 
 class SiTNetwork(DiT):
@@ -68,124 +121,53 @@ class SiTNetwork(DiT):
         return super().forward(x, *conditions)[:, : self.channels]
 
 
-class SiT(Adapter):
+class SiT(LatentAdapter):
     """SiT and any model of its repository's architecture and transport."""
 
+    Settings = SiTSettings
     network: SiTNetwork
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
+        self.null_label = int(card.architecture["num_classes"])
         self.network = SiTNetwork(card.architecture, card.architecture.get("learn_sigma", True))
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load a state dict; whether it has sigma channels is decided from the file, not from the card."""
         self.network = load_network(self.card.architecture, state, self.card.name).to(self.device, self.dtype).eval()
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
+    def unsupported(self, steps: int, cfg: float, settings: SiTSettings | None = None) -> str | None:
         """Refuse one-step SDE sampling: the last update alone would start from noise."""
-        if self.resolve_settings(steps)["mode"] == "SDE" and steps < 2:
+        settings = settings or self.resolve_settings(steps)
+        if settings.mode == "SDE" and steps < 2:
             return f"{self.card.name} takes 2 or more steps in SDE mode (the last one is the last update)"
-        return super().unsupported(steps, cfg)
+        return super().unsupported(steps, cfg, settings)
 
-    def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        mode: str = "ODE",
-        solver: str = "euler",
-        guidance_channels: int = 3,
-        path_type: str = "Linear",
-        prediction: str = "velocity",
-        atol: float = 1e-6,
-        rtol: float = 1e-3,
-        diffusion_form: str = "sigma",
-        diffusion_norm: float = 1.0,
-        last_step: str = "Mean",
-        last_step_size: float = 0.04,
-    ) -> Tensor:
-        """Return latents, float32 [B, *latent_shape].
-
-        `mode` ODE: `steps` intervals of `solver` (see `ode_sample`; adaptive solvers ignore `steps` and their samples
-        depend slightly on the batch). `mode` SDE: `steps` counts network evaluations of `solver` euler, of which the
-        last serves `last_step` (`Mean`, `Euler`, `Tweedie`, `none`), an update of the fixed size `last_step_size`
-        however many steps there are. `guidance_channels`: how many channels are guided (see `guide`). Raises
-        BenchError for settings that do not exist or that have no finite sample.
-        """
-        interpolant = Interpolant(path_type, prediction)
-        null_label = int(self.card.architecture["num_classes"])
-        guided = partial(
-            guide, self.network, labels=labels, cfg=cfg, null_label=null_label, guided_channels=guidance_channels
-        )
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.network(x, t, labels) if cfg == 1.0 else guided(x, t)[0]
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            return interpolant.velocity(predict(x, t), x, _per_sample(t, x))
-
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SiTSettings) -> Tensor:
+        """Return latents, float32 [B, *latent_shape]."""
+        s, interpolant = settings, settings.interpolant
+        model = self.guided(labels, cfg, s.guidance_channels)
         x = noise.normal(self.latent_shape)
-        if mode == "ODE":
-            times = torch.linspace(*interpolant.interval(), steps + 1).tolist()
-            if solver not in ADAPTIVE or cfg == 1.0:
-                return ode_sample(velocity, x, times, solver, atol=atol, rtol=rtol)
+        if s.mode == "SDE":
+            w = interpolant.diffusion(s.diffusion_form, s.diffusion_norm)
+            times = torch.linspace(*interpolant.interval(s.stop), steps).tolist()
+            return sde_sample(
+                interpolant.flow_of(model), x, lambda k: noise.normal(self.latent_shape, k), times, w,
+                solver=s.solver, last_step=s.last_update(w),
+            )  # fmt: skip
+        times = torch.linspace(*interpolant.interval(), steps + 1).tolist()
+        tolerances = {"atol": s.atol, "rtol": s.rtol}
+        if s.solver in ADAPTIVE and cfg != 1.0:
+            velocity, x = interpolant.velocity_of(model.pair), torch.cat([x, x])
+            return ode_sample(velocity, x, times, s.solver, **tolerances)[: len(labels)]
+        return ode_sample(interpolant.velocity_of(model), x, times, s.solver, **tolerances)
 
-            def doubled_velocity(x: Tensor, t: Tensor) -> Tensor:
-                # The authors integrate the doubled batch. Its second half is discarded, but counts in the error norm
-                # that chooses the steps: guided like the first, and unconditional in the channels left unguided.
-                half, n = len(labels), guidance_channels
-                first, u = guided(x[:half], t[:half])
-                second = torch.cat([first[:, :n], u[:, n:]], dim=1)
-                return interpolant.velocity(torch.cat([first, second]), x, _per_sample(t, x))
+    def guided(self, labels: Tensor, cfg: float, channels: int) -> Guided:
+        """Return the network as a function of (x, t), guided in the first `channels`.
 
-            doubled = torch.cat([x, x])
-            return ode_sample(doubled_velocity, doubled, times, solver, atol=atol, rtol=rtol)[: len(labels)]
-        if mode != "SDE":
-            raise unknown("SiT sampling mode", mode, ("ODE", "SDE"))
-        if steps < 2:
-            raise BenchError(f"{self.card.name}: SDE mode needs 2 or more steps; ask for more or use mode=ODE")
-        if diffusion_form == "SBDM" and path_type != "VP" and prediction == "velocity":
-            raise BenchError(
-                f"{self.card.name}: diffusion_form SBDM is infinite at t = 0 on the {path_type} path; use sigma"
-            )
-        path, h = interpolant.path, last_step_size
-        w = interpolant.diffusion(diffusion_form, diffusion_norm)
-
-        def flow(x: Tensor, t: Tensor) -> Flow:
-            time, output = _per_sample(t, x), predict(x, t)
-            return Flow(interpolant.velocity(output, x, time), interpolant.score(output, x, time))
-
-        last_steps: dict[str, Callable[[Tensor, Flow, Tensor], Tensor] | None] = {
-            "Mean": lambda x, f, t: x + h * (f.velocity + w(t) * f.score),
-            "Euler": lambda x, f, t: x + h * f.velocity,
-            "Tweedie": lambda x, f, t: x / path.alpha(t) + path.sigma(t) ** 2 / path.alpha(t) * f.score,
-            "none": None,
-        }
-        if last_step not in last_steps:
-            raise unknown("SiT last step", last_step, last_steps)
-        start, end = interpolant.interval(0.0 if last_step == "none" else h)
-        times = torch.linspace(start, end, steps).tolist()
-        if solver.lower() == "heun" and path.sigma(torch.tensor(times[-2] + times[1] - times[0])) == 0.0:
-            raise BenchError(
-                f"{self.card.name}: solver heun without a last step needs the score at t = 1, where it is infinite on "
-                f"the {path_type} path; use solver=euler or another last_step"
-            )
-        return sde_sample(
-            flow, x, lambda k: noise.normal(self.latent_shape, k), times, w,
-            solver=solver.lower(), last_step=last_steps[last_step],
-        )  # fmt: skip
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images, float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
-
-
-def _per_sample(t: Tensor, x: Tensor) -> Tensor:
-    return t.reshape(-1, *[1] * (x.ndim - 1))
+        The published figures guide 3 of the 4 latent channels and leave the others conditional.
+        """
+        return Guided(self.network, labels, torch.full_like(labels, self.null_label), cfg, channels)
 
 
 def load_network(architecture: Mapping[str, Any], state: Mapping[str, Any], name: str) -> SiTNetwork:
@@ -205,28 +187,18 @@ def load_network(architecture: Mapping[str, Any], state: Mapping[str, Any], name
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a SiT case."""
-    name, architecture = case.spec["name"], case.architecture
-    side = architecture["latent_size"]
-    card = ModelCard(
-        name, "sit", name, side, architecture["num_classes"], (architecture["in_channels"], side, side), architecture
-    )
-    adapter = SiT(card)
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+    adapter = recorded_adapter(case, SiT)
 
     def run(call: Call) -> dict[str, Any]:
-        options = dict(call.get("options", {}))
-        cfg = call.get("guidance", 1.0)
+        options, cfg = case.options(call), call.get("guidance", 1.0)
         if call["kind"] == "network":
-            x, t, labels = (case.tensors[call["inputs"][role]] for role in ("x", "t", "labels"))
-            if cfg == 1.0:
-                return {"output": adapter.network(x, t, labels)}
-            null_label, n = architecture["num_classes"], options.get("guidance_channels", 3)
-            return {"output": guide(adapter.network, x, t, labels, cfg, null_label=null_label, guided_channels=n)[0]}
+            x, t, labels = case.arguments(call, "x", "t", "labels")
+            return {"output": adapter.guided(labels, cfg, options.get("guidance_channels", 3))(x, t)}
         options.pop("upstream_num_steps", None)
-        if "last_step" in options:
-            options["last_step"] = options["last_step"] or "none"
-        labels = case.labels(call, architecture["num_classes"])
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), **options)}
+        options["solver"] = options.get("solver", "euler").lower()
+        if call.get("options", {}).get("last_step", "") is None:
+            options["last_step"] = "none"
+        settings, labels = SiTSettings.checked(options, case.name), case.labels(call, adapter.null_label)
+        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
 
     return run

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.autoencoders import build_autoencoder
+from adapters.latent import LatentAdapter
 from adapters.networks.dit import DiT
 from adapters.networks.songunet import SongUNet
-from bench.contracts.adapter import Adapter, load_strict
+from adapters.times import filled, per_sample
+from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
-from results.errors import BenchError, unknown
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import SamplerSettings
+from results.errors import unknown
 
 NOISING = {
     "Linear": lambda t: (1 - t, t),
@@ -44,12 +46,11 @@ def soflow_sample(
     if noising_type not in NOISING:
         raise unknown("SoFlow noising type", noising_type, NOISING)
     x = noise.normal(shape)
-    zero = torch.zeros(len(x), device=x.device)
     for i in range(steps):
         if i > 0:
             alpha, beta = NOISING[noising_type](1 - i / steps)
             x = alpha * x + beta * noise.normal(shape, i)
-        x = solution(x, torch.full_like(zero, 1 - i / steps), zero)
+        x = solution(x, filled(1 - i / steps, x), filled(0.0, x))
     return x
 
 
@@ -58,30 +59,29 @@ def solve(prediction: Tensor, x: Tensor, t: Tensor, s: Tensor, coefficient_type:
 
     Euler: a = 1, b = s - t. Any other type is the authors' Trig: a and b are cosine and sine of pi (s - t) / 2.
     """
-    difference = (s - t).reshape(-1, *[1] * (x.ndim - 1))
+    difference = per_sample(s - t, x)
     if coefficient_type == "Euler":
         return x + difference * prediction
     return torch.cos(pi / 2 * difference) * x + torch.sin(pi / 2 * difference) * prediction
 
 
-class SoFlow(Adapter):
+class SoFlow(LatentAdapter):
     """SoFlow's latent DiT (`network` dit) and pixel U-Net (`network` unet, unconditional)."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         self.network = build_network(card.architecture)
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load the wrapper's state dict; all its keys start with `network.`."""
         state = {key.removeprefix("network."): value for key, value in state.items()}
         load_strict(self.network, state, self.card.name)
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
+    def unsupported(self, steps: int, cfg: float, settings: SamplerSettings | None = None) -> str | None:
         """Refuse guidance: it is trained in, and the authors' samplers never apply a scale."""
         if cfg != 1.0:
             return f"{self.card.name} has its guidance trained in and takes none at sampling (cfg must be 1)"
-        return super().unsupported(steps, cfg)
+        return super().unsupported(steps, cfg, settings)
 
     def predict(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """Return the raw network output F(x, t, s), float32 like x; the second embedder takes t - s."""
@@ -95,19 +95,14 @@ class SoFlow(Adapter):
         """Return f(x, t, s), float32 like x."""
         return solve(self.predict(x, t, s, labels), x, t, s, self.card.architecture["coefficient_type"])
 
-    def generate(self, labels: Tensor | None, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(
+        self, labels: Tensor | None, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings
+    ) -> Tensor:
         """Return latents or pixels, float32 [B, *latent_shape]; an unconditional model ignores `labels`."""
-        if cfg != 1.0:
-            raise BenchError(f"{self.unsupported(steps, cfg)}")
         return soflow_sample(
             lambda x, t, s: self.solution(x, t, s, labels), noise, self.latent_shape, steps,
             noising_type=self.card.architecture["noising_type"],
         )  # fmt: skip
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images, float32 [B, 3, H, W] in [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents)
-        return images
 
 
 def build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -140,21 +135,15 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a SoFlow case."""
-    name, architecture = case.spec["name"], case.architecture
-    side = architecture["latent_size"]
-    shape = (architecture["in_channels"], side, side)
-    adapter = SoFlow(ModelCard(name, "soflow", name, side, architecture["num_classes"], shape, architecture))
-    adapter.load(case.weights, {})
-    adapter.to("cpu")
+    adapter = recorded_adapter(case, SoFlow)
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            inputs = case.inputs(call)
-            x, t, s = (case.tensors[call["inputs"][role]] for role in ("x", "t", "s"))
             solves = "solution" in f"{call['id']} {call.get('options', {}).get('what', '')}"
-            return {"output": (adapter.solution if solves else adapter.predict)(x, t, s, inputs.get("labels"))}
+            compute = adapter.solution if solves else adapter.predict
+            return {"output": compute(*case.arguments(call, "x", "t", "s", "labels"))}
         # Upstream's scale is a label of the run and nothing more, so a recorded one changes nothing.
-        labels = case.tensor(call.get("labels"))
-        return {"output": adapter.generate(labels, call["steps"], 1.0, case.noise(call))}
+        labels, none = case.tensor(call.get("labels")), SamplerSettings()
+        return {"output": adapter.generate(labels, call["steps"], 1.0, case.noise(call), none)}
 
     return run

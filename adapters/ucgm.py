@@ -3,129 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from adapters.autoencoders import build_autoencoder
+from adapters.guidance import Guided
+from adapters.latent import LatentAdapter
 from adapters.networks.ddt import DDT
 from adapters.networks.dit import DiT
 from adapters.networks.edm2 import EDM2UNet
 from adapters.networks.lightningdit import LightningDiT
 from adapters.networks.tit import TiT
-from adapters.transports import Transport, edm_noise_label, find_transport, single, spread, time_grid
-from bench.contracts.adapter import Adapter, load_strict
-from bench.contracts.card import Guidance, ModelCard
+from adapters.times import filled, rounded
+from adapters.transports import TRANSPORTS, Transport, TransportName, edm_noise_label, spread, time_grid
+from bench.contracts.adapter import load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError, unknown
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 PredictAt = Callable[[Tensor, float], Tensor]
 
 
-def uni_sample(
-    predict: Predict,
-    noise: NoiseSource,
-    shape: Sequence[int],
-    steps: int,
-    *,
-    transport: str = "Linear",
-    stochast_ratio: float | str = 0.0,
-    extrapol_ratio: float = 0.0,
-    sampling_order: int = 1,
-    time_dist_ctrl: Sequence[float] = (1.0, 1.0, 1.0),
-    rfba_gap_steps: Sequence[float] = (0.001, 0.001),
-) -> Tensor:
-    """Sample with UNI and return the raw data prediction of its last step, float32 [B, *shape].
+class UNI(SamplerSettings):
+    """The settings of the UNI sampler, by the authors' names."""
 
-    `predict(x, t)` takes float32 [B, *shape] and t float32 [B] and returns the network's F. `noise` draw 0 is the
-    initial state, draw i + 1 the noise injected in step i (counted from 0). `stochast_ratio` r in [0, 1] (or "Auto")
-    is the share of fresh noise in the noise estimate, `extrapol_ratio` the extrapolation of the estimates from the
-    third step on, `sampling_order` 1 or 2, `time_dist_ctrl` the Kumaraswamy warp of the times, `rfba_gap_steps` the
-    gaps at the ends of the time grid. Raises BenchError for a setting outside its range.
-    """
-
-    def predict_at(x: Tensor, t: float) -> Tensor:
-        return predict(x, _times(t, x))
-
-    estimates = trajectory(
-        predict_at, noise, shape, steps, transport=transport, stochast_ratio=stochast_ratio,
-        extrapol_ratio=extrapol_ratio, sampling_order=sampling_order, time_dist_ctrl=time_dist_ctrl,
-        rfba_gap_steps=rfba_gap_steps,
-    )  # fmt: skip
-    return _last(estimates)
-
-
-def trajectory(
-    predict_at: PredictAt,
-    noise: NoiseSource,
-    shape: Sequence[int],
-    steps: int,
-    *,
-    sampler: str = "uni",
-    transport: str = "Linear",
-    stochast_ratio: float | str = 0.0,
-    extrapol_ratio: float = 0.0,
-    sampling_order: int = 1,
-    time_dist_ctrl: Sequence[float] = (1.0, 1.0, 1.0),
-    rfba_gap_steps: Sequence[float] = (0.001, 0.001),
-    sampling_method: str = "Euler",
-    eta: float = 0.001,
-) -> Iterator[Tensor]:
-    """Yield the raw data prediction of each step, float32; `predict_at(x, t)` takes the time as a number.
-
-    `sampler` is `uni` (see `uni_sample`) or `uniode`, the plain ODE sampler: uniform times from `eta` to 1 - `eta`,
-    `sampling_method` Euler or Heun, none of UNI's settings.
-    """
-    chosen = find_transport(transport)
-    if sampler == "uniode":
-        order = {"Euler": 1, "Heun": 2}.get(sampling_method)
-        if order is None:
-            raise unknown("sampling_method", sampling_method, ("Euler", "Heun"))
-        u = spread(iterations(steps, order), eta, 1 - eta)
-        times = (u if chosen.noise_at_zero else 1 - u).tolist()
-        return integrate(predict_at, noise, shape, chosen, times, order=order)
-    if sampler != "uni":
-        raise unknown("sampler", sampler, ("uni", "uniode"))
-    times = time_grid(chosen, iterations(steps, sampling_order), rfba_gap_steps, time_dist_ctrl)
-    # With an end gap of 0 the published second order corrects after its last step too: one evaluation at t = 0 that
-    # nothing depends on, kept because it is part of the published cost.
-    idle_correction = sampling_order == 2 and rfba_gap_steps[1] == 0
-    return integrate(
-        predict_at, noise, shape, chosen, times, stochast_ratio, extrapol_ratio, sampling_order, idle_correction
+    stochast_ratio: Annotated[Number, Field(ge=0, le=1)] | Literal["Auto"] = Field(
+        0.0, description="share r of fresh noise in the noise estimate; Auto takes it from the first step"
     )
+    extrapol_ratio: Number = Field(0.0, description="extrapolation of the estimates from the third step on")
+    sampling_order: int = Field(1, ge=1, le=2, description="order of the solver; 2 spends two evaluations a step")
+    time_dist_ctrl: Sequence[Annotated[Number, Field(gt=0)]] = Field(
+        (1.0, 1.0, 1.0), min_length=3, max_length=3, description="Kumaraswamy warp (a, b, c) of the times"
+    )
+    rfba_gap_steps: Sequence[Annotated[Number, Field(ge=0, lt=1)]] = Field(
+        (0.001, 0.001), min_length=2, max_length=2, description="gaps at the two ends of the time grid"
+    )
+
+    @property
+    def path(self) -> Transport:
+        """The transport that is sampled."""
+        return TRANSPORTS["Linear"]
+
+    def times(self, steps: int) -> list[float]:
+        """Return the times of `steps` evaluations from noise to data; order 2 spends two on each but the last."""
+        return time_grid(self.path, iterations(steps, self.sampling_order), self.rfba_gap_steps, self.time_dist_ctrl)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.sampling_order == 2 and self.path.at(self.times(1)[0]).gamma == 0:
+            raise ValueError("sampling_order 2 divides by gamma at the first time; give rfba_gap_steps a start above 0")
+        return self
+
+
+class UCGMSettings(UNI):
+    """What UCGM's models take: a transport, one of two samplers, and where guidance acts."""
+
+    sampler: Literal["uni", "uniode"] = Field(
+        "uni", description="uni, or the plain ODE sampler uniode, which takes sampling_method and eta instead"
+    )
+    transport: TransportName = Field("Linear", description="how data and noise mix, as the checkpoint was trained")
+    sampling_method: Literal["Euler", "Heun"] = Field("Euler", description="solver of sampler uniode")
+    eta: Number = Field(0.001, ge=0, lt=0.5, description="uniode: distance of the uniform times from both ends")
+    guidance_interval: Sequence[Number] | None = Field(
+        None, min_length=2, max_length=2, description="first and last time guided, both included; null: all times"
+    )
+    guided_channels: int | None = Field(
+        None, ge=0, description="how many of the first channels are guided; null: as the network was published"
+    )
+
+    @property
+    def path(self) -> Transport:
+        """The transport that is sampled."""
+        return TRANSPORTS[self.transport]
 
 
 def iterations(steps: int, order: int) -> int:
     """Return how many grid points `steps` evaluations buy: the second order spends two on each but the last."""
-    if steps < 1:
-        raise BenchError(f"steps must be at least 1, found {steps}")
-    if order not in (1, 2):
-        raise BenchError(f"sampling_order must be 1 or 2, found {order}")
     return steps if order == 1 else (steps + 1) // 2
+
+
+def uni_sample(
+    predict: Predict, noise: NoiseSource, shape: Sequence[int], steps: int, settings: UNI | None = None
+) -> Tensor:
+    """Sample with UNI and return the raw data prediction of its last step, float32 [B, *shape].
+
+    `predict(x, t)` takes float32 [B, *shape] and t float32 [B] and returns the network's F. `noise` draw 0 is the
+    initial state, draw i + 1 the noise injected in step i (counted from 0).
+    """
+    settings = settings or UNI()
+    return last(
+        integrate(lambda x, t: predict(x, filled(t, x)), noise, shape, settings.path, settings.times(steps), settings)
+    )
+
+
+def trajectory(
+    predict_at: PredictAt, noise: NoiseSource, shape: Sequence[int], steps: int, settings: UCGMSettings
+) -> Iterator[Tensor]:
+    """Yield the raw data prediction of each step, float32; `predict_at(x, t)` takes the time as a number."""
+    uni: UNI = settings
+    path, times = settings.path, settings.times(steps)
+    if settings.sampler == "uniode":  # UNI without its settings, at uniform times
+        uni = UNI(sampling_order={"Euler": 1, "Heun": 2}[settings.sampling_method])
+        u = spread(iterations(steps, uni.sampling_order), settings.eta, 1 - settings.eta)
+        times = (u if path.noise_at_zero else 1 - u).tolist()
+    return integrate(predict_at, noise, shape, path, times, uni)
 
 
 def integrate(
     predict_at: PredictAt,
     noise: NoiseSource,
     shape: Sequence[int],
-    transport: Transport,
+    path: Transport,
     times: Sequence[float],
-    stochast_ratio: float | str = 0.0,
-    extrapol_ratio: float = 0.0,
-    order: int = 1,
-    idle_correction: bool = False,
+    settings: UNI,
 ) -> Iterator[Tensor]:
     """Walk `times` from noise to data and yield each step's raw data prediction, float32.
 
     The state is float64; times, coefficients, network and estimates are float32: the published sampler's precisions.
     """
-    marks = [transport.at(t) for t in times]
-    r = _stochastic_ratio(stochast_ratio, times, transport)
-    if order == 2 and len(marks) > 1 and marks[0].gamma == 0:
-        raise BenchError("sampling_order 2 divides by gamma at the first time; give rfba_gap_steps a start above 0")
+    marks = [path.at(t) for t in times]
+    r = _stochastic_ratio(settings.stochast_ratio, times, path)
     x = noise.normal(shape, 0).double()
     x_before = z_before = x
 
@@ -138,8 +141,8 @@ def integrate(
         x_raw, z_raw = x_raw.double(), z_raw.double()
         x_hat, z_hat = x_raw, z_raw
         if i >= 2:
-            x_hat = x_raw + extrapol_ratio * (x_raw - x_before)
-            z_hat = z_raw + extrapol_ratio * (z_raw - z_before)
+            x_hat = x_raw + settings.extrapol_ratio * (x_raw - x_before)
+            z_hat = z_raw + settings.extrapol_ratio * (z_raw - z_before)
         x_before, z_before = x_raw, z_raw
 
         then = marks[i + 1]
@@ -148,34 +151,31 @@ def integrate(
             z_mixed = z_mixed + r**0.5 * noise.normal(shape, i + 1).double()
         x_next = then.gamma * x_hat + then.alpha * z_mixed
 
-        if order == 2:
+        if settings.sampling_order == 2:
             _, z_second = then.estimates(x_next.float(), predict_at(x_next.float(), times[i + 1]))
-            noise_share = single(then.alpha - single(single(now.alpha * then.gamma) / now.gamma))
+            noise_share = rounded(then.alpha - rounded(rounded(now.alpha * then.gamma) / now.gamma))
             x_next = x * then.gamma / now.gamma + noise_share * (z_hat + z_second) / 2
         x = x_next
 
-    if idle_correction:
+    # With an end gap of 0 the published second order corrects after its last step too: one evaluation at t = 0 that
+    # nothing depends on, kept because it is part of the published cost.
+    if settings.sampling_order == 2 and settings.rfba_gap_steps[1] == 0:
         predict_at(x.float(), 0.0)
 
 
-def _stochastic_ratio(ratio: float | str, times: Sequence[float], transport: Transport) -> float:
+def _stochastic_ratio(ratio: float | str, times: Sequence[float], path: Transport) -> float:
     """Return r in [0, 1]; "Auto" takes it from the first step: 2 |t1 - t0| alpha(t0) / alpha(t1)^2."""
-    if ratio == "Auto":
-        first, second = (*times, 0.0)[:2]
-        alpha = transport.at(second).alpha
-        if alpha == 0:
-            return 1.0
-        return min(max(2 * abs(second - first) * transport.at(first).alpha / alpha**2, 0.0), 1.0)
-    if isinstance(ratio, str) or not 0 <= ratio <= 1:
-        raise BenchError(f'stochast_ratio must be a number in [0, 1] or "Auto", found {ratio!r}')
-    return float(ratio)
+    if ratio != "Auto":
+        return float(ratio)
+    first, second = (*times, 0.0)[:2]
+    alpha = path.at(second).alpha
+    if alpha == 0:
+        return 1.0
+    return min(max(2 * abs(second - first) * path.at(first).alpha / alpha**2, 0.0), 1.0)
 
 
-def _times(t: float, x: Tensor) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-
-
-def _last(estimates: Iterator[Tensor]) -> Tensor:
+def last(estimates: Iterator[Tensor]) -> Tensor:
+    """Return the last of one or more estimates."""
     for estimate in estimates:  # noqa: B007
         pass
     return estimate
@@ -194,8 +194,10 @@ GUIDED_CHANNELS = {"LightningDiT": 3}
 """Networks whose guidance acts on their first channels only; the others take the conditional output."""
 
 
-class UCGM(Adapter):
+class UCGM(LatentAdapter):
     """A network of UCGM's five, sampled with UNI; guidance is classifier-free, F_null + cfg (F - F_null)."""
+
+    Settings = UCGMSettings
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
@@ -209,7 +211,6 @@ class UCGM(Adapter):
             self.network = NETWORKS[self.kind](**facts)
         except TypeError as error:
             raise BenchError(f"card {card.name}: architecture of {self.kind}: {error}") from error
-        self.autoencoder = build_autoencoder(card.autoencoder)
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load UCGM's own checkpoints, or for EDM2 the official ones (prefix `unet.`, with a training-only head)."""
@@ -217,125 +218,54 @@ class UCGM(Adapter):
             state = {key.removeprefix("unet."): value for key, value in state.items() if not key.startswith("logvar_")}
         load_strict(self.network, state, self.card.name)
 
-    def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        sampler: str = "uni",
-        transport: str = "Linear",
-        stochast_ratio: float | str = 0.0,
-        extrapol_ratio: float = 0.0,
-        sampling_order: int = 1,
-        time_dist_ctrl: Sequence[float] = (1.0, 1.0, 1.0),
-        rfba_gap_steps: Sequence[float] = (0.001, 0.001),
-        sampling_method: str = "Euler",
-        eta: float = 0.001,
-        guidance_interval: Sequence[float] | None = None,
-        guided_channels: int | None = None,
-    ) -> Tensor:
-        """Return normalised latents, float32 [B, C, H, W]: the raw data prediction of the last step.
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: UCGMSettings) -> Tensor:
+        """Return normalised latents, float32 [B, C, H, W]: the raw data prediction of the last step."""
+        return last(trajectory(self.guided(labels, cfg, settings), noise, self.latent_shape, steps, settings))
 
-        The settings are those of `trajectory`; `guidance_interval` = (first, last) limits guidance to transport
-        times in between, both included (None: every evaluation), `guided_channels` to the first channels (None:
-        what the network was published with).
-        """
-        predict_at = self.predictor(labels, None if cfg == 1.0 else cfg, guidance_interval, guided_channels)
-        estimates = trajectory(
-            predict_at, noise, self.latent_shape, steps, sampler=sampler, transport=transport,
-            stochast_ratio=stochast_ratio, extrapol_ratio=extrapol_ratio, sampling_order=sampling_order,
-            time_dist_ctrl=time_dist_ctrl, rfba_gap_steps=rfba_gap_steps, sampling_method=sampling_method, eta=eta,
-        )  # fmt: skip
-        return _last(estimates)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images, float32 [B, 3, H, W] in [-1, 1]."""
-        return self.autoencoder.decode(latents)
-
-    def predictor(
-        self, labels: Tensor, scale: float | None, interval: Sequence[float] | None, channels: int | None
-    ) -> PredictAt:
-        """Return the network's output as a function of (x, t), guided at `scale` (None: not guided)."""
-        # The interval is compared in the precision of the times, so that its ends belong to it.
-        lower, upper = (0.0, 1.0) if interval is None else map(single, interval)
-        channels = GUIDED_CHANNELS.get(self.kind) if channels is None else channels
-
-        def predict_at(x: Tensor, t: float) -> Tensor:
-            if scale is None or not lower <= t <= upper:
-                return self.evaluate(x, t, labels)
-            F, F_null = self.evaluate_both(x, t, labels)
-            F_guided = F_null + scale * (F - F_null)
-            return F_guided if channels is None else torch.cat([F_guided[:, :channels], F[:, channels:]], dim=1)
-
-        return predict_at
+    def guided(self, labels: Tensor, cfg: float, settings: UCGMSettings) -> Guided:
+        """Return the network's output as a function of (x, t), guided; EDM2 is asked twice, once without its label."""
+        interval, channels = settings.guidance_interval, settings.guided_channels
+        return Guided(
+            self.evaluate,
+            labels,
+            null=None if self.kind == "EDM2" else torch.full_like(labels, self.null_label),
+            cfg=cfg,
+            channels=GUIDED_CHANNELS.get(self.kind) if channels is None else channels,
+            interval=None if interval is None else (interval[0], interval[1]),
+        )
 
     def evaluate(self, x: Tensor, t: float | Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's output at time `t`; labels None (EDM2 only) skips the label branch."""
-        time = t if isinstance(t, Tensor) else _times(t, x)
+        time = t if isinstance(t, Tensor) else filled(t, x)
         output: Tensor = self.network(x, edm_noise_label(time) if self.kind == "EDM2" else time, labels)
         return output
-
-    def evaluate_both(self, x: Tensor, t: float, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the conditional and the unconditional output, from one doubled batch where the network allows it."""
-        if self.kind == "EDM2":
-            return self.evaluate(x, t, labels), self.evaluate(x, t, None)
-        null = torch.full_like(labels, self.null_label)
-        F, F_null = self.evaluate(torch.cat([x, x]), t, torch.cat([labels, null])).chunk(2)
-        return F, F_null
 
 
 def replay(case: Case) -> Replay:
     """Return the replay of recorded `network` and `sample` calls (parity adapter `ucgm`)."""
-    facts = case.architecture
-    card = ModelCard(
-        name=case.spec["name"],
-        family="ucgm",
-        title="recorded case",
-        resolution=facts["input_size"],
-        num_classes=facts["num_classes"],
-        latent_shape=(facts["in_channels"], facts["input_size"], facts["input_size"]),
-        architecture=facts,
-        guidance=Guidance("classifier-free"),
-    )
-    adapter = UCGM(card)
-    adapter.load(case.weights, {})
-    adapter.network.eval()
+    adapter = recorded_adapter(case, UCGM, "classifier-free")
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            inputs = case.inputs(call)
-            x, t = inputs["x"], inputs["t"]
-            assert x is not None and t is not None
-            return {"output": adapter.evaluate(x, t, inputs["labels"])}
-        labels = case.labels(call, adapter.null_label or 0)
-        options = dict(call.get("options", {}))
-        # Upstream's guidance is off at 0 and on, at double cost, at 1.
-        scale = call["guidance"] if call.get("guidance", 0.0) > 0 else None
-        predict_at = adapter.predictor(labels, scale, options.pop("guidance_interval", None), None)
-        times: list[float] = []
+            return {"output": adapter.evaluate(*case.arguments(call, "x", "t", "labels"))}
+        labels, settings = (
+            case.labels(call, adapter.null_label or 0),
+            UCGMSettings.checked(case.options(call), case.name),
+        )
+        cfg = call.get("guidance") or 1.0  # Upstream: 0 is off.
+        guided, times = adapter.guided(labels, cfg, settings), []
 
-        def recorded(x: Tensor, t: float) -> Tensor:
+        def predict_at(x: Tensor, t: float) -> Tensor:
             times.append(t)
-            return predict_at(x, t)
+            return guided(x, t)
 
-        rows = 0
-
-        def count(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            nonlocal rows
-            rows += len(arguments[0])
-
-        handle = adapter.network.register_forward_pre_hook(count)
-        try:
-            estimates = list(trajectory(recorded, case.noise(call), card.latent_shape, call["steps"], **options))
-        finally:
-            handle.remove()
+        with Evaluations(adapter.network) as evaluations:
+            estimates = list(trajectory(predict_at, case.noise(call), adapter.latent_shape, call["steps"], settings))
         return {
             "output": estimates[-1],
             "trajectory": torch.stack(estimates),
             "times": times,
-            "nfe_per_image": rows / len(labels),
+            "nfe_per_image": evaluations.rows / len(labels),
         }
 
     return run

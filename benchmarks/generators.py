@@ -159,7 +159,7 @@ class Bench:
         """Return the seconds from noise to latents of one batch."""
         settings = self.adapter.resolve_settings(self.steps)
         began = clock(self.device)
-        self.adapter.generate(self.labels.to(self.device), self.steps, self.cfg, self.noise, **settings)
+        self.adapter.generate(self.labels.to(self.device), self.steps, self.cfg, self.noise, settings)
         return clock(self.device) - began
 
     def parts(self) -> tuple[float, float]:

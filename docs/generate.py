@@ -112,7 +112,7 @@ def _nfe(card: ModelCard) -> str:
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     settings = adapter.resolve_settings(card.natural_steps)
     with torch.inference_mode(), meter.installed():
-        adapter.generate(labels, card.natural_steps, card.guidance.natural, _NoMemory(), **settings)
+        adapter.generate(labels, card.natural_steps, card.guidance.natural, _NoMemory(), settings)
     return f"{meter.rows:g}" + (f" + {meter.guide_rows:g} of the guide" if meter.guide_rows else "")
 
 

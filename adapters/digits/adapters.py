@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from adapters.consistency import karras_sigmas, multistep_sample
 from adapters.digits.network import NULL_LABEL, DigitsMixer
 from adapters.digits.parametrisation import FINEST_LEVEL, LEVELS, consistency_function, denoise, step_code, velocity
 from adapters.dmd import one_step_sample
+from adapters.guidance import Guided
+from adapters.integrators import AdaptiveSolver, FixedSolver, ode_sample
 from adapters.meanflow import meanflow_sample, uniform_times
 from adapters.shortcut import shortcut_sample
-from adapters.sit import ode_sample
-from adapters.ucgm import uni_sample
+from adapters.ucgm import UNI, uni_sample
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from results.errors import BenchError
+from bench.contracts.settings import Number, SamplerSettings
 
 
 class Digits(Adapter):
@@ -39,79 +42,85 @@ class Digits(Adapter):
         return latents.repeat(1, 3, 1, 1)
 
 
+class FlowSettings(SamplerSettings):
+    """How the flow is integrated."""
+
+    solver: FixedSolver | AdaptiveSolver = Field("euler", description="ODE solver; euler costs one evaluation a step")
+
+
 class DigitsFlow(Digits):
     """Rectified flow, the multi-step baseline, with classifier-free guidance."""
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, *, solver: str = "euler") -> Tensor:
-        """Integrate the flow over `steps` equal steps of `solver` (`euler`: one evaluation each, two when guided)."""
+    Settings = FlowSettings
 
-        def towards_data(x: Tensor, t: Tensor) -> Tensor:
-            # The sampler has noise at t = 0, the network at t = 1.
-            level = 1 - t
-            if cfg == 1.0:
-                return -velocity(self.network, x, level, labels)
-            both = torch.cat([labels, torch.full_like(labels, NULL_LABEL)])
-            conditional, null = velocity(self.network, x.repeat(2, 1, 1, 1), level.repeat(2), both).chunk(2)
-            return -(null + cfg * (conditional - null))
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: FlowSettings) -> Tensor:
+        """Integrate the flow over `steps` equal steps."""
 
+        def network(x: Tensor, level: Tensor, labels: Tensor) -> Tensor:
+            return velocity(self.network, x, level, labels)
+
+        model = Guided(network, labels, torch.full_like(labels, NULL_LABEL), cfg)
         times = [i / steps for i in range(steps + 1)]
-        return ode_sample(towards_data, noise.normal(self.latent_shape), times, solver)
+        # The sampler has noise at t = 0, the network at t = 1.
+        return ode_sample(lambda x, t: -model(x, 1 - t), noise.normal(self.latent_shape), times, settings.solver)
+
+
+class DigitsUNI(UNI):
+    """UNI with uniform times 1, 1 - 1/n, ..., 1/n unless gaps are given."""
+
+    rfba_gap_steps: Sequence[Annotated[Number, Field(ge=0, lt=1)]] = Field(
+        (0.0, 0.0), min_length=2, max_length=2, description="gaps at the two ends of the time grid"
+    )
 
 
 class DigitsUCGM(Digits):
     """UCGM, Linear transport, multi-step or few-step by its weights and settings."""
 
-    def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        stochast_ratio: float = 0.0,
-        extrapol_ratio: float = 0.0,
-        sampling_order: int = 1,
-        time_dist_ctrl: Sequence[float] = (1.0, 1.0, 1.0),
-        rfba_gap_steps: Sequence[float] = (0.0, 0.0),
-    ) -> Tensor:
-        """Sample with UNI; gaps of 0 are the uniform times 1, 1 - 1/n, ..., 1/n."""
-        return uni_sample(
-            lambda x, t: velocity(self.network, x, t, labels), noise, self.latent_shape, steps, transport="Linear",
-            stochast_ratio=stochast_ratio, extrapol_ratio=extrapol_ratio, sampling_order=sampling_order,
-            time_dist_ctrl=time_dist_ctrl, rfba_gap_steps=rfba_gap_steps,
-        )  # fmt: skip
+    Settings = DigitsUNI
+
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: DigitsUNI) -> Tensor:
+        """Sample with UNI."""
+        return uni_sample(lambda x, t: velocity(self.network, x, t, labels), noise, self.latent_shape, steps, settings)
+
+
+class ConsistencySettings(SamplerSettings):
+    """The noise levels of a consistency model."""
+
+    sigmas: Sequence[Annotated[Number, Field(gt=0)]] | None = Field(
+        None, description="one noise level a step, from the highest down; null: equal steps on the Karras grid"
+    )
+    clamp: bool = Field(True, description="whether each prediction is clamped to [-1, 1]")
 
 
 class DigitsConsistency(Digits):
     """A consistency model sampled by denoising and adding noise again."""
 
+    Settings = ConsistencySettings
+
+    def unsupported(self, steps: int, cfg: float, settings: ConsistencySettings | None = None) -> str | None:
+        """Refuse levels of another number of steps."""
+        sigmas = (settings or self.resolve_settings(steps)).sigmas
+        if sigmas is not None and len(sigmas) != steps:
+            return f"{self.card.name}: sigmas needs one noise level a step, found {len(sigmas)} for {steps}"
+        return super().unsupported(steps, cfg, settings)
+
     def generate(
-        self,
-        labels: Tensor,
-        steps: int,
-        cfg: float,
-        noise: NoiseSource,
-        *,
-        sigmas: Sequence[float] | None = None,
-        clamp: bool = True,
+        self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: ConsistencySettings
     ) -> Tensor:
-        """Denoise at each of `sigmas`, one a step (default: equal steps on the Karras grid, sigma_max first)."""
-        if sigmas is None:
-            levels = karras_sigmas(steps + 1, LEVELS.minimum, LEVELS.maximum)
-        elif len(sigmas) == steps:
-            levels = [*sigmas, LEVELS.minimum]
-        else:
-            raise BenchError(f"{self.card.name}: sigmas needs one noise level a step, found {len(sigmas)} for {steps}")
+        """Denoise at each of the levels, one a step."""
+        levels = karras_sigmas(steps + 1, LEVELS.minimum, LEVELS.maximum)
+        if settings.sigmas is not None:
+            levels = [*settings.sigmas, LEVELS.minimum]
         return multistep_sample(
             lambda x, sigma: consistency_function(self.network, x, sigma, labels), noise, self.latent_shape, levels,
-            sigma_min=LEVELS.minimum, sigma_max=LEVELS.maximum, clamp=clamp,
+            sigma_min=LEVELS.minimum, sigma_max=LEVELS.maximum, clamp=settings.clamp,
         )  # fmt: skip
 
 
 class DigitsMeanFlow(Digits):
     """MeanFlow: the network's second scalar is the interval h = t - r."""
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Jump along `steps` equal intervals by their average velocity."""
         return meanflow_sample(
             lambda z, t, h: self.network(z, t, h, labels), noise.normal(self.latent_shape), uniform_times(steps)
@@ -121,13 +130,13 @@ class DigitsMeanFlow(Digits):
 class DigitsShortcut(Digits):
     """Shortcut model: the network's second scalar is the code of the step size, so steps are powers of two."""
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
+    def unsupported(self, steps: int, cfg: float, settings: SamplerSettings | None = None) -> str | None:
         """Refuse what is no power of two up to the finest trained step."""
         if steps.bit_count() != 1 or steps > 2**FINEST_LEVEL:
             return f"{self.card.name} takes powers of two up to {2**FINEST_LEVEL} steps only"
-        return super().unsupported(steps, cfg)
+        return super().unsupported(steps, cfg, settings)
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Take `steps` equal steps, each told its size."""
         code = float(step_code(torch.tensor(steps.bit_length() - 1)))
         return shortcut_sample(
@@ -138,6 +147,6 @@ class DigitsShortcut(Digits):
 class DigitsDMD(Digits):
     """DMD: one evaluation at pure noise."""
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Return G(z), the denoised pure noise."""
         return one_step_sample(lambda x, t: denoise(self.network, x, t, labels), noise, self.latent_shape, level=1.0)

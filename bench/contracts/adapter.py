@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.card import ModelCard
+from bench.contracts.card import ModelCard, WeightsSource
 from bench.contracts.noise import NoiseSource
+from bench.contracts.settings import SamplerSettings
 from results.errors import BenchError, BenchWarning
+
+
+class Decoder(Protocol):
+    """The decoding half of an autoencoder, whose files the harness fetches, loads and verifies."""
+
+    def sources(self) -> Mapping[str, WeightsSource]:
+        """Return the files it needs, by role."""
+
+    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the state dicts of `sources()`, by role. Raises BenchError when one does not fit."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images, float32 [B, 3, H, W] in [-1, 1], from latents, float32 [B, *latent_shape]."""
 
 
 class Adapter(ABC):
     """One family of generators, instantiated for one card.
 
-    A family implements `generate` (model space: latents or pixels) and, if it is latent, `decode`. It never draws
-    random numbers, picks labels, quantises, saves, downloads or sets global state. The keyword-only parameters
-    of `generate` are the family's sampler settings: their names are what `--option` takes, their defaults are the
-    `plain` sampler, and the card's presets override them.
+    A family implements `generate` (model space: latents or pixels); a latent one also sets `autoencoder`, and one whose
+    samples are not RGB overrides `decode`. It never draws random numbers, picks labels, quantises, saves, downloads or
+    sets global state.
     """
 
+    Settings: ClassVar[type[SamplerSettings]] = SamplerSettings
+    """The family's sampler settings: names, types, ranges and defaults (the `plain` sampler); a card's presets and
+    `--option` override them."""
     network: nn.Module
     """The module whose evaluations count as NFE."""
     guide: nn.Module | None = None
     """A second, weaker network (autoguidance); its evaluations have their own column."""
+    autoencoder: Decoder | None = None
+    """What turns a latent family's samples into images; None for a model of pixels."""
 
     def __init__(self, card: ModelCard) -> None:
         """Build the networks of `card.architecture`, float32 on the CPU; weights come later through `load`."""
@@ -59,8 +76,11 @@ class Adapter(ABC):
         missing, unexpected or of a wrong shape.
         """
 
-    def unsupported(self, steps: int, cfg: float) -> str | None:
-        """Return why this (steps, cfg) cannot be sampled, or None when it can."""
+    def unsupported(self, steps: int, cfg: float, settings: Any = None) -> str | None:
+        """Return why (steps, cfg) cannot be sampled with `settings` (None: the card's native ones), or None if it can.
+
+        A family that overrides it ends with `return super().unsupported(steps, cfg, settings)`.
+        """
         if self.card.supported_steps is not None and steps not in self.card.supported_steps:
             known = ", ".join(map(str, self.card.supported_steps))
             return f"{self.card.name} takes {known} step{'s' if known != '1' else ''} only"
@@ -69,12 +89,12 @@ class Adapter(ABC):
         return None
 
     @abstractmethod
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource) -> Tensor:
-        """Return samples in model space, float32 [B, *latent_shape] (families add keyword-only settings)."""
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: Any) -> Tensor:
+        """Return samples in model space, float32 [B, *latent_shape]; `settings` is a record of `Settings`."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images, float32 [B, 3, H, W] in [-1, 1] (values outside are clamped by the harness)."""
-        return latents
+        return latents if self.autoencoder is None else self.autoencoder.decode(latents)
 
     @torch.inference_mode()
     def sample(self, labels: Tensor, steps: int, cfg: float, *, noise: NoiseSource, **settings: Any) -> Tensor:
@@ -83,26 +103,27 @@ class Adapter(ABC):
         `labels` int64 [B]; `steps` >= 1; `cfg` 1.0 means no inference-time guidance. `settings` override the card's
         native sampler settings. Raises BenchError for labels, steps, guidance or settings that the model cannot take.
         """
-        reason = self.unsupported(steps, cfg)
+        return self.decode(self.sample_latents(labels, steps, cfg, noise=noise, **settings))
+
+    @torch.inference_mode()
+    def sample_latents(self, labels: Tensor, steps: int, cfg: float, *, noise: NoiseSource, **settings: Any) -> Tensor:
+        """Return what `sample` decodes, float32 [B, *latent_shape], after the same checks."""
+        if steps < 1:
+            raise BenchError(f"{self.card.name}: steps must be at least 1, found {steps}")
+        chosen = self.resolve_settings(steps, overrides=settings)
+        reason = self.unsupported(steps, cfg, chosen)
         if reason is not None:
             raise BenchError(reason)
         if self.num_classes and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
             raise BenchError(f"{self.card.name}: labels must lie in 0..{self.num_classes - 1}, found {labels.tolist()}")
-        chosen = self.resolve_settings(steps, overrides=settings)
-        return self.decode(self.generate(labels.to(self.device), steps, cfg, noise, **chosen))
+        return self.generate(labels.to(self.device), steps, cfg, noise, chosen)
 
-    def resolve_settings(
-        self, steps: int, sampler: str = "native", overrides: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Return the complete sampler settings: defaults of `generate`, then card, preset and `overrides`."""
-        parameters = inspect.signature(self.generate).parameters.values()
-        allowed = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        chosen = self.card.settings(steps, sampler) | dict(overrides or {})
-        for name in chosen:
-            if name not in allowed:
-                known = ", ".join(allowed) or "none"
-                raise BenchError(f"{self.card.name}: unknown sampler setting '{name}'; it takes: {known}")
-        return allowed | chosen
+    def resolve_settings(self, steps: int, sampler: str = "native", overrides: Mapping[str, Any] | None = None) -> Any:
+        """Return the complete sampler settings, a record of `Settings`: defaults, then card, preset and `overrides`.
+
+        Raises BenchError for a name, value or combination that the family does not take.
+        """
+        return self.Settings.checked(self.card.settings(steps, sampler) | dict(overrides or {}), self.card.name)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Adapter:
         """Move every network to `device` and `dtype`, in evaluation mode, and return self."""
@@ -112,9 +133,8 @@ class Adapter(ABC):
         return self
 
     def modules(self) -> list[nn.Module]:
-        """Return the networks that `to` moves: the network, the guide and the decoder where there is one."""
-        decoder = getattr(self, "autoencoder", None)
-        return [module for module in (self.network, self.guide, decoder) if isinstance(module, nn.Module)]
+        """Return the networks that `to` moves: the network, the guide and the autoencoder where there is one."""
+        return [module for module in (self.network, self.guide, self.autoencoder) if isinstance(module, nn.Module)]
 
     def randomise(self, seed: int = 0) -> Adapter:
         """Fill every parameter with seeded random values (`--random-weights`: speed, memory and tests).

@@ -6,19 +6,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.contracts.adapter import Adapter
+from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import RecordedNoise
 from results.errors import BenchError
 
 Call = Mapping[str, Any]
-
-
 Replay = Callable[[Call], Mapping[str, Any]]
+Family = TypeVar("Family", bound=Adapter)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Case:
         """The constructor facts of the recorded network."""
         return self.spec["architecture"]
 
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+        name: str = self.spec["name"]
+        return name
+
     def extra_weights(self, role: str) -> dict[str, Tensor]:
         """Return a further weights file by its role, e.g. `guide`."""
         return load_file(self.directory / self.spec["extra_weights"][role])
@@ -42,6 +49,10 @@ class Case:
     def inputs(self, call: Call) -> dict[str, Tensor | None]:
         """Return the tensors of a call's `inputs` by role (null stays None)."""
         return {role: self.tensor(name) for role, name in call["inputs"].items()}
+
+    def arguments(self, call: Call, *roles: str) -> list[Any]:
+        """Return a network call's inputs in the order of `roles`: a tensor each, None where it has none."""
+        return [self.tensor(call["inputs"].get(role)) for role in roles]
 
     def tensor(self, name: str | None) -> Tensor | None:
         """Return a recorded tensor by name; None for null."""
@@ -73,3 +84,24 @@ def load_case(directory: Path) -> Case:
     files = {name: directory / f"{name}.safetensors" for name in ("weights", "tensors")}
     loaded = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
     return Case(directory, spec, loaded["weights"], loaded["tensors"])
+
+
+def recorded_adapter(case: Case, family: type[Family], guidance: str = "none") -> Family:
+    """Return the adapter of a recorded network: its architecture and weights, no autoencoder, on the CPU."""
+    facts, name = case.architecture, case.name
+    size = next(facts[key] for key in ("latent_size", "input_size", "img_resolution") if key in facts)
+    adapter = family(
+        ModelCard(
+            name=name,
+            family=case.spec["adapter"],
+            title=name,
+            resolution=size,
+            num_classes=facts.get("num_classes", 0),
+            latent_shape=(facts["in_channels"], size, size),
+            architecture=facts,
+            guidance=Guidance(guidance),
+        )
+    )
+    adapter.load(case.weights, {})
+    adapter.to("cpu")
+    return adapter

@@ -43,9 +43,9 @@ def autoencoder_sources(card: ModelCard) -> dict[str, WeightsSource]:
         return {}
     key = json.dumps([card.family, card.autoencoder], sort_keys=True, default=str)
     if key not in _autoencoders:
-        from bench.models.registry import decoder_of, skeleton
+        from bench.models.registry import skeleton
 
-        decoder = decoder_of(skeleton(card))
+        decoder = skeleton(card).autoencoder
         _autoencoders[key] = {} if decoder is None else dict(decoder.sources())
     folder = card.path.parent if card.path is not None else Path()
     return {

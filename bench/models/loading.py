@@ -12,7 +12,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.models.compilation import compile_networks
 from bench.models.files import autoencoder_sources
-from bench.models.registry import decoder_of, family_class
+from bench.models.registry import family_class
 from bench.weights.file import locate, read_state
 from results.errors import BenchError, unknown
 
@@ -58,13 +58,12 @@ def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
     state = read_state(path, card.weights, card.name)
     with _naming(card, path):
         adapter.load(state, extra)
-    decoder = decoder_of(adapter)
-    if decoder is not None:
+    if adapter.autoencoder is not None:
         sources = autoencoder_sources(card)
         paths = {role: locate(source, card.name, role) for role, source in sources.items()}
         states = {role: read_state(paths[role], source, card.name, role) for role, source in sources.items()}
         with _naming(card, *paths.values()):
-            decoder.load(states)
+            adapter.autoencoder.load(states)
 
 
 @contextmanager

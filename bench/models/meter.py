@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.contracts.adapter import Adapter
+from bench.contracts.evaluations import Evaluations
 
 
 class Meter:
@@ -19,30 +19,30 @@ class Meter:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        self.rows = 0
-        self.guide_rows = 0
+        self.evaluations = Evaluations(adapter.network)
+        self.guide_evaluations = Evaluations(adapter.guide)
         self.decode_seconds = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Evaluations of the network, counted by batch rows."""
+        return self.evaluations.rows
+
+    @property
+    def guide_rows(self) -> int:
+        """Evaluations of the guide, counted by batch rows."""
+        return self.guide_evaluations.rows
 
     @contextmanager
     def installed(self) -> Iterator[Meter]:
         """Install the hooks for the duration of the block."""
-        handles = [self.adapter.network.register_forward_hook(self._count)]
-        if self.adapter.guide is not None:
-            handles.append(self.adapter.guide.register_forward_hook(self._count_guide))
         # An attribute of the instance hides the method for as long as the block lasts.
         vars(self.adapter)["decode"] = self._timed(self.adapter.decode)
         try:
-            yield self
+            with self.evaluations, self.guide_evaluations:
+                yield self
         finally:
             del vars(self.adapter)["decode"]
-            for handle in handles:
-                handle.remove()
-
-    def _count(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.rows += batch_rows(output)
-
-    def _count_guide(self, module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.guide_rows += batch_rows(output)
 
     def _timed(self, decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def timed(latents: Tensor) -> Tensor:
@@ -52,12 +52,6 @@ class Meter:
             return images
 
         return timed
-
-
-def batch_rows(output: Any) -> int:
-    """Return the batch size of a network's output: of the tensor, or of the first of several."""
-    first = output[0] if isinstance(output, (tuple, list)) else output
-    return int(first.shape[0])
 
 
 def clock(device: torch.device) -> float:

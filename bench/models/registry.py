@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+import inspect
 
 import torch
-from torch import Tensor
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.card import ModelCard, WeightsSource
+from bench.contracts.card import ModelCard
 from bench.contracts.plugins import Group
+from results.errors import BenchError
 
 ADAPTERS: Group[type[Adapter]] = Group(
     "bench.adapters",
@@ -20,29 +19,28 @@ ADAPTERS: Group[type[Adapter]] = Group(
 )
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """What the `autoencoder` of a latent family's adapter offers, so that the harness can load it."""
-
-    def sources(self) -> Mapping[str, WeightsSource]:
-        """Return the files it needs, by role."""
-
-    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take the state dicts of `sources()`, by role."""
-
-
 def family_class(family: str) -> type[Adapter]:
-    """Return the adapter class of `family` (entry point group `bench.adapters`)."""
-    return ADAPTERS.load(family)
+    """Return the adapter class of `family` (entry point group `bench.adapters`).
+
+    Raises BenchError for an unknown family, and for one written for the contract before `Adapter.Settings`.
+    """
+    found = ADAPTERS.load(family)
+    for method, arguments in (
+        ("generate", "self labels steps cfg noise settings"),
+        ("unsupported", "self steps cfg s"),
+    ):
+        try:
+            inspect.signature(getattr(found, method)).bind(*arguments.split())
+        except TypeError:
+            raise BenchError(
+                f"adapter family '{family}': {found.__module__}.{found.__qualname__}.{method} takes no 'settings': "
+                "it was written for an earlier contract; declare its sampler settings in a record `Settings` and take "
+                "it as the last argument (docs/adding-an-adapter.md), or install the harness that it was written for"
+            ) from None
+    return found
 
 
 def skeleton(card: ModelCard) -> Adapter:
     """Return the adapter of `card` with its networks on the meta device: facts without memory."""
     with torch.device("meta"):
         return family_class(card.family)(card)
-
-
-def decoder_of(adapter: Adapter) -> Decoder | None:
-    """Return the adapter's autoencoder, None for a model of pixels."""
-    found = getattr(adapter, "autoencoder", None)
-    return found if isinstance(found, Decoder) else None

@@ -46,6 +46,8 @@ import torch
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
+from bench.contracts.settings import Number, SamplerSettings
+from pydantic import Field
 from torch import Tensor, nn
 
 
@@ -65,8 +67,16 @@ class Velocity(nn.Module):
         return (mean + slope * (x.to(mean.dtype) - t * mean)).float()
 
 
+class ${klass}Settings(SamplerSettings):
+    """The sampler's settings (`--option shift=2`), shown by `bench show $name` and checked before the first sample."""
+
+    shift: Number = Field(1.0, gt=0, description="the times are (i/steps)^shift")
+
+
 class $klass(Adapter):
     """Euler steps along the velocity, with classifier-free guidance."""
+
+    Settings = ${klass}Settings
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
@@ -76,10 +86,12 @@ class $klass(Adapter):
         """Fill the network from the published state dict."""
         load_strict(self.network, state, self.card.name)
 
-    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, *, shift: float = 1.0) -> Tensor:
-        """Euler steps on the grid (i/steps)^shift; `shift` is a sampler setting (--option shift=...)."""
+    def generate(
+        self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: ${klass}Settings
+    ) -> Tensor:
+        """Return samples, float32 [B, *latent_shape]."""
         x = noise.normal(self.latent_shape)
-        times = [(i / steps) ** shift for i in range(steps + 1)]
+        times = [(i / steps) ** settings.shift for i in range(steps + 1)]
         null = torch.full_like(labels, self.num_classes)
         for t, t_next in zip(times[:-1], times[1:], strict=True):
             t_batch = torch.full((len(x),), t, device=x.device)
@@ -116,7 +128,7 @@ range = [1.0, 3.0]
 """
 
 TEST = """\
-from bench.contracts.card import find_card
+from bench.models.cards import find_card
 from bench.models.conformance import check_adapter
 
 

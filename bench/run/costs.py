@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
+from bench.contracts.evaluations import batch_rows
 from bench.contracts.noise import PhiloxNoise
-from bench.models.meter import batch_rows, clock
+from bench.models.meter import clock
 from bench.run.plan import Cell
 
 if TYPE_CHECKING:

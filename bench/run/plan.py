@@ -200,13 +200,14 @@ def _cell(
 ) -> Cell:
     protocol = request.protocol
     sampler = request.sampler or protocol.sampler
+    settings = adapter.resolve_settings(steps, sampler, options)
     return Cell(
         model=name,
         card=card,
         steps=steps,
         cfg=cfg,
         sampler=sampler,
-        settings=adapter.resolve_settings(steps, sampler, options),
+        settings=dict(settings),
         options=dict(options),
         dtype=request.dtype,
         seed=seed,
@@ -216,7 +217,7 @@ def _cell(
         weights=request.weights,
         weights_sha256=None if request.random_weights else weights_digest(card, request.weights),
         measurement=measurement,
-        unsupported=adapter.unsupported(steps, cfg),
+        unsupported=adapter.unsupported(steps, cfg, settings),
         selection=seed == request.select_on,
         compile=request.compile,
     )

@@ -192,10 +192,10 @@ def test_a_step_never_waits_for_the_gpu(card: ModelCard) -> None:
     labels = torch.zeros(3, dtype=torch.int64, device="cuda")
     noise, steps = PhiloxNoise(5, range(3), "cuda"), 1 if card.supported_steps else 2
     with torch.inference_mode():
-        adapter.generate(labels, steps, 1.0, noise, **adapter.resolve_settings(steps))
+        adapter.generate(labels, steps, 1.0, noise, adapter.resolve_settings(steps))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            adapter.generate(labels, steps, 1.0, noise, **adapter.resolve_settings(steps))
+            adapter.generate(labels, steps, 1.0, noise, adapter.resolve_settings(steps))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.meanflow import MeanFlow, consistency_sample, meanflow_sample, replay, time_grid, uniform_times
+from adapters.meanflow import MeanFlow, consistency_sample, meanflow_sample, replay, uniform_times
 from adapters.networks.songunet import SongBlock
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise, RecordedNoise
@@ -39,7 +39,7 @@ def tiny(architecture: dict[str, object] = DIT) -> MeanFlow:
 
 def sample(adapter: MeanFlow, steps: int, cfg: float = 1.0, indices: range = range(3), **settings: object) -> Tensor:
     with torch.inference_mode():
-        return adapter.generate(LABELS[list(indices)], steps, cfg, PhiloxNoise(0, indices), **settings)
+        return adapter.sample_latents(LABELS[list(indices)], steps, cfg, noise=PhiloxNoise(0, indices), **settings)
 
 
 def watch(adapter: MeanFlow) -> list[tuple[Tensor, ...]]:
@@ -184,8 +184,10 @@ def test_sixteen_bit_network_stays_close() -> None:
 
 @pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 0.5, 0.1), (0.9, 0.5, 0.0), (1.0, 1.0, 0.0), (0.0, 0.5, 1.0)])
 def test_times_that_do_not_fall_from_one_to_zero_are_refused(times: tuple[float, ...]) -> None:
-    with pytest.raises(BenchError, match="2 steps need 3 values falling from 1 to 0"):
-        time_grid(times, 2)
+    with pytest.raises(
+        BenchError, match=r"2 steps need 3 values falling from 1 to 0|times must be numbers that fall from 1 to 0"
+    ):
+        sample(tiny(), 2, times=times)
 
 
 def test_given_times_replace_the_uniform_grid() -> None:
@@ -237,5 +239,5 @@ def test_unknown_network_and_unpublished_unet_variant_are_refused() -> None:
         tiny({**DIT, "network": "uvit"})
     with pytest.raises(BenchError, match="encoder_type must be 'standard', found 'residual'"):
         tiny({**UNET, "encoder_type": "residual"})
-    with pytest.raises(BenchError, match="unknown MeanFlow sampler mode 'sde'"):
+    with pytest.raises(BenchError, match="sampler setting mode must be one of ode, consistency, found 'sde'"):
         sample(tiny(), 1, mode="sde")

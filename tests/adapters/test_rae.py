@@ -20,6 +20,7 @@ from adapters.networks.rae_encoder import RAEEncoder, used_weights
 from adapters.rae import (
     DECODERS,
     RAE,
+    RAESettings,
     bare_state,
     euler_sample,
     latent_statistics,
@@ -63,8 +64,10 @@ def tiny(guide: bool = True, **options: Any) -> RAE:
 
 
 def generate(adapter: RAE, steps: int = 3, cfg: float = 1.0, indices: range = range(3), **settings: Any) -> Tensor:
+    plain = {"method": "classifier-free"}
     with torch.inference_mode():
-        return adapter.generate(torch.tensor([0, 1, 4])[list(indices)], steps, cfg, PhiloxNoise(5, indices), **settings)
+        labels = torch.tensor([0, 1, 4])[list(indices)]
+        return adapter.sample_latents(labels, steps, cfg, noise=PhiloxNoise(5, indices), **plain | settings)
 
 
 def evaluations(adapter: RAE, steps: int = 4, cfg: float = 1.0, **settings: Any) -> tuple[float, float]:
@@ -105,30 +108,26 @@ def test_equal_shift_numbers_leave_the_times_uniform() -> None:
 
 
 def test_sampling_ends_at_the_last_time_of_the_grid() -> None:
-    noise = PhiloxNoise(3, range(2))
-    seen: list[tuple[float, bool]] = []
+    noise = PhiloxNoise(3, range(2)).normal((2,))
+    seen: list[float] = []
 
-    def data_is_zero(x: Tensor, t: Tensor, guided: bool) -> Tensor:
-        seen.append((float(t[0]), guided))
-        return noise.normal((2,))
+    def data_is_zero(x: Tensor, t: float) -> Tensor:
+        seen.append(t)
+        return noise
 
-    x = euler_sample(data_is_zero, noise, (2,), 4, interval=(0.3, 0.9), **SHIFT)
-    times = time_grid(4, (192 / 20) ** 0.5).tolist()
-    assert [t for t, _ in seen] == times[:4]
-    assert [guided for _, guided in seen] == [0.3 <= t <= 0.9 for t in times[:4]]
-    assert torch.allclose(x, times[-1] * noise.normal((2,)), atol=1e-6)
+    times = RAESettings(**SHIFT).times(4)
+    assert times == time_grid(4, (192 / 20) ** 0.5).tolist()
+    x = euler_sample(data_is_zero, noise, times)
+    assert seen == times[:4]
+    assert torch.allclose(x, times[-1] * noise, atol=1e-6)
 
 
 def test_both_ends_of_the_interval_are_guided() -> None:
     times = time_grid(3, 1.0)
-    guided: list[bool] = []
-
-    def predict(x: Tensor, t: Tensor, inside: bool) -> Tensor:
-        guided.append(inside)
-        return x
-
-    euler_sample(predict, PhiloxNoise(0, range(1)), (1,), 3, interval=(float(times[2]), float(times[1])))
-    assert guided == [False, True, True]
+    adapter, rows = tiny(), []
+    adapter.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    generate(adapter, 3, 1.5, interval=(float(times[2]), float(times[1])))
+    assert rows == [3, 6, 6]
 
 
 # Guidance
@@ -179,8 +178,8 @@ def test_samples_do_not_depend_on_the_batch(method: str) -> None:
 
 
 @pytest.mark.parametrize(("settings", "reason"), [
-    ({"method": "cfg"}, "unknown guidance method of RAE"),
-    ({"interval": (0.5,)}, "interval must be two times"),
+    ({"method": "cfg"}, "method must be one of classifier-free, autoguidance"),
+    ({"interval": (0.5,)}, "interval must be a list of 2 numbers"),
     ({"time_dist_shift_dim": 0}, "above 0"),
     ({"steps": 0}, "at least 1"),
 ])  # fmt: skip

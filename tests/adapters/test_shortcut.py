@@ -115,14 +115,14 @@ def test_euler_steps_from_noise_to_data() -> None:
 def test_step_index_is_the_logarithm_of_the_step_count(steps: int, index: int) -> None:
     adapter, seen = tiny(), set()
     adapter.network.d_embedder.register_forward_pre_hook(lambda module, inputs: seen.add(float(inputs[0][0])))
-    adapter.generate(torch.tensor([0]), steps, 1.0, PhiloxNoise(0, range(1)))
+    adapter.sample_latents(torch.tensor([0]), steps, 1.0, noise=PhiloxNoise(0, range(1)))
     assert seen == {float(index)}
 
 
 def test_flow_matching_baseline_is_blind_to_the_step_size() -> None:
     adapter, seen = tiny(ignore_dt=True), set()
     adapter.network.d_embedder.register_forward_pre_hook(lambda module, inputs: seen.add(float(inputs[0][0])))
-    adapter.generate(torch.tensor([0]), 25, 1.0, PhiloxNoise(0, range(1)))
+    adapter.sample_latents(torch.tensor([0]), 25, 1.0, noise=PhiloxNoise(0, range(1)))
     assert seen == {0.0}
     assert adapter.unsupported(25, 1.5) is None
 
@@ -161,8 +161,11 @@ def test_unconditional_model_takes_the_null_label() -> None:
 def test_samples_do_not_depend_on_the_batch() -> None:
     adapter, labels = tiny(), torch.tensor([0, 1, 2])
     with torch.inference_mode():
-        whole = adapter.generate(labels, 4, 1.0, PhiloxNoise(1, range(3)))
-        parts = [adapter.generate(labels[list(part)], 4, 1.0, PhiloxNoise(1, part)) for part in (range(1), range(1, 3))]
+        whole = adapter.sample_latents(labels, 4, 1.0, noise=PhiloxNoise(1, range(3)))
+        parts = [
+            adapter.sample_latents(labels[list(part)], 4, 1.0, noise=PhiloxNoise(1, part))
+            for part in (range(1), range(1, 3))
+        ]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import torch
 import adapters.cards
 from adapters.integrators import Flow, ode_sample, sde_sample
 from adapters.interpolants import PATHS, Interpolant
-from adapters.sit import SiT, SiTNetwork, guide, replay
+from adapters.sit import SiT, SiTNetwork, replay
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.contracts.recording import load_case
@@ -38,7 +38,7 @@ def tiny(seed: int = 0) -> SiT:
 def generate(adapter: SiT, steps: int, cfg: float = 1.0, indices: range = range(3), **settings: object) -> torch.Tensor:
     labels = torch.tensor([0, 1, 2])[list(indices)]
     with torch.inference_mode():
-        return adapter.generate(labels, steps, cfg, PhiloxNoise(5, indices), **settings)  # type: ignore[arg-type]
+        return adapter.sample_latents(labels, steps, cfg, noise=PhiloxNoise(5, indices), **settings)
 
 
 def evaluations(adapter: SiT, *arguments: object, **settings: object) -> float:
@@ -115,9 +115,9 @@ def test_dopri5_without_torchdiffeq_names_the_extra(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"solver": "euler"}, 4),
-    ({"solver": "Euler", "last_step": "none"}, 3),
+    ({"solver": "euler", "last_step": "none"}, 3),
     ({"solver": "heun"}, 7),
-    ({"solver": "Heun", "last_step": "none", "path_type": "GVP"}, 6),
+    ({"solver": "heun", "last_step": "none", "path_type": "GVP"}, 6),
 ])  # fmt: skip
 def test_sde_steps_count_unique_evaluations(settings: dict[str, object], expected: int) -> None:
     assert evaluations(tiny(), 4, mode="SDE", **settings) == expected
@@ -185,10 +185,10 @@ def test_guidance_acts_on_three_of_four_channels() -> None:
     )
     c = adapter.network(x, t, y)
     u = adapter.network(x, t, torch.full_like(y, 3))
-    guided, _ = guide(adapter.network, x, t, y, 3.0, null_label=3)
+    guided = adapter.guided(y, 3.0, channels=3)(x, t)
     assert torch.allclose(guided[:, :3], u[:, :3] + 3 * (c - u)[:, :3], atol=1e-3)
     assert torch.allclose(guided[:, 3:], c[:, 3:], atol=1e-4)
-    every, _ = guide(adapter.network, x, t, y, 3.0, null_label=3, guided_channels=4)
+    every = adapter.guided(y, 3.0, channels=4)(x, t)
     assert torch.allclose(every, u + 3 * (c - u), atol=1e-3)
     three, four = (generate(adapter, 2, 3.0, guidance_channels=n) for n in (3, 4))
     assert (three - four).abs().max() > 1e-3
@@ -239,13 +239,13 @@ def test_checkpoint_of_another_size_is_one_line() -> None:
     ({"mode": "SDE", "diffusion_form": "SBDM"}, 4, "infinite at t = 0"),
     ({"mode": "SDE"}, 1, "2 or more steps"),
     ({"mode": "SDE", "solver": "heun", "last_step": "none"}, 4, "infinite on the Linear path; use solver=euler"),
-    ({"mode": "PDE"}, 4, "unknown SiT sampling mode"),
+    ({"mode": "PDE"}, 4, "mode must be one of ODE, SDE, found 'PDE'"),
     ({"solver": "eulr"}, 4, "did you mean euler"),
     ({"mode": "SDE", "solver": "rk4"}, 4, "unknown SDE solver"),
     ({"path_type": "linear"}, 4, "did you mean Linear"),
-    ({"prediction": "data"}, 4, "unknown interpolant prediction"),
-    ({"mode": "SDE", "diffusion_form": "beta"}, 4, "unknown diffusion form"),
-    ({"mode": "SDE", "last_step": "mean"}, 4, "unknown SiT last step"),
+    ({"prediction": "data"}, 4, "prediction must be one of velocity, score, noise"),
+    ({"mode": "SDE", "diffusion_form": "beta"}, 4, "diffusion_form must be one of sigma, linear"),
+    ({"mode": "SDE", "last_step": "mean"}, 4, "last_step must be .*did you mean Mean"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, object], steps: int, reason: str) -> None:
     with pytest.raises(BenchError, match=reason):
@@ -260,6 +260,6 @@ def test_card_has_the_published_size_and_settings() -> None:
     assert trained == card.parameters
     assert trained + adapter.network.pos_embed.numel() == 675_129_632
     assert len(adapter.network.state_dict()) == 292
-    assert adapter.resolve_settings(250)["mode"] == "SDE"
-    assert adapter.resolve_settings(249)["mode"] == adapter.resolve_settings(250, "plain")["mode"] == "ODE"
+    assert adapter.resolve_settings(250).mode == "SDE"
+    assert adapter.resolve_settings(249).mode == adapter.resolve_settings(250, "plain").mode == "ODE"
     assert adapter.unsupported(1, 1.5) is None

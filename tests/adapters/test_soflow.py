@@ -110,7 +110,7 @@ def test_second_embedder_takes_the_interval() -> None:
 def test_one_evaluation_a_step_and_no_null_pass() -> None:
     adapter, rows = tiny(DIT), []
     adapter.network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
-    adapter.generate(torch.tensor([0, 1]), 3, 1.0, PhiloxNoise(0, range(2)))
+    adapter.sample_latents(torch.tensor([0, 1]), 3, 1.0, noise=PhiloxNoise(0, range(2)))
     assert rows == [2, 2, 2]
 
 
@@ -118,7 +118,7 @@ def test_guidance_is_refused() -> None:
     adapter = tiny(DIT)
     assert adapter.unsupported(2, 1.0) is None
     assert "takes none at sampling" in str(adapter.unsupported(2, 1.5))
-    for call in (adapter.generate, adapter.sample):
+    for call in (adapter.sample_latents, adapter.sample):
         with pytest.raises(BenchError, match="guidance trained in"):
             call(torch.tensor([0]), 2, 7.0, noise=PhiloxNoise(0, range(1)))
 
@@ -150,8 +150,11 @@ def test_samples_do_not_depend_on_the_batch(facts: dict[str, Any]) -> None:
     adapter = tiny(facts)
     labels = torch.tensor([0, 1, 2])
     with torch.inference_mode():
-        whole = adapter.generate(labels, 3, 1.0, PhiloxNoise(1, range(3)))
-        parts = [adapter.generate(labels[list(part)], 3, 1.0, PhiloxNoise(1, part)) for part in (range(1), range(1, 3))]
+        whole = adapter.sample_latents(labels, 3, 1.0, noise=PhiloxNoise(1, range(3)))
+        parts = [
+            adapter.sample_latents(labels[list(part)], 3, 1.0, noise=PhiloxNoise(1, part))
+            for part in (range(1), range(1, 3))
+        ]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 

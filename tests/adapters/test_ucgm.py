@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.transports import TRANSPORTS, find_transport, kumaraswamy, time_grid
-from adapters.ucgm import UCGM, replay, trajectory, uni_sample
+from adapters.guidance import combine
+from adapters.transports import TRANSPORTS, kumaraswamy, time_grid
+from adapters.ucgm import UCGM, UNI, UCGMSettings, replay, trajectory, uni_sample
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import NoiseSource, PhiloxNoise, RecordedNoise
 from bench.contracts.recording import load_case
@@ -81,7 +82,7 @@ def test_recorded_calls_hold(name: str) -> None:
 def test_one_class_means_no_label_table(network: str) -> None:
     adapter = UCGM(replace(tiny(network).card, num_classes=1))
     assert not any(key.startswith("y_embedder") for key in adapter.network.state_dict())
-    images = adapter.randomise().generate(torch.zeros(2, dtype=torch.int64), 3, 1.5, PhiloxNoise(0, range(2)))
+    images = adapter.randomise().sample(torch.zeros(2, dtype=torch.int64), 3, 1.5, noise=PhiloxNoise(0, range(2)))
     assert images.shape == (2, *SHAPE) and images.isfinite().all()
 
 
@@ -100,7 +101,7 @@ def test_the_result_is_the_raw_data_estimate_of_the_last_evaluation() -> None:
         return F
 
     noise = RecordedNoise(torch.randn(2, 6, generator=torch.Generator().manual_seed(0)))
-    sample = uni_sample(predict, noise, (6,), 5, extrapol_ratio=0.7, rfba_gap_steps=(0.001, 0.2))
+    sample = uni_sample(predict, noise, (6,), 5, UNI(extrapol_ratio=0.7, rfba_gap_steps=(0.001, 0.2)))
     x, t, F = seen[-1]
     assert len(seen) == 5
     assert torch.equal(sample, x - t[:, None] * F)
@@ -118,7 +119,7 @@ def test_noise_lies_at_time_zero_under_relinear_only() -> None:
 
 
 def test_the_warp_moves_the_first_time_off_the_gap() -> None:
-    times = time_grid(find_transport("Linear"), 40, (0.001, 0.001), (1.17, 0.8, 1.1))
+    times = time_grid(TRANSPORTS["Linear"], 40, (0.001, 0.001), (1.17, 0.8, 1.1))
     assert times[0] == pytest.approx(0.99989, abs=1e-5)
     assert times[-1] == pytest.approx(0.00496, abs=1e-5)
     u = torch.linspace(0, 1, 5)
@@ -126,7 +127,7 @@ def test_the_warp_moves_the_first_time_off_the_gap() -> None:
 
 
 def test_an_end_gap_of_exactly_zero_leaves_the_last_point_out() -> None:
-    linear = find_transport("Linear")
+    linear = TRANSPORTS["Linear"]
     assert time_grid(linear, 4, (0.0, 0.0)) == [1.0, 0.75, 0.5, 0.25]
     assert time_grid(linear, 2, (0.0, 0.5)) == [1.0, 0.5]
     assert time_grid(linear, 1, (0.25, 0.5)) == [0.75]
@@ -140,8 +141,8 @@ def test_draw_zero_is_the_start_and_each_step_has_its_own_draw(
     steps: int, ratio: float, order: int, asked: list[int]
 ) -> None:
     draws = Draws()
-    gaps = (0.05, 0.05)
-    uni_sample(lambda x, t: x, draws, SHAPE, steps, stochast_ratio=ratio, sampling_order=order, rfba_gap_steps=gaps)
+    settings = UNI(stochast_ratio=ratio, sampling_order=order, rfba_gap_steps=(0.05, 0.05))
+    uni_sample(lambda x, t: x, draws, SHAPE, steps, settings)
     assert draws.asked == asked
 
 
@@ -155,8 +156,8 @@ def test_the_second_order_costs_what_upstream_pays(steps: int, order: int, end_g
         times.append(t)
         return x
 
-    settings = {"sampling_order": order, "rfba_gap_steps": (0.05, end_gap)}
-    estimates = list(trajectory(predict_at, PhiloxNoise(0, [0]), SHAPE, steps, **settings))  # type: ignore[arg-type]
+    settings = UCGMSettings(sampling_order=order, rfba_gap_steps=(0.05, end_gap))
+    estimates = list(trajectory(predict_at, PhiloxNoise(0, [0]), SHAPE, steps, settings))
     assert len(times) == expected
     assert len(estimates) == (steps + 1) // 2
     assert (times[-1] == 0.0) == (end_gap == 0.0)
@@ -166,8 +167,10 @@ def test_the_plain_ode_is_uni_with_equal_gaps() -> None:
     noise = PhiloxNoise(0, [0, 1])
     field = lambda x, t: torch.tanh(x) * (1 + t)  # noqa: E731
     for method, order in (("Euler", 1), ("Heun", 2)):
-        ode = list(trajectory(field, noise, SHAPE, 9, sampler="uniode", sampling_method=method, eta=0.04))
-        uni = list(trajectory(field, noise, SHAPE, 9, sampling_order=order, rfba_gap_steps=(0.04, 0.04)))
+        plain = UCGMSettings(sampler="uniode", sampling_method=method, eta=0.04)
+        ode = list(trajectory(field, noise, SHAPE, 9, plain))
+        equal = UCGMSettings(sampling_order=order, rfba_gap_steps=(0.04, 0.04))
+        uni = list(trajectory(field, noise, SHAPE, 9, equal))
         assert torch.equal(ode[-1], uni[-1])
 
 
@@ -177,7 +180,9 @@ def test_cfg_one_is_no_guidance_and_costs_nothing(network: str) -> None:
     plain, cost = evaluations(adapter, labels, 3, 1.0)
     guided, guided_cost = evaluations(adapter, labels, 3, 2.0)
     assert (cost, guided_cost) == (3, 6)
-    at_one = trajectory(adapter.predictor(labels, 1.0, None, None), PhiloxNoise(0, [0, 1]), SHAPE, 3)
+    model = adapter.guided(labels, 2.0, UCGMSettings())
+    formula = lambda x, t: combine(*model.both(x, t), 1.0, model.channels)  # noqa: E731
+    at_one = trajectory(formula, PhiloxNoise(0, [0, 1]), SHAPE, 3, UCGMSettings())
     assert torch.allclose(plain, list(at_one)[-1], atol=2e-4)
     assert not torch.allclose(plain, guided, atol=1e-3)
 
@@ -261,7 +266,7 @@ def test_bfloat16_keeps_float32_outside_and_tables_exact(network: str) -> None:
         ({"time_dist_ctrl": (1.0, 1.0)}, "time_dist_ctrl"),
         ({"sampling_order": 2, "rfba_gap_steps": (0.0, 0.1)}, "start above 0"),
         ({"sampler": "uniode", "sampling_method": "euler"}, "Euler"),
-        ({"sampler": "ode"}, "unknown sampler"),
+        ({"sampler": "ode"}, "sampler must be one of uni, uniode"),
         ({"steps_ratio": 1}, "unknown sampler setting"),
     ],
 )
@@ -273,9 +278,9 @@ def test_a_setting_out_of_range_is_refused_in_one_line(settings: dict[str, objec
 
 def test_the_automatic_ratio_follows_its_formula_and_stays_finite() -> None:
     noise, field = PhiloxNoise(0, [0]), lambda x, t: torch.tanh(x)
-    auto = uni_sample(field, noise, SHAPE, 4, stochast_ratio="Auto")
-    t0, t1 = time_grid(find_transport("Linear"), 4, (0.001, 0.001))[:2]
+    auto = uni_sample(field, noise, SHAPE, 4, UNI(stochast_ratio="Auto"))
+    t0, t1 = time_grid(TRANSPORTS["Linear"], 4, (0.001, 0.001))[:2]
     ratio = min(2 * abs(t1 - t0) * t0 / t1**2, 1.0)
-    assert torch.allclose(auto, uni_sample(field, noise, SHAPE, 4, stochast_ratio=ratio), atol=1e-6)
-    one = uni_sample(field, noise, SHAPE, 1, stochast_ratio="Auto")
+    assert torch.allclose(auto, uni_sample(field, noise, SHAPE, 4, UNI(stochast_ratio=ratio)), atol=1e-6)
+    one = uni_sample(field, noise, SHAPE, 1, UNI(stochast_ratio="Auto"))
     assert torch.equal(one, uni_sample(field, noise, SHAPE, 1))

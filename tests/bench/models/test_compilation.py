@@ -34,7 +34,7 @@ class Steps(Adapter):
     def load(self, state, extra):
         """There are no weights."""
 
-    def generate(self, labels, steps, cfg, noise):
+    def generate(self, labels, steps, cfg, noise, settings):
         x = noise.normal(self.latent_shape)
         for i in range(steps):
             inputs = torch.cat([x, x]) if cfg != 1.0 else x

@@ -35,7 +35,7 @@ class Sound(Adapter):
     def load(self, state, extra):
         """There are no weights."""
 
-    def generate(self, labels, steps, cfg, noise):
+    def generate(self, labels, steps, cfg, noise, settings):
         x = noise.normal(self.latent_shape)
         null = torch.full_like(labels, 3)
         used = null if self.fault == "labels" else labels
