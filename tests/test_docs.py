@@ -15,7 +15,7 @@ from protocols import protocol_files
 from results.store import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]}
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]}
 
 
 LINE = 120
@@ -96,6 +96,23 @@ def test_every_adapter_method_and_card_key_is_documented():
                 assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
 
 
+def test_every_task_that_is_named_exists():
+    import ast
+
+    tasks = {
+        node.name
+        for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body[1:]
+        if hasattr(node, "name")
+    }
+    assert set(re.findall(r"nox -s (\w+)", DOCS["CONTRIBUTING.md"])) == tasks
+
+
+def test_commands_pin_no_version():
+    for name, text in DOCS.items():
+        for line in re.findall(r"pip install[^\n]*", text):
+            assert "==" not in line, f"{name}: {line}"
+
+
 def test_every_table_of_the_database_is_documented():
     for table in TABLES:
         assert f"`{table}`" in DOCS["database.md"], table
@@ -127,7 +144,7 @@ def test_no_word_in_capitals_is_left_over(name):
 
 def test_links_and_files_that_are_named_exist():
     for name, text in DOCS.items():
-        folder = ROOT if name == "README.md" else ROOT / "docs"
+        folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / target).exists(), f"{name} links to {target}"
         for target in re.findall(r"`((?:bench|adapters|protocols|results|report|tests|docs)/[\w./-]+\.\w+)`", text):

@@ -35,6 +35,23 @@ def test_every_data_file_of_the_tree_is_in_the_wheel(wheel):
     assert set(tracked.stdout.split()) <= set(wheel)
 
 
+def test_the_licence_and_the_marks_of_typed_packages_are_in_the_wheel(wheel):
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+    assert {f"{package}/py.typed" for package in TOP} <= set(wheel)
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_version_is_stated_once(wheel):
+    import tomllib
+
+    import bench
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" in project["dynamic"] and "version" not in project
+    assert f"fewstep_bench-{bench.__version__}.dist-info/METADATA" in wheel
+    assert f"## {bench.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_digits_weights_stay_small(wheel):
     weights = [size for name, size in wheel.items() if "digits" in name and name.endswith(".safetensors")]
     assert len(weights) == 12
@@ -46,10 +63,8 @@ def test_recorded_cases_stay_small():
     assert size < 20e6
 
 
-def test_the_tree_names_no_machine():
+def test_no_file_depends_on_the_machine_it_was_written_on():
+    """Absolute paths of a home or a temporary directory, and addresses of package indexes, work for nobody else."""
     pattern = r"/(work|home|root)/[a-z]|/tmp/[a-z]|pypi\.org|file:///"
-    found = subprocess.run(
-        ["git", "-C", ROOT, "grep", "-n", "-I", "-E", pattern, "--", ".", ":!tests/test_package.py"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert found.stdout == ""
+    command = ["git", "-C", ROOT, "grep", "-n", "-I", "-E", pattern, "--", ".", ":!tests/test_package.py"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ""
