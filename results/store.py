@@ -216,19 +216,32 @@ def merge(connection: duckdb.DuckDBPyConnection, other: Path) -> int:
     return _count(connection, "cells") - before
 
 
-def export(connection: duckdb.DuckDBPyConnection, table: str, format: str, output: Path) -> int:
-    """Write one table as `parquet`, `csv` or `json`; return its number of rows."""
+def export(connection: duckdb.DuckDBPyConnection, table: str, format: str, output: Path, *, raw: bool = False) -> int:
+    """Write one table as `parquet`, `csv` or `json`; return its number of rows.
+
+    In a CSV, texts that a spreadsheet would take for formulas begin with a quote, unless `raw`.
+    """
     if table not in TABLES:
         raise StoreError(f"unknown table '{table}': the tables are {', '.join(TABLES)}")
     options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true"}
     if format not in options:
         raise StoreError(f"unknown format '{format}': choose parquet, csv or json")
     try:
-        connection.execute(f"COPY \"{table}\" TO '{_quoted(output)}' ({options[format]})")
+        rows = f'"{table}"' if raw or format != "csv" else f"({_for_spreadsheet(connection, table)})"
+        connection.execute(f"COPY {rows} TO '{_quoted(output)}' ({options[format]})")
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise StoreError(f"{output}: cannot be written ({reason}); choose another place with --output") from error
     return _count(connection, table)
+
+
+def _for_spreadsheet(connection: duckdb.DuckDBPyConnection, table: str) -> str:
+    """Return the query of a table whose texts are no formulas; numbers stay numbers, also where they are texts."""
+    columns = connection.execute(f'DESCRIBE "{table}"').fetchall()
+    formula = "regexp_matches({0}, '^[=+@\\t\\r-]') AND TRY_CAST({0} AS DOUBLE) IS NULL"
+    quoted = "CASE WHEN " + formula + " THEN chr(39) || {0} ELSE {0} END AS {0}"
+    shown = [quoted.format(f'"{name}"') if kind == "VARCHAR" else f'"{name}"' for name, kind, *_ in columns]
+    return f'SELECT {", ".join(shown)} FROM "{table}"'
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

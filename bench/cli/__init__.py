@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from bench.cli import browse, contribute, measure, mmhm, reference, weights
+from bench.cli.terminal import prepare_streams, write_line
 from results.errors import BenchError, BenchWarning
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
@@ -57,6 +58,7 @@ def common(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 1 the thing checked does not hold, 2 usage or input error."""
+    prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
+        _check_words(words)
         result = app(args=words, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
@@ -73,12 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()  # type: ignore[attr-defined]
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _pipe_closed()
     except BenchError as error:
         if debug:
             raise
-        sys.stderr.write(f"Error: {error}\n")
+        write_line(f"Error: {error}")
         sys.exit(2)
     except Exception as error:
         from bench.contracts.plugins import faults
@@ -86,17 +88,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults()  # names a distribution with unreadable entry points: torch, triton and pydantic fail on one
         if debug:
             raise
-        sys.stderr.write(f"Error: {type(error).__name__}: {error}".splitlines()[0] + "; --debug shows where\n")
+        write_line((f"Error: {type(error).__name__}: {error}".splitlines() or [""])[0] + "; --debug shows where")
         sys.exit(2)
     if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
         _interrupted()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, where a closed pipe can be met
+    except BrokenPipeError:
+        _pipe_closed()
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8, except in the path of a file that is there."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            if not any(os.path.lexists(part) for part in (word, word.partition("=")[2])):
+                raise BenchError(f"'{word}' is not text in UTF-8, and no file of this name is there") from error
+
+
+def _pipe_closed() -> NoReturn:
+    """End quietly: whoever read the output has what they wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Show our own warnings as one line, and those of libraries as Python does."""
     if issubclass(category, BenchWarning):
-        sys.stderr.write(f"Warning: {message}\n")
+        write_line(f"Warning: {message}")
     else:
         _PYTHON_SHOWS(message, category, *where, **more)
 

@@ -197,6 +197,7 @@ def export(
     table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
     format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
     output: Annotated[Path | None, typer.Option(help="The file [TABLE.FORMAT in the working directory].")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="CSV texts as they are, formulas of spreadsheets too.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write one table of the database to a file."""
@@ -205,7 +206,7 @@ def export(
 
     path = output or Path(f"{table}.{format}")
     with connect(runs_directory(runs_dir) / "bench.duckdb", retry=True) as connection:
-        count = export_table(connection, table, format, path)
+        count = export_table(connection, table, format, path, raw=raw)
     console().print(f"{count:,} rows: {path}", markup=False)
 
 

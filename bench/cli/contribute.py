@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
+from bench.cli.terminal import write_line
 
 adapter = typer.Typer(help="Write and check an adapter of your own.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -88,5 +88,5 @@ def adapter_check(
         print_table(page(), plain_table(["", "clause", "detail"], rows))
     bad = [finding for finding in findings if not finding.ok]
     if bad:
-        sys.stderr.write(f"{name}: {len(bad)} of {len(findings)} clauses do not hold\n")
+        write_line(f"{name}: {len(bad)} of {len(findings)} clauses do not hold")
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from bench.cli.output import (
     room,
     runs_directory,
 )
+from bench.cli.terminal import write_line
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -255,8 +255,8 @@ def check(
     if as_json:
         print_json([move._asdict() for move in outcome.moved])
     for move in outcome.moved:
-        sys.stderr.write(f"{move}\n")
+        write_line(str(move))
     if outcome.moved:
-        sys.stderr.write(f"check failed: {len(outcome.moved)} of {outcome.compared} metrics moved\n")
+        write_line(f"check failed: {len(outcome.moved)} of {outcome.compared} metrics moved")
         raise typer.Exit(1)
     console().print(f"check passed: {outcome.compared} metrics within their intervals")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bench.cli.terminal import WIDTH, people, spelled
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -36,18 +38,14 @@ def runs_directory(given: Path | None) -> Path:
 
 def console() -> Console:
     """Return the console for people: stderr, wide enough for the tables when it is not a terminal."""
-    from rich.console import Console
-
-    terminal = Console(stderr=True, highlight=False)
-    return terminal if terminal.is_terminal else Console(stderr=True, highlight=False, width=150)
+    terminal: Console = people(stderr=True)
+    return terminal if terminal.is_terminal else people(stderr=True, width=WIDTH)
 
 
 def page() -> Console:
     """Return the console for a command whose output is its table: stdout."""
-    from rich.console import Console
-
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=150)
+    terminal: Console = people(stderr=False)
+    return terminal if terminal.is_terminal else people(stderr=False, width=WIDTH)
 
 
 def room(out: Console) -> int:
@@ -57,6 +55,7 @@ def room(out: Console) -> int:
 
 def print_json(value: Any) -> None:
     """Print JSON on stdout; not-a-number becomes null."""
+    # ASCII alone, control characters escaped: JSON says so itself.
     typer.echo(json.dumps(_finite(value), indent=2, default=str))
 
 
@@ -85,10 +84,13 @@ def plain_table(
     for column in columns:
         number = column in right
         table.add_column(
-            column, justify="right" if number else "left", overflow="fold", no_wrap=number or column in fixed
+            escape(spelled(column)),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number or column in fixed,
         )
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(spelled(cell)) for cell in row))
     return table
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from results.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,10 +28,10 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
             *([TimeElapsedColumn()] if console.width >= ROOM_FOR_ELAPSED else []),
             console=console,
             disable=not console.is_terminal,
@@ -77,7 +79,12 @@ class RunProgress:
         if self.overall is not None and self.current is not None:
             self.bars.update(self.overall, note=note)
             self.bars.update(
-                self.current, description=f"  {cell.label}", completed=done, total=total, note="shards", visible=True
+                self.current,
+                description=f"  {printable(cell.label)}",
+                completed=done,
+                total=total,
+                note="shards",
+                visible=True,
             )
 
     def cell(self, cell: Cell, status: str, reason: str | None) -> None:
