@@ -19,7 +19,6 @@ from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
-from adapters.networks.rae_encoder import RAEEncoder, used_weights
 from adapters.times import filled, rounded
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
@@ -249,26 +248,5 @@ def replay_decoder(case: Case) -> Replay:
             return {"output": autoencoder.raw(inputs["latent"])}
         image = (255 * (autoencoder.decode(inputs["latent"]) + 1) / 2).to(torch.uint8)
         return {"output": image.permute(0, 2, 3, 1) if options.get("layout", "BHWC") == "BHWC" else image}
-
-    return run
-
-
-def replay_encoder(case: Case) -> Replay:
-    """Return the function that replays one recorded call of an encoder case (parity adapter `rae-encoder`)."""
-    architecture = dict(case.architecture)
-    eps = architecture.pop("stat_eps", STATISTICS_EPS)
-    encoder = RAEEncoder(**architecture).eval()
-    load_strict(encoder, used_weights(case.weights), case.spec["name"])
-
-    def run(call: Call) -> dict[str, Any]:
-        inputs = {role: value for role, value in case.inputs(call).items() if value is not None}
-        if call["kind"] == "network":
-            return {"output": encoder(inputs["pixels"])}
-        latents = encoder.encode(inputs["image"], inputs["image_mean"], inputs["image_std"])
-        recorded = {"mean": inputs.get("stat_mean"), "var": inputs.get("stat_var")}
-        if not call.get("options", {}).get("normalise", True) or recorded == {"mean": None, "var": None}:
-            return {"output": latents}
-        statistics = latent_statistics({key: value for key, value in recorded.items() if value is not None}, eps)
-        return {"output": statistics.normalise(latents)}
 
     return run

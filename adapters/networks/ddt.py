@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from adapters.networks.layers import (
     Float32Buffers,
     FusedQKV,
+    GatedMlp,
     LabelEmbedder,
     RMSNorm,
     ScalarEmbedder,
+    adaln,
     attention,
     modulate,
+    turned,
 )
 
 ROPE_EXTENT = 16.0
@@ -41,9 +44,7 @@ class InterleavedRope(Float32Buffers):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn the neighbouring pairs of x [B, heads, N, head_dim]."""
-        first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = (first * self.cosine - second * self.sine, first * self.sine + second * self.cosine)
-        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+        return turned(x, self.cosine, self.sine)
 
 
 class DDTAttention(FusedQKV):
@@ -60,21 +61,6 @@ class DDTAttention(FusedQKV):
         return self.merge(attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v))
 
 
-class GatedMlp(nn.Module):
-    """w2(SiLU(w1 x) w3 x) without biases; hidden width 2/3 of 4 D, rounded down."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = 8 * width // 3
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to the last axis."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
 class DDTBlock(nn.Module):
     """adaLN block; the condition [B, 1 or N, D] comes already through SiLU."""
 
@@ -83,14 +69,13 @@ class DDTBlock(nn.Module):
         self.norm1 = RMSNorm(width)
         self.attn = DDTAttention(width, heads)
         self.norm2 = RMSNorm(width)
-        self.mlp = GatedMlp(width)
+        self.mlp = GatedMlp(width, 8 * width // 3)
         self.adaLN_modulation = nn.Sequential(nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, rope: InterleavedRope) -> Tensor:
         """Tokens x [B, N, D] under the condition c."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        attend = (self.norm1, lambda y: self.attn(y, rope))
+        return adaln(x, self.adaLN_modulation(c), attend, (self.norm2, self.mlp))
 
 
 class DDTFinalLayer(nn.Module):

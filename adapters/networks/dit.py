@@ -13,6 +13,7 @@ from adapters.networks.layers import (
     Mlp,
     PatchEmbed,
     ScalarEmbedder,
+    adaln,
     modulate,
     sincos_table,
     unpatchify,
@@ -32,11 +33,12 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, D]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        h = modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift1, scale1)
-        x = x + gate1[:, None] * self.attn(h)
-        h = modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift2, scale2)
-        return x + gate2[:, None] * self.mlp(h)
+        return adaln(x, self.adaLN_modulation(c), (plain_norm, self.attn), (plain_norm, self.mlp))
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Return the layer norm of x without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 class FinalLayer(nn.Module):
@@ -50,7 +52,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, D] -> [B, N, outputs]."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale))
+        return self.linear(modulate(plain_norm(x), shift, scale))
 
 
 class DiT(nn.Module):
@@ -100,8 +102,3 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = block(x, c)
         return unpatchify(self.final_layer(x, c), self.patch_size, self.out_channels).float()
-
-
-def half_of_channels(x: Tensor) -> Tensor:
-    """Return the first half of the channels: what a network with learned sigma predicts."""
-    return x[:, : x.shape[1] // 2]

@@ -17,6 +17,7 @@ from adapters.networks.layers import (
     PatchEmbed,
     RMSNorm,
     SwiGLU,
+    adaln,
     attention,
     modulate,
     sincos_table,
@@ -91,9 +92,8 @@ class DiTDHBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, rope: nn.Module) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, 1 or N, D]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        attend = (self.norm1, lambda y: self.attn(y, rope))
+        return adaln(x, self.adaLN_modulation(c), attend, (self.norm2, self.mlp))
 
 
 class DiTDHFinalLayer(nn.Module):

@@ -7,16 +7,17 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.layers import (
     Float32Buffers,
+    GatedMlp,
     LabelEmbedder,
     PatchEmbed,
     RMSNorm,
     ScalarEmbedder,
     attention,
+    turned,
     unpatchify,
 )
 from results.errors import BenchError
@@ -40,10 +41,7 @@ def line_rotation(count: int, head_dim: int) -> Tensor:
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the adjacent pairs (2i, 2i+1) of x [B, heads, N, d] by `rotation` [2, M, d/2]: its last M tokens only."""
     prefix, tail = x[:, :, : x.shape[2] - rotation.shape[1]], x[:, :, x.shape[2] - rotation.shape[1] :]
-    cos, sin = rotation
-    even, odd = tail.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
-    return torch.cat([prefix, turned], dim=2)
+    return torch.cat([prefix, turned(tail, *rotation)], dim=2)
 
 
 class RotaryAttention(nn.Module):
@@ -63,20 +61,6 @@ class RotaryAttention(nn.Module):
         )
         q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
         return self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class GatedMlp(nn.Module):
-    """w2(SiLU(w1 x) * w3 x), no biases."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the MLP to the last axis."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 class InContextBlock(nn.Module):

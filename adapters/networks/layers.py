@@ -115,6 +115,34 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
+def adaln(
+    x: Tensor,
+    modulation: Tensor,
+    attention: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+    mlp: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+) -> Tensor:
+    """Return tokens x [B, N, D] after an adaLN block (arXiv 2212.09748): two gated residual branches (norm, function).
+
+    `modulation` [B, 6 D], or per token [B, 1 or N, 6 D], holds shift, scale and gate of attention, then of the MLP.
+    """
+    if modulation.ndim == 2:
+        modulation = modulation[:, None]
+    parts = modulation.chunk(6, dim=-1)
+    for (norm, branch), (shift, scale, gate) in zip((attention, mlp), (parts[:3], parts[3:]), strict=True):
+        x = x + gate * branch(modulate(norm(x), shift, scale))
+    return x
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return rotary positions applied: the adjacent pairs (2i, 2i + 1) of x [..., N, d] turned, in float32.
+
+    `cosine` and `sine` of the pairs' angles, float32 [N, d / 2].
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = (even * cosine - odd * sine, even * sine + odd * cosine)
+    return torch.stack(pairs, dim=-1).flatten(-2).to(x.dtype)
+
+
 class Mlp(nn.Module):
     """Linear, GELU (tanh approximation), linear: keys fc1 and fc2."""
 
@@ -140,6 +168,20 @@ class SwiGLU(nn.Module):
         """Apply the gated MLP to the last axis."""
         a, b = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(a) * b)
+
+
+class GatedMlp(nn.Module):
+    """w2(SiLU(w1 x) w3 x) without biases: keys w1, w2 and w3, SwiGLU's halves as two layers."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the gated MLP to the last axis."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.layers import (
@@ -15,9 +14,12 @@ from adapters.networks.layers import (
     PatchEmbed,
     RMSNorm,
     ScalarEmbedder,
+    SwiGLU,
+    adaln,
     attention,
     modulate,
     sincos_table,
+    turned,
     unpatchify,
 )
 
@@ -41,9 +43,8 @@ class Rope(Float32Buffers):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn the neighbouring pairs of x [B, heads, N, head_dim]."""
-        y = x.float()
-        turned = torch.stack([-y[..., 1::2], y[..., 0::2]], dim=-1).flatten(-2)
-        return (y * self.freqs_cos + turned * self.freqs_sin).to(x.dtype)
+        # The published tables hold each pair's angle twice.
+        return turned(x, self.freqs_cos[..., ::2], self.freqs_sin[..., ::2])
 
 
 class RopeAttention(FusedQKV):
@@ -60,21 +61,6 @@ class RopeAttention(FusedQKV):
         return self.merge(attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v))
 
 
-class SwiGLU(nn.Module):
-    """w3(SiLU(a) b) with a, b the halves of w12(x); hidden width 2/3 of 4 D, rounded down."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = 8 * width // 3
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to the last axis."""
-        a, b = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(a) * b)
-
-
 class TiTBlock(nn.Module):
     """adaLN block: shift, scale, gate for attention, then for the MLP."""
 
@@ -83,14 +69,13 @@ class TiTBlock(nn.Module):
         self.norm1 = RMSNorm(width, affine=norm_weights)
         self.attn = RopeAttention(width, heads, qk_norm)
         self.norm2 = RMSNorm(width, affine=norm_weights)
-        self.mlp = SwiGLU(width)
+        self.mlp = SwiGLU(width, 8 * width // 3)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, D]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        attend = (self.norm1, lambda y: self.attn(y, rope))
+        return adaln(x, self.adaLN_modulation(c), attend, (self.norm2, self.mlp))
 
 
 class TiTFinalLayer(nn.Module):

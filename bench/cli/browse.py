@@ -126,7 +126,8 @@ def show(
     from protocols import load_protocol, protocol_files
 
     if name in cards():
-        value = _card_json(cards()[name])
+        card = cards()[name]
+        value = {**_card_json(card), "settings": _settings(card)}
     elif name in protocol_files():
         protocol = load_protocol(protocol_files()[name])
         value = {"title": protocol.title, "notes": protocol.notes, "digest": protocol.digest, **protocol.canonical()}
@@ -134,8 +135,28 @@ def show(
         value = _cell(name, runs_directory(runs_dir), [*cards(), *protocol_files()])
     if as_json:
         print_json(value)
-    else:
-        _print_tree(value)
+        return
+    if name in cards():
+        value["settings"] = {
+            setting["name"]: f"{setting['allowed']} [default: {setting['default']}]: {setting['meaning']}"
+            for setting in value["settings"]
+        }
+    _print_tree(value)
+
+
+def _settings(card: Any) -> list[dict[str, Any]]:
+    """Return the sampler settings of the card's model: what `--option` takes, with the card's own values."""
+    from bench.models.cards import find_card
+    from bench.models.registry import family_class
+
+    card = find_card(card.member(card.natural_steps)) if card.members else card
+    try:
+        facts = family_class(card.family).Settings.facts()
+    except BenchError as error:  # the card is still worth showing
+        console().print(f"sampler settings: {error}", markup=False, soft_wrap=True)
+        return []
+    chosen = card.settings(card.natural_steps)
+    return [{**setting._asdict(), "card": chosen.get(setting.name)} for setting in facts]
 
 
 def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:

@@ -97,8 +97,10 @@ _WORDS = {"integer": "integer", "number": "number", "string": "text", "boolean":
 
 def _variants(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the alternatives of a JSON schema, an integer left out where any number is taken."""
+    if "anyOf" not in schema:
+        return [schema]
     bounds = {key: value for key, value in schema.items() if key in _BOUNDS}
-    found: list[Mapping[str, Any]] = [{**bounds, **variant} for variant in schema.get("anyOf", [schema])]
+    found = [inner for variant in schema["anyOf"] for inner in _variants({**bounds, **variant})]
     if any(variant.get("type") == "number" for variant in found):
         found = [variant for variant in found if variant.get("type") != "integer" or "enum" in variant]
     return found
@@ -124,9 +126,9 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 def _allowed(schema: Mapping[str, Any]) -> str:
     phrases: list[str] = []
+    choices = _choices(schema)
     for variant in _variants(schema):
         if "enum" in variant or "const" in variant:
-            choices = _choices(variant)
             phrases.append(f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0]))
         elif variant.get("type") == "array":
             count = variant.get("minItems") if variant.get("minItems") == variant.get("maxItems") else None

@@ -70,6 +70,7 @@ def check_adapter(
     sample = _Sampler(adapter, steps)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("declares its facts", lambda: _facts(adapter)),
+        ("declares its sampler settings", lambda: _settings(adapter)),
         ("returns float32 [B, 3, H, W]", lambda: _shape(sample(), card)),
         ("images are finite and near [-1, 1]", lambda: _range(sample())),
         ("same noise, same image, for any batch split", lambda: _splits(sample)),
@@ -145,6 +146,23 @@ def _facts(adapter: Adapter) -> str:
     _require(isinstance(adapter.network, torch.nn.Module), "network must be the module whose calls count")
     _require(adapter.guidance in GUIDANCE_KINDS, f"guidance '{adapter.guidance}' is not one of {GUIDANCE_KINDS}")
     return f"{adapter.latent_shape} latents, {adapter.num_classes} classes, guidance {adapter.guidance}"
+
+
+def _settings(adapter: Adapter) -> str:
+    """The defaults and the card's own settings are valid, each one has a meaning, and others are refused."""
+    facts = adapter.Settings.facts()
+    unexplained = [setting.name for setting in facts if not setting.meaning]
+    _require(not unexplained, f"no meaning is given for {', '.join(unexplained)}; add a description")
+    adapter.Settings.checked({}, adapter.card.name)
+    presets = [preset.steps[0] for preset in adapter.card.presets]
+    for steps in (_smallest_steps(adapter), *presets):
+        for sampler in ("plain", "native"):
+            adapter.resolve_settings(steps, sampler)
+    try:
+        adapter.resolve_settings(_smallest_steps(adapter), overrides={"no_such_setting": 1})
+    except BenchError:
+        return ", ".join(f"{setting.name} {setting.default}" for setting in facts) or "none"
+    raise AssertionError("a setting that does not exist was accepted")
 
 
 def _shape(images: Tensor, card: ModelCard) -> str:

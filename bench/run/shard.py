@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from protocols import Protocol
 from results.errors import BenchError
 
 THUMBNAIL_SIDE = 96
+_WARM: WeakKeyDictionary[Adapter, tuple[str, int]] = WeakKeyDictionary()
+"""The cell and batch size that each adapter sampled last: only a repetition is timed, the first one compiles and
+allocates."""
 
 
 class CellFailure(Exception):
@@ -53,7 +57,7 @@ def sample_shard(
     sample_seconds = timed_seconds = 0.0
     timed_samples = peak = 0
     meter = Meter(adapter)
-    warm = getattr(adapter, "warmed_up", None)
+    warm = _WARM.get(adapter)
     with meter.installed():
         for first in range(start, stop, cell.batch_size):
             last = min(first + cell.batch_size, stop)
@@ -66,7 +70,7 @@ def sample_shard(
             peak = max(peak, memory.read())
             if warm == (cell.cell_id, last - first):
                 timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
-            warm = (cell.cell_id, last - first)
+            warm = _WARM[adapter] = (cell.cell_id, last - first)
             began = clock(adapter.device)
             pixels = quantise(images, protocol.quantise, protocol.levels)
             for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device)).items():
@@ -75,7 +79,6 @@ def sample_shard(
             if first < protocol.thumbnails:
                 kept = pixels[: protocol.thumbnails - first].cpu()
                 thumbnails.append(shrink(kept).numpy())
-    adapter.warmed_up = warm  # type: ignore[attr-defined]
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     if thumbnails:
         arrays["thumbnails"] = np.concatenate(thumbnails)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from adapters.networks.ditdh import DiTDH, DiTDHBlock
 from adapters.networks.rae_decoder import RAEDecoder
-from adapters.networks.rae_encoder import RAEEncoder, used_weights
 from adapters.rae import (
     DECODERS,
     RAE,
@@ -26,9 +25,9 @@ from adapters.rae import (
     latent_statistics,
     replay,
     replay_decoder,
-    replay_encoder,
     time_grid,
 )
+from adapters.rae_encoder import RAEEncoder, replay_encoder, used_weights
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import Guidance, ModelCard, WeightsSource
 from bench.contracts.noise import PhiloxNoise

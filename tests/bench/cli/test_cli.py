@@ -288,3 +288,26 @@ def test_adapter_check_names_what_does_not_hold(bench, monkeypatch):
 def test_the_embedded_models_keep_the_contract(bench, model):
     code, out, _ = bench("adapter", "check", model)
     assert code == 0, out
+
+
+def test_show_lists_the_sampler_settings_of_a_model(bench):
+    code, out, _ = bench("show", "ucgm-xl", "--json")
+    settings = {setting["name"]: setting for setting in json.loads(out)["settings"]}
+    assert code == 0
+    assert settings["stochast_ratio"]["allowed"] == "a number in [0, 1] or Auto"
+    assert settings["transport"]["choices"][:2] == ["Linear", "ReLinear"]
+    assert settings["eta"]["default"] == 0.001
+    assert all(setting["meaning"] for setting in settings.values())
+    code, out, _ = bench("show", "digits-flow")
+    assert "solver: one of euler, midpoint, heun2, heun3, rk4" in out
+    assert "[default: euler]" in out
+
+
+@pytest.mark.parametrize(("option", "line"), [
+    ("solver=eulr", "digits-flow: sampler setting solver must be one of euler"),
+    ("slover=euler", "digits-flow: unknown sampler setting 'slover'; did you mean solver?"),
+])  # fmt: skip
+def test_a_wrong_option_is_met_before_the_first_sample(bench, option, line):
+    code, _, err = bench("run", "--model", "digits-flow", "--steps", "1", "--option", option)
+    assert code == 2
+    assert line in err and "did you mean" in err

@@ -1,18 +1,23 @@
 """RAE's encoder: DINOv2 with registers (arXiv 2309.16588), whose patch tokens are the latents.
 
-Sampling does not need it; latent statistics and reconstructions do. Keys are those of the hub's file
-(`facebook/dinov2-with-registers-base`), which Transformers 5 renames in memory.
+No card needs it: sampling starts from noise. It is here because the recordings of RAE's encoder are replayed on it
+(parity adapter `rae-encoder`), which proves that what our decoders take is what the authors' encoder makes. Keys are
+those of the hub's file (`facebook/dinov2-with-registers-base`), which Transformers 5 renames in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.rae_decoder import IMAGENET_MEAN, IMAGENET_STD, ViTAttention
+from adapters.rae import STATISTICS_EPS, latent_statistics
+from bench.contracts.adapter import load_strict
+from bench.contracts.recording import Call, Case, Replay
 from results.errors import unknown
 
 UNUSED = ("layernorm.", "embeddings.mask_token")
@@ -164,3 +169,24 @@ class RAEEncoder(nn.Module):
 def used_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the published state dict without what the latents do not depend on."""
     return {key: value for key, value in state.items() if not key.startswith(UNUSED)}
+
+
+def replay_encoder(case: Case) -> Replay:
+    """Return the function that replays one recorded call of an encoder case (parity adapter `rae-encoder`)."""
+    architecture = dict(case.architecture)
+    eps = architecture.pop("stat_eps", STATISTICS_EPS)
+    encoder = RAEEncoder(**architecture).eval()
+    load_strict(encoder, used_weights(case.weights), case.spec["name"])
+
+    def run(call: Call) -> dict[str, Any]:
+        inputs = {role: value for role, value in case.inputs(call).items() if value is not None}
+        if call["kind"] == "network":
+            return {"output": encoder(inputs["pixels"])}
+        latents = encoder.encode(inputs["image"], inputs["image_mean"], inputs["image_std"])
+        recorded = {"mean": inputs.get("stat_mean"), "var": inputs.get("stat_var")}
+        if not call.get("options", {}).get("normalise", True) or recorded == {"mean": None, "var": None}:
+            return {"output": latents}
+        statistics = latent_statistics({key: value for key, value in recorded.items() if value is not None}, eps)
+        return {"output": statistics.normalise(latents)}
+
+    return run
