@@ -12,7 +12,7 @@ from bench.contracts.plugins import BUILT_IN, Group, faults
 from bench.judges.base import JUDGES, judge_specs, missing_files
 from bench.judges.fidelity import EXTRACTORS
 from bench.judges.files import JudgeFile
-from bench.metrics.measure import check_metrics
+from bench.metrics.registry import METRICS, check_metrics
 from bench.models.cards import CARDS, cards
 from bench.models.compilation import check_compiler
 from bench.models.files import model_files
@@ -35,6 +35,7 @@ GROUPS: tuple[Group[Any], ...] = (
     REPLAYS,
     JUDGES,
     EXTRACTORS,
+    METRICS,
     DATASETS,
     SOURCES,
     EXECUTORS,
@@ -197,7 +198,7 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
 
 def check_protocol(protocol: Protocol) -> None:
     """Raise BenchError for the first plug-in or metric option that the protocol asks for and that is not known."""
-    check_metrics(protocol.metrics, protocol.metric_options)
+    check_metrics(protocol.metrics, protocol.metric_options, f"protocol {protocol.path}")
     check_source(protocol)
     check_kind(protocol)
 

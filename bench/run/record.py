@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.contracts.card import ModelCard
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
+from bench.metrics.registry import fact_of
 from bench.references.stored import Reference
 from protocols import Protocol
 from results.catalog import CATALOG
@@ -65,7 +66,7 @@ def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]
     """Return the rows of table `metrics`, without cell_id."""
     reference, rows = context.reference, []
     for value in measured.values:
-        uses_reference = CATALOG[value.name].reference != "none"
+        uses_reference = fact_of(value.name).reference != "none"
         rows.append(
             {
                 "metric": value.name,
@@ -124,6 +125,7 @@ def cell_record(
 ) -> dict[str, Any]:
     """Return the whole record of a cell: `cell`, rows by table, and the run and protocol they hang on."""
     protocol = context.protocol
+    added = [fact_of(row["metric"]).row() for row in rows.get("metrics", ()) if row["metric"] not in CATALOG]
     return {
         "cell": dict(cell_row),
         "run": dict(context.run),
@@ -135,6 +137,7 @@ def cell_record(
             "definition": protocol.canonical(),
         },
         "references": [context.reference.row()],
+        **({"metric_facts": added} if added else {}),
         **{table: list(table_rows) for table, table_rows in rows.items()},
     }
 

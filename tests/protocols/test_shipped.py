@@ -3,7 +3,7 @@
 import pytest
 
 from bench.judges.base import JudgeSpec, judge_kind
-from bench.metrics.measure import OPTIONS
+from bench.metrics.registry import check_metrics
 from bench.models.cards import cards
 from bench.references.source import POLICIES
 from protocols import find_protocol, load_protocol, protocol_files
@@ -30,7 +30,7 @@ def test_judges_are_of_known_kinds_with_known_options(name):
 def test_metrics_are_known_and_have_their_judges(name):
     protocol = PROTOCOLS[name]
     assert [metric for metric in protocol.metrics if CATALOG[metric].judge not in protocol.judges] == []
-    assert set(protocol.metric_options) <= set(OPTIONS)
+    check_metrics(protocol.metrics, protocol.metric_options)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

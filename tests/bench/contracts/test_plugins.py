@@ -121,6 +121,7 @@ BUILT_IN = {
     "judges": "dinov2",
     "extractors": "protocols.gaussian:Pixels",
     "references": "protocols.gaussian:exact_statistics",
+    "metrics": "fid",
     "datasets": "folder",
     "executors": "local",
 }

@@ -70,23 +70,31 @@ def protocol(tmp_path, body):
 
 
 def test_a_source_is_no_code(tmp_path, text):
-    evil = protocol(tmp_path, f"[reference]\nsource = {json.dumps(text)}\npart = 'id > PWNED'\n")
-    refused(prepare_reference, evil, {}, tmp_path / "runs")
-    refused(missing, Request(evil, random_weights=True))  # what --dry-run asks
-    refused(preflight, Request(evil), tmp_path / "runs", tmp_path / "runs" / "bench.duckdb")
+    def evil():
+        return protocol(tmp_path, f"[reference]\nsource = {json.dumps(text)}\npart = 'id > PWNED'\n")
+
+    refused(lambda: prepare_reference(evil(), {}, tmp_path / "runs"))
+    refused(lambda: missing(Request(evil(), random_weights=True)))  # what --dry-run asks
+    refused(lambda: preflight(Request(evil()), tmp_path / "runs", tmp_path / "runs" / "bench.duckdb"))
 
 
 def test_an_extractor_is_no_code(tmp_path, text):
     refused(load_judge, JudgeSpec("j", "torch-fidelity", {"extractor": text}), device="cpu", root=tmp_path)
-    evil = protocol(tmp_path, f"[judges.inception]\nextractor = {json.dumps(text)}\n")
-    refused(missing, Request(evil, random_weights=True))
+    refused(
+        lambda: missing(
+            Request(protocol(tmp_path, f"[judges.inception]\nextractor = {json.dumps(text)}\n"), random_weights=True)
+        )
+    )
 
 
 def test_a_kind_of_judge_or_of_data_set_is_no_code(tmp_path, text):
     refused(load_judge, JudgeSpec("j", text), device="cpu", root=tmp_path)
     refused(open_image_set, text, tmp_path)
-    evil = protocol(tmp_path, f'[reference]\nname = "x"\nkind = {json.dumps(text)}\n')
-    refused(missing, Request(evil, random_weights=True))
+    refused(
+        lambda: missing(
+            Request(protocol(tmp_path, f'[reference]\nname = "x"\nkind = {json.dumps(text)}\n'), random_weights=True)
+        )
+    )
 
 
 def test_a_family_and_a_recorded_adapter_are_no_code(tmp_path, text):
