@@ -51,6 +51,17 @@ class Row:
         return float(found) if isinstance(found, (int, float)) else None
 
     @property
+    def pixels(self) -> Mapping[str, Any] | None:
+        """What the images look like: counts and `remarks`; None for rows of older versions."""
+        found: Mapping[str, Any] | None = self.cell.get("pixels")
+        return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """What about the images looks like a mistake, one line each."""
+        return list((self.pixels or {}).get("remarks", []))
+
+    @property
     def evaluations(self) -> float | None:
         """Network evaluations per image, those of a guide network included; None where they were not counted."""
         nfe = self.cell["nfe"]
@@ -93,6 +104,7 @@ def rows(
         for row in dictionaries(connection, "SELECT digest, definition FROM protocols")
     }
     for cell in cells:
+        cell["pixels"] = json.loads(cell["pixels"]) if cell.get("pixels") else None
         cell["settings"], cell["options"] = json.loads(cell["settings"]), json.loads(cell["options"])
         cell["measurement"] = measurements.get(cell["protocol_digest"], cell["protocol_digest"])
     return [Row(cell, metrics.get(cell["cell_id"], {}), ranks.get(cell["cell_id"], {})) for cell in cells]
@@ -104,6 +116,29 @@ def _measurement(definition: Mapping[str, Any]) -> str:
     kept["sampling"] = {key: definition.get("sampling", {}).get(key) for key in ("quantise", "levels")}
     kept["metrics"] = {key: definition.get("metrics", {}).get(key) for key in ("blocks", "options")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def missing_metrics(connection: duckdb.DuckDBPyConnection, found: Sequence[Row]) -> list[str]:
+    """Return a line for each reason why rows lack metrics, and the composite with them."""
+    from results.ranking import METRICS  # ranking reads rows from here
+
+    shown = {row.cell["cell_id"]: row for row in found}
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for row in dictionaries(connection, "SELECT * FROM skipped_metrics ORDER BY cell_id"):
+        if row["cell_id"] in shown:
+            reasons.setdefault(row["reason"], {}).setdefault(row["metric"], []).append(row["cell_id"])
+    lines = []
+    for reason, metrics in reasons.items():
+        names = list(metrics)
+        if set(names) & set(METRICS) and not any(shown[cell].rank for cells in metrics.values() for cell in cells):
+            names.append("mmhm")
+        cells = {cell for cells in metrics.values() for cell in cells}
+        whose = (
+            "" if len(cells) == len(found) else f" ({', '.join(sorted({shown[cell].cell['model'] for cell in cells}))})"
+        )
+        head, mark, tail = reason.partition("; ")
+        lines.append(f"{head}: {', '.join(names)} not measured{whose}{mark}{tail}")
+    return lines
 
 
 def rankings(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
--- Version 1. One row of `cells` is one measured setting; everything else hangs on its cell_id.
+-- Version 2. One row of `cells` is one measured setting; everything else hangs on its cell_id.
 
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 
@@ -78,7 +78,8 @@ CREATE TABLE cells (
   latent_shape VARCHAR NOT NULL,       -- rows of equal shape share their noise
   command VARCHAR NOT NULL,            -- repeats this row to the same digits
   started TIMESTAMP NOT NULL,
-  finished TIMESTAMP NOT NULL
+  finished TIMESTAMP NOT NULL,
+  pixels JSON                          -- what the images look like: counts, exact copies, remarks; NULL before version 2
 );
 
 CREATE TABLE metrics (

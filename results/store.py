@@ -15,7 +15,9 @@ import duckdb
 
 from results.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS = {2: ("ALTER TABLE cells ADD COLUMN IF NOT EXISTS pixels JSON",)}
+"""By version, what makes a database of the version before into one of it."""
 TABLES = (
     "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
     "ranks", "rankings", "references", "published",
@@ -92,6 +94,13 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, path: Path, write: bool
         raise StoreError(
             f"{path}: its schema is version {version}, this program knows {SCHEMA_VERSION}; upgrade fewstep-bench"
         )
+    if write and version < SCHEMA_VERSION:
+        connection.execute("BEGIN")
+        for step in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in MIGRATIONS[step]:
+                connection.execute(statement)
+        connection.execute("UPDATE schema_version SET version = ?", [SCHEMA_VERSION])
+        connection.execute("COMMIT")
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], *, replace: bool = False) -> None:
@@ -203,8 +212,8 @@ def merge(connection: duckdb.DuckDBPyConnection, other: Path) -> int:
         connection.execute("BEGIN")
         fresh = "cell_id NOT IN (SELECT cell_id FROM main.cells)"
         for table in CELL_TABLES:
-            connection.execute(f"INSERT INTO main.{table} SELECT * FROM other.{table} WHERE {fresh}")
-        connection.execute(f"INSERT INTO main.cells SELECT * FROM other.cells WHERE {fresh}")
+            connection.execute(f"INSERT INTO main.{table} BY NAME SELECT * FROM other.{table} WHERE {fresh}")
+        connection.execute(f"INSERT INTO main.cells BY NAME SELECT * FROM other.cells WHERE {fresh}")
         for table in ("runs", "models", "protocols", "metric_facts", '"references"', "rankings"):
             connection.execute(f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table}")
         connection.execute("COMMIT")

@@ -20,6 +20,7 @@ from bench.cli.output import (
     page,
     plain_table,
     print_json,
+    print_remarks,
     print_table,
     room,
 )
@@ -96,6 +97,7 @@ def leaderboard(
             print_table(page(), leaderboard_table(members, room(page()), sort))
             if any(row.cell["off_regime"] for row in members):
                 page().print(OFF_REGIME)
+            print_remarks(page(), members)
         page().print("")
     for line in unreported(choices):
         console().print(line, markup=False)

@@ -17,6 +17,7 @@ from bench.cli.output import (
     leaderboard_table,
     page,
     print_json,
+    print_remarks,
     print_table,
     room,
     runs_directory,
@@ -143,13 +144,14 @@ def _print_plan(request: Request, runs: Path) -> None:
 
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
-    from results.leaderboard import best_per_model, chosen_on, headline, rows
+    from results.leaderboard import best_per_model, chosen_on, headline, missing_metrics, rows
     from results.store import connect
 
     out = console()
     with connect(summary.database, retry=True) as connection:
         wanted = {cell.cell_id for cell in [*summary.measured, *summary.reused]}
         found = [row for row in rows(connection, protocol=protocol) if row.cell["cell_id"] in wanted]
+        missing = missing_metrics(connection, found)
     counts = f"{len(summary.measured)} measured, {len(summary.reused)} reused"
     if summary.unsupported:
         counts += f", {len(summary.unsupported)} unsupported"
@@ -170,6 +172,9 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
             out.print(line, markup=False)
         if any(row.cell["off_regime"] for row in shown):
             out.print(OFF_REGIME)
+        print_remarks(out, shown)
+        for line in missing:
+            out.print(line, markup=False, soft_wrap=True)
     else:
         out.print(f"\n{counts}")
     suffix = f" --runs-dir {given}" if given is not None else ""
@@ -195,30 +200,50 @@ def report(
 
 
 def score(
-    images: Annotated[Path, typer.Argument(help="A folder of PNG/JPEG images, or an ADM-style .npz (arr_0).")],
+    images: Annotated[str, typer.Argument(help="A folder of images, a .zip, .tar or .parquet, or an ADM-style .npz.")],
     protocol: ProtocolName = "digits",
     name: Annotated[str | None, typer.Option(help="Name of the row [the folder's or file's name].")] = None,
     nfe: Annotated[float | None, typer.Option(help="Network evaluations per image, if you know them.")] = None,
+    first_label: Annotated[
+        int | None, typer.Option(help="The number of the first class where classes are numbered: 0 or 1 [0].")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images that were made elsewhere, as one more row."""
     from bench.models.cards import cards
     from bench.models.loading import parse_device
-    from bench.run.score import score_images
+    from bench.run.score import name_of, score_images
     from protocols import find_protocol
-    from results.leaderboard import rows
+    from results.leaderboard import missing_metrics, rows
     from results.store import connect
 
     runs = runs_directory(runs_dir)
-    if (name or images.stem) in cards():
-        raise BenchError(f"score: '{name or images.stem}' is the name of a model; choose another with --name")
+    if not images:
+        raise BenchError(
+            "score: the path of the images is empty; give a folder or a file (`.` is the working directory)"
+        )
+    path = Path(images)
+    name = name_of(path) if name is None else name
+    if name in cards():
+        raise BenchError(f"score: '{name}' is the name of a model; choose another with --name")
     cell_id = score_images(
-        images, find_protocol(protocol), runs, name=name or images.stem, nfe=nfe, device=parse_device(device)
+        path,
+        find_protocol(protocol),
+        runs,
+        name=name,
+        nfe=nfe,
+        device=parse_device(device),
+        first_label=first_label,
     )
     with connect(runs / "bench.duckdb", retry=True) as connection:
         row = next(row for row in rows(connection) if row.cell["cell_id"] == cell_id)
+        missing = missing_metrics(connection, [row])
     print_table(console(), leaderboard_table([row], room(console())))
+    print_remarks(console(), [row])
+    for line in missing:
+        console().print(line, markup=False, soft_wrap=True)
+    console().print(f"Images: {(row.pixels or {}).get('described', '')}", markup=False, soft_wrap=True)
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)
 
 

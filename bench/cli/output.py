@@ -27,6 +27,8 @@ GAP = 2
 NARROWEST_TEXT = 24
 """Width down to which a column of text wraps."""
 OFF_REGIME = "* outside the step counts that the checkpoint was trained for"
+REMARKED = "!"
+"""Marks a row whose images look like a mistake; the legend says which."""
 SHOWN_ANYWAY = ("mmhm", "rank", "nfe", "steps", "images_per_second")
 """What a leaderboard can be sorted by and always shows."""
 
@@ -149,7 +151,7 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
         rows.append(
             [
                 _rank(row),
-                _name(cell),
+                _name(cell, row.remarks),
                 "-" if cell["steps"] is None else str(cell["steps"]),
                 "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
@@ -183,12 +185,20 @@ def _value(row: Row, name: str) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _name(cell: Mapping[str, Any]) -> str:
+def print_remarks(out: Console, shown: Sequence[Row]) -> None:
+    """Print the legend of the rows that are marked for what their images look like."""
+    for row in shown:
+        for remark in row.remarks:
+            out.print(f"{REMARKED} {row.cell['model']}: {remark}", markup=False, soft_wrap=True)
+
+
+def _name(cell: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
     """Return the model with what sets the row apart: another sampler, precision or setting, random weights."""
     marks = ["random"] if cell["random_weights"] else []
     marks += [cell[key] for key, usual in USUAL.items() if cell[key] not in usual]
     marks += [f"{key}={value}" for key, value in cell["options"].items()]
-    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + (" *" if cell["off_regime"] else "")
+    signs = " *" * bool(cell["off_regime"]) + f" {REMARKED}" * bool(remarks)
+    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + signs
 
 
 def _rank(row: Row) -> str:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from protocols import Protocol
 
-SHOWN = 10
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
@@ -34,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def build(
     name: Annotated[str, typer.Argument(help="Name of the reference, as protocols call it.")],
-    data: Annotated[Path, typer.Option(help="The data set's folder, or an .npz.")],
+    data: Annotated[Path, typer.Option(help="The data set: a folder, a .zip, .tar or .parquet, or an .npz.")],
     protocol: Annotated[
         str | None, typer.Option(help="Whose judges, crop and size [every shipped protocol with this reference].")
     ] = None,
@@ -52,6 +50,9 @@ def build(
     ambiguous: Annotated[
         str, typer.Option(help="refuse or skip folders that several classes or none answer to.")
     ] = "refuse",
+    first_label: Annotated[
+        int | None, typer.Option(help="The number of the first class in numbered folders or a file: 0 or 1 [0].")
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out (recorded) instead of stopping.")
     ] = False,
@@ -69,7 +70,7 @@ def build(
     asked = _protocols(name, protocol)
     device = parse_device(device)
     request = BuildRequest(
-        name, data, asked[0], kind, resize, variant, labels, ambiguous, skip_unreadable, workers, fresh
+        name, data, asked[0], kind, resize, variant, labels, ambiguous, first_label, skip_unreadable, workers, fresh
     )
     with fixed_threads(device), BuildProgress(out) as progress:
         result = build_reference(request, _judges(asked, device), progress)
@@ -129,10 +130,10 @@ def _judges(asked: list[Protocol], device: str) -> list[Any]:
 def _print_left_out(out: Console, facts: Mapping[str, Any]) -> None:
     if facts["skipped"]:
         out.print(f"{len(facts['skipped'])} unreadable images left out, listed in facts.json")
-    for entry in facts["left_out"][:SHOWN]:
-        out.print(f"passed over: {entry['name']} {entry['reason']}", markup=False)
-    if len(facts["left_out"]) > SHOWN:
-        out.print(f"passed over: {len(facts['left_out']) - SHOWN} more, listed in facts.json")
+    if "described" in facts:
+        out.print(f"Images: {facts['described']}; all of it in facts.json", markup=False, soft_wrap=True)
+    for remark in facts.get("pixels", {}).get("remarks", []):
+        out.print(f"Look at them: {remark}", markup=False, soft_wrap=True)
 
 
 class BuildProgress:

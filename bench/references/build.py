@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,10 +24,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench.judges.base import Judge
+from bench.judges.pixels.npz import npz_keys
+from bench.judges.pixels.sanity import Pixels
 from bench.metrics.frechet import FrechetReference, Moments, row_blocks
 from bench.references.datasets import open_image_set
-from bench.references.source import ArchiveSource, Fault, FolderSource, ReferenceSource, check_policy
-from bench.references.statistics import Statistics, archive_keys, read_statistics
+from bench.references.source import ArchiveSource, Fault, FileSource, ImageSource, check_policy
+from bench.references.statistics import Statistics, read_statistics
 from bench.references.stored import OUTPUTS, BuiltReference, built_references, check_fit, references_directory
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
@@ -64,6 +66,7 @@ class BuildRequest:
     variant: str | None = None
     label_file: Path | None = None
     ambiguous: str = "refuse"
+    first_label: int | None = None
     skip_unreadable: bool = False
     workers: int = 0
     fresh: bool = False
@@ -100,7 +103,7 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
     if request.chosen_kind == "statistics":
         return _from_statistics(request, judges, progress)
     statistics = read_statistics(request.data) if request.chosen_kind == "npz" else None
-    if request.chosen_kind == "npz" and "arr_0" not in archive_keys(request.data):
+    if request.chosen_kind == "npz" and "arr_0" not in npz_keys(request.data):
         raise BenchError(f"{request.data}: has no images (arr_0); build it with --kind statistics")
     source = _open(request)
     labels = _counts(source.labels, np.arange(len(source)))
@@ -112,7 +115,7 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
     return _Build(request, source, judges, statistics, progress).run()
 
 
-def _open(request: BuildRequest) -> ReferenceSource:
+def _open(request: BuildRequest) -> ImageSource:
     size, policy = request.protocol.resolution, request.chosen_resize
     check_policy(policy)
     if request.chosen_kind == "npz":
@@ -124,8 +127,9 @@ def _open(request: BuildRequest) -> ReferenceSource:
         class_names=request.protocol.class_names,
         label_file=request.label_file,
         ambiguous=request.ambiguous,
+        first_label=request.first_label,
     )
-    return FolderSource(images, size, policy, request.workers or os.cpu_count() or 1)
+    return FileSource(images, size, policy, request.workers or os.cpu_count() or 1)
 
 
 def _counts(labels: np.ndarray | None, kept: np.ndarray) -> dict[str, int] | None:
@@ -142,7 +146,7 @@ class _Build:
     def __init__(
         self,
         request: BuildRequest,
-        source: ReferenceSource,
+        source: ImageSource,
         judges: Sequence[Judge],
         statistics: Statistics | None,
         progress: Progress,
@@ -154,6 +158,7 @@ class _Build:
         self.partial = self.home / f"{key[:20]}.partial"
         self.judges = list(judges)
         self.faults: list[Fault] = []
+        self.pixels = Pixels()
         self.data = ""
 
     def run(self) -> BuildResult:
@@ -181,6 +186,7 @@ class _Build:
         complete = all(self._outputs_path(judge).exists() for judge in judges)
         done = int(state.get("done", 0)) if complete else 0
         self.faults = self._checked([Fault(*fault) for fault in state.get("faults", [])]) if done else []
+        self.pixels = Pixels.of(state["pixels"]) if done else Pixels()
         self.progress.begin(len(self.source), done)
         if done:
             self.progress.say(f"continuing after {done:,} of {len(self.source):,} images")
@@ -194,6 +200,7 @@ class _Build:
         for batch in self.source.batches(done, BATCH):
             self.faults += self._checked(batch.faults)
             array("hashes", (32,), np.uint8)[batch.start : batch.stop] = batch.sha256
+            array("equal", (), np.uint64)[batch.places] = self.pixels.add(batch.images.numpy(), batch.notes)
             labels = torch.zeros(len(batch.places), dtype=torch.int64)
             for judge in judges if len(batch.places) else []:
                 outputs = {key: values for key, values in judge(batch.images, labels).items() if key in OUTPUTS}
@@ -204,7 +211,10 @@ class _Build:
                     _write_json(self._outputs_path(judge), sorted(outputs))
             for rows in arrays.values():
                 rows.flush()
-            _write_json(self.partial / "progress.json", {"done": batch.stop, "faults": self.faults})
+            _write_json(
+                self.partial / "progress.json",
+                {"done": batch.stop, "faults": self.faults, "pixels": self.pixels.counts()},
+            )
             self.progress.advance(batch.stop - batch.start)
         if len(self.source) - len(self.faults) < 2:
             raise BenchError(f"{self.request.data}: {len(self.faults)} of {len(self.source)} images cannot be read")
@@ -258,6 +268,8 @@ class _Build:
             "statistics": {output: {"distance_to_own_images": value} for output, value in taken_over.items()},
             "skipped": [{"file": fault.name, "reason": fault.reason} for fault in self.faults],
             "left_out": [entry._asdict() for entry in self.source.left_out],
+            "described": self.source.describe(),
+            "pixels": self._pixels(kept),
         }
         if self.source.kind == "folder" and self.source.labels is not None:
             facts["names_digest"] = digest_of(list(self.request.protocol.class_names))
@@ -269,6 +281,11 @@ class _Build:
         if not self.data:
             self.data = self.source.content(hashes)
         return self.data
+
+    def _pixels(self, kept: np.ndarray) -> dict[str, Any]:
+        """Return what the images look like; the hashes of all, also of those an interrupted build saw, lie on disk."""
+        hashes = np.load(self.partial / "equal.npy", mmap_mode="r", allow_pickle=False)
+        return replace(self.pixels, hashes=[np.asarray(hashes[kept])]).facts()
 
     def _moments(
         self, judge: Judge, output: str, features: np.ndarray
@@ -303,7 +320,7 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
     """Store statistics that others computed, for the judges of torch-fidelity that give as many features."""
     statistics = read_statistics(request.data)
     if statistics is None:
-        keys = ", ".join(archive_keys(request.data)) or "nothing"
+        keys = ", ".join(npz_keys(request.data)) or "nothing"
         raise BenchError(f"{request.data}: has no mu and sigma (or ref_mu and ref_sigma) but {keys}; give another file")
     data = digest_of([array.tobytes().hex() for pair in statistics if pair is not None for array in pair])
     size = request.protocol.resolution

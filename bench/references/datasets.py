@@ -5,29 +5,31 @@
 | `imagenet-val` | synset folders (`n01440764/*.JPEG`), or one flat folder with a file of labels (see `label_file`)    |
 | `imagenetv2`   | folders `0` .. `999`; variants matched-frequency, threshold-0.7, top-images                         |
 | `relaionet`    | folders named by class or synset, below `reLAIONet-cleaned-v1/[images/]`                            |
-| `folder`       | any folder of images, with or without class folders                                                |
+| `folder`       | any images in a folder, .zip, .tar or .parquet, with or without class folders                      |
 
 Images are ordered by class, then by file name: never by a folder name read as text where it is a number. Nothing is
-left out silently: what is passed over is in `ImageSet.left_out` with its reason. Only names are read here.
+left out silently: what is passed over is in `ImageSet.left_out` with its reason. Only names are read here, and the
+classes that an archive states beside its images. Which level of folders holds the classes is decided in `classes`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from bench.contracts.plugins import Group
+from bench.judges.pixels.images import SUFFIXES
+from bench.references.classes import ClassNames, Sorted, check_first, sort_by_folder
+from bench.references.containers import ARCHIVE_SUFFIXES, FORMS, Container, LeftOut, open_container
 from bench.references.label_file import find_label_file, read_label_file
-from protocols.imagenet import imagenet_classes, labels_of_name, spelling, synset_labels
+from protocols.imagenet import synset_labels
 from results.errors import DatasetError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tiff", ".webp")
 VALIDATION_FOLDERS = ("val", "imagenet_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
 V2_FOLDERS = {
     "matched-frequency": "imagenetv2-matched-frequency-format-val",
@@ -36,38 +38,60 @@ V2_FOLDERS = {
 }
 RELAIONET_FOLDERS = ("reLAIONet-cleaned-v1/images", "reLAIONet-cleaned-v1", "images")
 AMBIGUOUS = ("refuse", "skip")
-SYNSET = re.compile(r"n\d{8}")
-
-
-class LeftOut(NamedTuple):
-    """A file or folder that is no part of the set, by its path below the root, and why."""
-
-    name: str
-    reason: str
+SHOWN = 6
+SYNSET_SHAPE = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The files of a data set in order.
+    """The images of a data set in order.
 
     Attributes:
         kind: name of the kind of data set.
-        root: the folder that holds the classes (or the images).
-        files: paths below `root`.
-        labels: class of each file, int64 [N]; None where the set has no classes.
+        root: the folder or archive that holds the classes (or the images).
+        files: their paths below `root`.
+        labels: class of each, int64 [N]; None where the set has no classes.
         class_names: what the labels count, where the folders themselves say it; None where a protocol or ImageNet does.
         left_out: what lies there and is not part of the set.
+        container: what reads them; None: they are files in a folder.
     """
 
     kind: str
     root: Path
-    files: tuple[Path, ...]
+    files: tuple[PurePosixPath, ...]
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
+    container: Container | None = None
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def by_path(self) -> ImageSet:
+        """Return the same images in the order of their paths (or of an archive that is read front to back)."""
+        if self.container is not None and self.container.sequential:
+            return self
+        order = sorted(range(len(self)), key=lambda index: self.files[index])
+        labels = None if self.labels is None else self.labels[order]
+        return replace(self, files=tuple(self.files[index] for index in order), labels=labels)
+
+
+def describe(count: int, labels: np.ndarray | None, left_out: Sequence[LeftOut]) -> str:
+    """Return one line: images, classes, and what was passed over by reason and suffix."""
+    classes = "" if labels is None else f", {len(set(labels.tolist())):,} classes"
+    line = f"{count:,} image{'s' * (count != 1)}{classes or ', no classes'}"
+    reasons: dict[str, list[str]] = {}
+    for entry in left_out:
+        reasons.setdefault(entry.reason, []).append(entry.name)
+    for reason, names in reasons.items():
+        if len(names) == 1:
+            line += f"; passed over: {names[0]} {reason}"
+            continue
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
+        shown = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(SHOWN))
+        more = f" and {len(kinds) - SHOWN} more kinds" if len(kinds) > SHOWN else ""
+        line += f"; passed over: {len(names):,} ({shown}{more}), each of which {reason}"
+    return line
 
 
 @dataclass(frozen=True)
@@ -79,12 +103,15 @@ class Wanted:
         class_names: of `folder`: the classes that its folders must be named after (or numbered by).
         label_file: of a flat `imagenet-val`: the file with the class of each image; looked for nearby if None.
         ambiguous: `refuse` or `skip` folders that several classes or none answer to.
+        first_label: the number of the first class, where folders or a file number them: 0 or 1; None: 0, and refused
+            where that looks wrong.
     """
 
     variant: str | None = None
     class_names: Sequence[str] = ()
     label_file: Path | None = None
     ambiguous: str = "refuse"
+    first_label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,52 +142,85 @@ def open_image_set(
     class_names: Sequence[str] = (),
     label_file: Path | None = None,
     ambiguous: str = "refuse",
+    first_label: int | None = None,
 ) -> ImageSet:
-    """List a data set of an installed `kind` in the folder `root`, or in one below it where published so.
+    """List a data set of an installed `kind` in `root`, or in a folder below it where published so.
 
-    The other arguments are those of `Wanted`.
+    `root` is a folder, or an archive for kinds that take one. The other arguments are those of `Wanted`.
 
     Raises:
         BenchError: the kind is not installed.
         DatasetError: the layout is another, a folder stands for no class or for several, or there are no images.
     """
     data_set = DATASETS.load(kind)
-    if not root.is_dir():
-        raise DatasetError(
-            f"{root}: {'is no folder' if root.exists() else 'does not exist'}; give the data set's folder"
-        )
-    found = data_set.list_images(root, Wanted(variant, class_names, label_file, ambiguous))
+    if ambiguous not in AMBIGUOUS:
+        raise DatasetError(f"ambiguous folders can be {' or '.join(AMBIGUOUS)}, not '{ambiguous}'")
+    if first_label not in (None, 0, 1):
+        raise DatasetError(f"--first-label: {first_label} is neither 0 nor 1; give the number of the first class")
+    if not root.exists() and not root.is_symlink():
+        raise DatasetError(f"{root}: does not exist; give the data set's folder or archive")
+    if label_file is not None and kind != "imagenet-val":
+        raise DatasetError(f"--labels: belongs to a flat folder of kind imagenet-val, not '{kind}'; leave it out")
+    found = data_set.list_images(root, Wanted(variant, class_names, label_file, ambiguous, first_label))
     if not found.files:
-        raise DatasetError(f"{found.root}: holds no images ({', '.join(SUFFIXES)}); give the folder they are in")
+        raise DatasetError(_nothing(found))
     return found
 
 
-def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
-    root = _descend(root, VALIDATION_FOLDERS)
-    folders = _folders(root)
-    if any(SYNSET.fullmatch(folder.name) for folder in folders):
-        return _class_folders("imagenet-val", root, _synset_label)
-    if folders:
-        raise DatasetError(
-            f"{root}: holds the folder '{folders[0].name}', which is no synset id; give the folder of synset folders, "
-            "or the flat one of validation images"
+def _nothing(found: ImageSet) -> str:
+    """Say what lies where no image does."""
+    packed = [entry.name for entry in found.left_out if entry.name.lower().endswith(ARCHIVE_SUFFIXES)]
+    if packed:
+        return (
+            f"{found.root}: holds no images but {len(packed)} archive{'s' * (len(packed) > 1)} (the first "
+            f"{packed[0]}); give one of them, or unpack them"
         )
-    files, left_out = _images(root, root.iterdir())
-    file = wanted.label_file or find_label_file(root)
-    if files and file is None:
+    aside = describe(0, None, found.left_out).partition("; ")[2]
+    more = f"; {aside}" if aside else ""
+    return f"{found.root}: holds no images ({', '.join(SUFFIXES)}); give {FORMS}{more}"
+
+
+def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
+    container = open_container(_descend(root, VALIDATION_FOLDERS))
+    root = container.path
+    if all(len(name.parts) == 1 for name in container.images):
+        return _flat_validation(container, wanted.label_file, wanted.first_label)
+    if wanted.label_file is not None:
+        raise DatasetError(f"{root}: its folders say the classes already; leave --labels out")
+
+    def synset(text: str) -> tuple[int, ...]:
+        return (synset_labels()[text],) if text in synset_labels() else ()
+
+    def fault(text: str) -> str | None:
+        if synset(text):
+            return None
+        advice = "give the folder of synset folders, or the flat one of validation images"
+        if SYNSET_SHAPE.fullmatch(text):
+            raise DatasetError(
+                f"{root / text}: is none of the 1000 synsets of ILSVRC 2012; move it out of the data set"
+            )
+        raise DatasetError(f"{root}: holds the folder '{text}', which is no synset id; {advice}")
+
+    found = sort_by_folder(root, container.images, synset, fault, advice="")
+    if found.labels is None:
+        fault(container.images[0].parent.name)
+    return _ordered("imagenet-val", container, found)
+
+
+def _flat_validation(container: Container, label_file: Path | None, first_label: int | None) -> ImageSet:
+    root, images, left_out = container.path, container.images, container.left_out
+    file = label_file or (find_label_file(root) if root.is_dir() else None)
+    if images and file is None:
         raise DatasetError(
             f"{root}: is a flat folder of images without a file that says their classes; put LOC_val_solution.csv or "
             "the development kit's data folder beside it, or name the file with --labels"
         )
-    if not files or file is None:
-        return ImageSet("imagenet-val", root, (), None)
-    label_of = read_label_file(file)
-    if file.parent == root:
-        left_out = [entry for entry in left_out if entry.name != file.name]
-    labels = np.array([label_of(path.stem) for path in files], dtype=np.int64)
-    order = np.argsort(labels, kind="stable")
-    ordered = tuple(files[index] for index in order)
-    return ImageSet("imagenet-val", root, ordered, labels[order], left_out=tuple(left_out))
+    if not images or file is None:
+        return ImageSet("imagenet-val", root, (), None, left_out=tuple(left_out))
+    label_of = read_label_file(file, first_label)
+    left_out = [entry for entry in left_out if root / entry.name != file]
+    labels = [label_of(name.stem) for name in images]
+    return _ordered("imagenet-val", container, Sorted(images, labels, [], []), left_out)
 
 
 def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
@@ -176,31 +236,69 @@ def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
         raise DatasetError(
             f"{root}: is not the variant '{variant}' that was asked for; give {V2_FOLDERS[variant or '']}"
         )
-    root = root / present[0] if present else root
-    return _class_folders("imagenetv2", root, _number_label)
+    container = open_container(root / present[0] if present else root)
+    root = container.path
+
+    def number(text: str) -> tuple[int, ...]:
+        known = text.isascii() and text.isdigit() and int(text) < len(synset_labels())
+        return (int(text),) if known else ()
+
+    def fault(text: str) -> str | None:
+        if not number(text):
+            raise DatasetError(f"{root / text}: its name is no class number 0 .. 999; give the folder that holds those")
+        return None
+
+    found = sort_by_folder(root, container.images, number, fault, advice="")
+    if container.images and found.labels is None:
+        raise DatasetError(f"{root}: has no folders 0 .. 999; give the folder that holds those")
+    return _ordered("imagenetv2", container, found)
 
 
 def _relaionet(root: Path, wanted: Wanted) -> ImageSet:
-    root = _descend(root, RELAIONET_FOLDERS)
-    return _named_folders("relaionet", root, labels_of_name() | _synset_names(), wanted.ambiguous)
+    container = open_container(_descend(root, RELAIONET_FOLDERS))
+    names = ClassNames(numbers=False, imagenet=True)
+    return _by_names("relaionet", container, names, wanted.ambiguous)
 
 
 def _folder(root: Path, wanted: Wanted) -> ImageSet:
-    class_names = wanted.class_names
-    folders = _folders(root)
-    if not folders:
-        files, left_out = _images(root, root.iterdir())
-        return ImageSet("folder", root, tuple(files), None, left_out=tuple(left_out))
+    class_names, first_label = wanted.class_names, wanted.first_label
+    container = open_container(root)
     if not class_names:
-        names = tuple(sorted(folder.name for folder in folders))
-        found = _class_folders("folder", root, lambda path: names.index(path.name))
-        return ImageSet("folder", root, found.files, found.labels, names, found.left_out)
-    known: dict[str, tuple[int, ...]] = {str(label): (label,) for label in range(len(class_names))}
-    for label, name in enumerate(class_names):
-        known[spelling(name)] = (*known.get(spelling(name), ()), label)
-    if list(class_names) in ([c.name for c in imagenet_classes()], [c.published_name for c in imagenet_classes()]):
-        known |= labels_of_name() | _synset_names()
-    return _named_folders("folder", root, known, wanted.ambiguous)
+        found = sort_by_folder(root, container.images, lambda text: (0,), lambda text: None, advice="")
+        if found.labels is None:
+            return _ordered("folder", container, found)
+        names = tuple(found.folders)
+        labels = [names.index(name.parts[0]) for name in found.images]
+        return replace(_ordered("folder", container, found._replace(labels=labels)), class_names=names)
+    names_of = ClassNames(class_names)
+    if container.labels is not None:
+        return _stated(container, names_of, first_label)
+    numbers = {part: names_of.number(part) for name in container.images for part in name.parts[:-1]}
+    counted = {n for part, n in numbers.items() if n is not None and not names_of.own.get(part)}
+    if len(counted) > 1 and all(number is not None for number in numbers.values()):
+        first_label = check_first(counted, names_of.count, first_label, str(root))
+    return _by_names("folder", container, ClassNames(class_names, first=first_label or 0), wanted.ambiguous)
+
+
+def _stated(container: Container, names: ClassNames, first_label: int | None) -> ImageSet:
+    """Take the classes that an archive states beside its images."""
+    stated = container.labels or []
+    if set(stated) <= {-1, ""}:  # published test sets hide their labels so
+        return _ordered("folder", container, Sorted(container.images, None, [], []))
+    numbers = [label for label in stated if isinstance(label, int)]
+    first = check_first(numbers, names.count, first_label, str(container.path)) if numbers else 0
+    labels = []
+    for image, label in zip(container.images, stated, strict=True):
+        if isinstance(label, int):
+            fits = first <= label < first + names.count
+            reason = None if fits else f"is beyond {first}..{first + names.count - 1}"
+            found: tuple[int, ...] = (label - first,)
+        else:
+            found, reason = names.labels(label), names.fault(label)
+        if reason:
+            raise DatasetError(f"{container.path}: {image}: its label {label!r} {reason}; a class is {names.forms}")
+        labels.append(found[0])
+    return _ordered("folder", container, Sorted(container.images, labels, [], []))
 
 
 IMAGENET_VAL = DataSet(_imagenet_val)
@@ -209,87 +307,28 @@ RELAIONET = DataSet(_relaionet)
 FOLDER = DataSet(_folder)
 
 
-def _synset_label(folder: Path) -> int:
-    if folder.name not in synset_labels():
-        raise DatasetError(f"{folder}: is none of the 1000 synsets of ILSVRC 2012; move it out of the data set")
-    return synset_labels()[folder.name]
-
-
-def _number_label(folder: Path) -> int:
-    if not folder.name.isascii() or not folder.name.isdigit() or int(folder.name) >= len(imagenet_classes()):
-        raise DatasetError(f"{folder}: its name is no class number 0 .. 999; give the folder that holds those")
-    return int(folder.name)
-
-
-def _synset_names() -> dict[str, tuple[int, ...]]:
-    return {synset: (label,) for synset, label in synset_labels().items()}
-
-
-def _named_folders(kind: str, root: Path, known: Mapping[str, tuple[int, ...]], ambiguous: str) -> ImageSet:
-    """List class folders by name; those that stand for several classes or for none are refused or left out."""
-    if ambiguous not in AMBIGUOUS:
-        raise DatasetError(f"ambiguous folders can be {' or '.join(AMBIGUOUS)}, not '{ambiguous}'")
-    faults: dict[str, str] = {}
-    for folder in _folders(root):
-        labels = known.get(spelling(folder.name), ())
-        if len(labels) > 1:
-            faults[folder.name] = f"stands for {_titles(labels)}"
-        elif not labels:
-            near = difflib.get_close_matches(spelling(folder.name), known, n=1, cutoff=0.7)
-            faults[folder.name] = "names no class" + (f" (near: {near[0]})" if near else "")
-    if faults and ambiguous == "refuse":
-        listed = "; ".join(f"'{name}' {reason}" for name, reason in list(faults.items())[:4])
-        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise DatasetError(
-            f"{root}: {listed}{more}; rename such a folder to its class or synset id, or leave them out with "
-            "--ambiguous skip"
-        )
-    skipped = [LeftOut(name, reason) for name, reason in faults.items()]
-    return _class_folders(kind, root, lambda folder: known[spelling(folder.name)][0], skipped)
-
-
-def _titles(labels: Sequence[int]) -> str:
-    classes = imagenet_classes()
-    return " and ".join(
-        f"class {label}" + (f" ({classes[label].name}, {classes[label].synset})" if label < len(classes) else "")
-        for label in labels
+def _by_names(kind: str, container: Container, names: ClassNames, ambiguous: str) -> ImageSet:
+    skip = "" if kind == "folder" else ", or leave them out with --ambiguous skip"
+    found = sort_by_folder(
+        container.path,
+        container.images,
+        names.labels,
+        names.fault,
+        advice=f"a class folder is called by {names.forms}; rename such a folder, or move it away{skip}",
+        skip=ambiguous == "skip",
     )
+    return _ordered(kind, container, found)
 
 
-def _class_folders(
-    kind: str, root: Path, label_of: Callable[[Path], int], left_out: Sequence[LeftOut] = ()
-) -> ImageSet:
-    """List the images of every folder below `root` that is not left out, sorted by label, then by name."""
-    skipped = {entry.name for entry in left_out}
-    by_label: dict[int, list[Path]] = {}
-    aside = list(left_out)
-    for folder in _folders(root):
-        if folder.name not in skipped:
-            by_label.setdefault(label_of(folder), []).append(folder)
-    files: list[Path] = []
-    labels: list[int] = []
-    for label in sorted(by_label):
-        for folder in by_label[label]:
-            found, others = _images(root, folder.rglob("*"))
-            files += found
-            labels += [label] * len(found)
-            aside += others
-    loose, others = _images(root, root.iterdir())
-    if loose:
-        raise DatasetError(f"{root / loose[0]}: lies beside class folders; move it into one of them or away")
-    return ImageSet(kind, root, tuple(files), np.array(labels, dtype=np.int64), left_out=tuple(aside + others))
-
-
-def _images(root: Path, paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
-    """Return the images among `paths`, sorted, and the other files; hidden files are no part of anything."""
-    files = sorted(path for path in paths if not path.name.startswith(".") and path.is_file())
-    images = [path.relative_to(root) for path in files if path.suffix.lower() in SUFFIXES]
-    others = [path.relative_to(root).as_posix() for path in files if path.suffix.lower() not in SUFFIXES]
-    return images, [LeftOut(name, "is no image file") for name in others]
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _ordered(kind: str, container: Container, found: Sorted, left_out: Sequence[LeftOut] | None = None) -> ImageSet:
+    """Return the images by label, then by path; those of an archive that is read front to back stay in its order."""
+    aside = (*found.left_out, *(container.left_out if left_out is None else left_out))
+    if found.labels is None:
+        return ImageSet(kind, container.path, tuple(found.images), None, None, aside, container)
+    labels = np.array(found.labels, dtype=np.int64)
+    order = np.arange(len(labels)) if container.sequential else np.argsort(labels, kind="stable")
+    files = tuple(found.images[index] for index in order)
+    return ImageSet(kind, container.path, files, labels[order], None, aside, container)
 
 
 def _descend(root: Path, names: Sequence[str]) -> Path:

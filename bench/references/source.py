@@ -1,4 +1,6 @@
-"""The images of a reference set, decoded by several threads, cut to the protocol's size and streamed in batches.
+"""The images of a set, decoded by several threads, cut to the protocol's size and streamed in batches.
+
+References and images to be scored come the same way, so that both see the same pixels of the same files.
 
 Policies, by which an image of any shape becomes a square one. Pillow itself resizes here, in the threads that decode:
 images come in all sizes, and `bench.judges.pixels.resize`, whose results are equal, is made for batches of one size.
@@ -17,26 +19,32 @@ Files are decoded as published FID tools do, `convert("RGB")`: see `bench.judges
 from __future__ import annotations
 
 import hashlib
+import os
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 from bench.judges.files import library_version
-from bench.judges.pixels.images import ImageArchive, read_rgb
+from bench.judges.pixels.images import Notes, Unreadable, WrongSize, decode
+from bench.judges.pixels.npz import LABEL_KEYS, ImageArchive
 from bench.judges.pixels.resize import shortest_edge_size
-from bench.references.datasets import ImageSet, LeftOut
+from bench.references.classes import check_first
+from bench.references.containers import Files
+from bench.references.datasets import ImageSet, LeftOut, describe, open_image_set
 from protocols.schema import digest_of
-from results.errors import BenchError, unknown
+from results.errors import BenchError, DatasetError, unknown
 
-PNG_TEXT_BYTES = 100 * 2**20
-"""Some reLAIONet files carry colour profiles larger than the megabyte that Pillow allows."""
+WORKERS = 4
+RESIZE_FIRST = "choose how to cut them with --resize (a reference), or resize them first (images to be scored)"
 
 
 def _stretch(image: Image.Image, size: int, kernel: Image.Resampling) -> Image.Image:
@@ -92,7 +100,8 @@ class Fault(NamedTuple):
 class Batch(NamedTuple):
     """Images uint8 [B, 3, S, S], their places in the set int64 [B], and the faults and file digests met on the way.
 
-    `sha256` is uint8 [places, 32] for all places from `start` to `stop`, faulty ones included.
+    `sha256` is uint8 [places, 32] for all places from `start` to `stop`, faulty ones included; `notes` say of each
+    image what its file says and its pixels do not (empty where there are no files).
     """
 
     start: int
@@ -101,15 +110,27 @@ class Batch(NamedTuple):
     places: np.ndarray
     sha256: np.ndarray
     faults: list[Fault]
+    notes: Sequence[Notes] = ()
 
 
-class ReferenceSource(ABC):
-    """A fixed sequence of images of one size.
+class Decoded(NamedTuple):
+    """One file: its digest, and its image uint8 [S, S, 3] with its notes, or why it cannot be read."""
+
+    sha256: bytes
+    image: np.ndarray | None
+    notes: Notes | None
+    reason: str = ""
+
+
+class ImageSource(ABC):
+    """A fixed sequence of images of one size; memory does not grow with its length.
 
     Attributes:
         kind: kind of data set.
         root: the folder or archive.
         labels: int64 [N] or None.
+        class_names: what the labels count, where the folders themselves say it; else None.
+        unlabelled: why there are no labels, where there are none.
         listing: digest of names, sizes and times of the files: tells whether an interrupted build still fits.
         decoder: what turned files into pixels, for the record.
         left_out: what lies beside the images and is no part of the set.
@@ -120,6 +141,8 @@ class ReferenceSource(ABC):
     labels: np.ndarray | None
     listing: str
     decoder: str
+    class_names: tuple[str, ...] | None = None
+    unlabelled = ""
     left_out: tuple[LeftOut, ...] = ()
 
     @abstractmethod
@@ -134,17 +157,52 @@ class ReferenceSource(ABC):
     def content(self, sha256: np.ndarray) -> str:
         """Return the digest of the set's content, given the digests of its files, uint8 [N, 32]."""
 
+    def describe(self) -> str:
+        """Return one line: images, classes, and what was passed over and why."""
+        return describe(len(self), self.labels, self.left_out)
 
-class FolderSource(ReferenceSource):
+
+def open_images(
+    path: Path, size: int, class_names: Sequence[str], first_label: int | None = None, workers: int = WORKERS
+) -> ImageSource:
+    """Open images to be scored, of [size, size] pixels as they are: a folder, an archive of files, or an `.npz`.
+
+    Labels are those of a protocol with these class names. Raises BenchError for fewer than two images, and for labels
+    that are none of the protocol's.
+    """
+    if path.is_file() and _holds_arrays(path):
+        source: ImageSource = ArchiveSource(path, size, "none", len(class_names), first_label)
+    else:
+        found = open_image_set("folder", path, class_names=class_names, first_label=first_label)
+        source = FileSource(found.by_path(), size, "none", workers)
+    if len(source) < 2:
+        raise BenchError(f"{path}: holds {len(source)} image; a score needs at least 2 images")
+    return source
+
+
+def _holds_arrays(path: Path) -> bool:
+    """Tell an `.npz` from a zip of images by its members, whatever it is called."""
+    if not zipfile.is_zipfile(path):
+        return path.suffix.lower() == ".npz"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return path.suffix.lower() == ".npz"
+
+
+class FileSource(ImageSource):
     """The files of an ImageSet."""
 
     def __init__(self, images: ImageSet, size: int, policy: str, workers: int) -> None:
         self.images, self.size, self.policy, self.workers = images, size, policy, workers
+        self.container = images.container or Files(images.root)
         self.kind, self.root, self.labels, self.left_out = images.kind, images.root, images.labels, images.left_out
+        self.class_names = images.class_names
         self.decoder = library_version("pillow")
-        entries = [(file.as_posix(), _size_and_time(images.root / file)) for file in images.files]
+        self.unlabelled = "no labels (class folders, or labels inside the archive)"
+        entries = [(_printable(file), self.container.stamp(file)) for file in images.files]
         self.listing = digest_of([images.kind, entries, None if self.labels is None else self.labels.tolist()])
-        PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PNG_TEXT_BYTES)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,66 +219,97 @@ class FolderSource(ReferenceSource):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, indices: range) -> list[Future[tuple[bytes, np.ndarray | str]]]:
-        return [pool.submit(self._read, self.images.files[index]) for index in indices]
+    def _submit(self, pool: ThreadPoolExecutor, indices: range) -> list[Future[Decoded]]:
+        waiting = []
+        for index in indices:
+            name = self.images.files[index]
+            load: Callable[[], bytes] = partial(self.container.read, name)
+            if self.container.sequential:  # threads would ask in another order
+                load = _loaded(load)
+            waiting.append(pool.submit(self._read, name, load))
+        return waiting
 
-    def _read(self, file: Path) -> tuple[bytes, np.ndarray | str]:
-        """Return the file's sha256 and its image uint8 [S, S, 3], or why it cannot be read."""
-        path = self.images.root / file
+    def _read(self, name: PurePosixPath, load: Callable[[], bytes]) -> Decoded:
         sha256 = bytes(32)
         try:
-            with path.open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").digest()
-            pixels = read_rgb(path)
-        except BenchError as error:
-            reason = str(error).removeprefix(f"{path}: ").partition("; ")[0]
-            return sha256, reason.replace(str(path), file.name)
-        except OSError as error:
-            return sha256, f"cannot be read ({error.strerror})"
-        image = cut(pixels, self.size, self.policy)
-        if image.shape[:2] != (self.size, self.size):
-            raise BenchError(
-                f"{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels and must be {self.size}x{self.size} as it is; "
-                "choose how to cut it with --resize"
-            )
-        return sha256, image
+            content = load()
+            sha256 = hashlib.sha256(content).digest()
+            pixels, notes = decode(content, self.size if self.policy == "none" else None)
+        except WrongSize as error:
+            raise BenchError(f"{self.root / name}: {error}; {RESIZE_FIRST}") from error
+        except Unreadable as error:
+            return Decoded(sha256, None, None, str(error))
+        return Decoded(sha256, cut(pixels, self.size, self.policy), notes)
 
-    def _collect(self, indices: range, waiting: list[Future[tuple[bytes, np.ndarray | str]]]) -> Batch:
+    def _collect(self, indices: range, waiting: list[Future[Decoded]]) -> Batch:
         results = [future.result() for future in waiting]
-        sha256 = np.frombuffer(b"".join(digest for digest, _ in results), np.uint8).reshape(-1, 32)
-        images, places, faults = [], [], []
-        for index, (_, result) in zip(indices, results, strict=True):
-            if isinstance(result, str):
-                faults.append(Fault(index, self.images.files[index].as_posix(), result))
+        sha256 = np.frombuffer(b"".join(result.sha256 for result in results), np.uint8).reshape(-1, 32)
+        images, places, faults, notes = [], [], [], []
+        for index, result in zip(indices, results, strict=True):
+            if result.image is None or result.notes is None:
+                faults.append(Fault(index, self.images.files[index].as_posix(), result.reason))
             else:
-                images.append(result)
+                images.append(result.image)
                 places.append(index)
+                notes.append(result.notes)
         pixels = np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
-        return Batch(indices.start, indices.stop, _channels_first(pixels), np.array(places, np.int64), sha256, faults)
+        return Batch(
+            indices.start, indices.stop, _channels_first(pixels), np.array(places, np.int64), sha256, faults, notes
+        )
 
     def content(self, sha256: np.ndarray) -> str:
         """Return the digest over name, class and bytes of every file."""
         whole = hashlib.sha256()
         for index, file in enumerate(self.images.files):
             label = -1 if self.labels is None else int(self.labels[index])
-            whole.update(f"{file.as_posix()} {label} {sha256[index].tobytes().hex()}\n".encode())
+            name = os.fsencode(file.as_posix())
+            whole.update(name + f" {label} {sha256[index].tobytes().hex()}\n".encode())
         return whole.hexdigest()
 
 
-class ArchiveSource(ReferenceSource):
-    """The images of an `.npz` (`arr_0`), read piece by piece."""
+def _printable(name: PurePosixPath) -> str:
+    """Return a path as text that any encoding takes."""
+    return os.fsencode(name.as_posix()).decode("utf-8", "backslashreplace")
 
-    def __init__(self, path: Path, size: int, policy: str) -> None:
+
+def _loaded(load: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return a function that gives what `load` gives now, or raises what it raises."""
+    try:
+        content = load()
+    except Unreadable as error:
+        reason = str(error)
+
+        def fail() -> bytes:
+            raise Unreadable(reason)
+
+        return fail
+    return lambda: content
+
+
+class ArchiveSource(ImageSource):
+    """The images of an `.npz` (`arr_0`), read piece by piece; `classes`: how many its labels may count, 0 if any."""
+
+    def __init__(self, path: Path, size: int, policy: str, classes: int = 0, first_label: int | None = None) -> None:
         self.kind, self.root, self.size, self.policy = "npz", path, size, policy
         self.archive = ImageArchive(path)
         height, width = self.archive.shape[1:3]
         if policy == "none" and (height, width) != (size, size):
             raise BenchError(
-                f"{path}: holds images of {width}x{height} pixels, {size}x{size} are needed; choose how to cut them "
-                "with --resize"
+                f"{path}: holds images of {width}x{height} pixels, {size}x{size} are needed; {RESIZE_FIRST}"
             )
         self.decoder = "arr_0" if policy == "none" else f"arr_0, {library_version('pillow')}"
-        self.labels = None if self.archive.labels is None else self.archive.labels.numpy()
+        self.labels = self.archive.labels
+        if self.labels is not None and classes:
+            first = check_first(self.labels.tolist(), classes, first_label, str(path))
+            self.labels = self.labels - first
+            worst = int(self.labels.max() if self.labels.max() >= classes else self.labels.min())
+            if not 0 <= worst < classes:
+                raise DatasetError(
+                    f"{path}: label {worst + first} is beyond the protocol's ({first}..{classes - 1 + first}); "
+                    "choose another with --protocol"
+                )
+        also = f"; the file also holds: {', '.join(self.archive.others)}" if self.archive.others else ""
+        self.unlabelled = f"no labels ({', '.join(LABEL_KEYS[:-1])} or {LABEL_KEYS[-1]}){also}"
         self.listing = digest_of(["npz", path.name, _size_and_time(path)])
 
     def __len__(self) -> int:
@@ -228,12 +317,12 @@ class ArchiveSource(ReferenceSource):
 
     def batches(self, start: int, batch_size: int) -> Iterator[Batch]:
         """Yield the images from `start` on."""
-        for images, _ in self.archive.batches(batch_size, start):
-            stop = start + len(images)
+        for pixels in self.archive.batches(batch_size, start):
+            stop = start + len(pixels)
             if self.policy != "none":
-                pixels = [cut(image, self.size, self.policy) for image in images.permute(0, 2, 3, 1).numpy()]
-                images = _channels_first(np.stack(pixels))
-            yield Batch(start, stop, images, np.arange(start, stop), np.zeros((len(images), 32), np.uint8), [])
+                pixels = np.stack([cut(image, self.size, self.policy) for image in pixels])
+            unknown_files = np.zeros((len(pixels), 32), np.uint8)
+            yield Batch(start, stop, _channels_first(pixels), np.arange(start, stop), unknown_files, [])
             start = stop
 
     def content(self, sha256: np.ndarray) -> str:

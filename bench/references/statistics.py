@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from results.errors import DatasetError
+from bench.judges.pixels.npz import npz_array, npz_header, npz_keys
+from results.errors import BenchError, DatasetError
 
 PAIRS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
 SPATIAL_PAIR = ("mu_s", "sigma_s")
 SYMMETRY = 1e-6
+DEFINITE = 1e-5
+"""Share of the largest eigenvalue by which rounding (of float32, in whatever order) may leave one negative."""
+WIDEST = 16384
 
 
 class Moments(NamedTuple):
@@ -34,22 +36,16 @@ class Statistics(NamedTuple):
     spatial: Moments | None
 
 
-def archive_keys(path: Path) -> tuple[str, ...]:
-    """Return the names of an archive's arrays. Raises DatasetError when it is no `.npz`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return tuple(sorted(name.removesuffix(".npy") for name in archive.namelist()))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path}: is no .npz file ({error}); give the published archive") from error
-
-
 def read_statistics(path: Path) -> Statistics | None:
     """Return the statistics of an archive, None where it has none.
 
     Raises DatasetError for half a pair, other shapes or dtypes, pickled objects, values that are not finite and a
-    covariance that is not symmetric.
+    covariance that is not symmetric and positive semi-definite.
     """
-    keys = archive_keys(path)
+    try:
+        keys = npz_keys(path)
+    except BenchError as error:
+        raise DatasetError(f"{path}: is no .npz file, or a damaged one; get the file again") from error
     pairs = [pair for pair in PAIRS if set(pair) & set(keys)]
     if not pairs:
         return None
@@ -58,29 +54,45 @@ def read_statistics(path: Path) -> Statistics | None:
 
 
 def _moments(path: Path, mean: str, covariance: str) -> Moments:
-    mu, sigma = _array(path, mean), _array(path, covariance)
-    if mu.ndim != 1 or sigma.shape != (mu.size, mu.size) or mu.size == 0:
+    keys = npz_keys(path)
+    missing = next((key for key in (mean, covariance) if key not in keys), None)
+    if missing is not None:
+        raise DatasetError(f"{path}: has no '{missing}' but {', '.join(keys)}; both of a pair are needed")
+    headers = [npz_header(path, key) for key in (mean, covariance)]
+    for key, header in zip((mean, covariance), headers, strict=True):
+        if header.dtype.hasobject:
+            raise DatasetError(
+                f"{path}: '{key}' cannot be read (it is a pickle, which is never loaded); get the file again"
+            )
+        if not np.issubdtype(header.dtype, np.floating):
+            raise DatasetError(f"{path}: '{key}' holds {header.dtype}; floating point numbers are needed")
+    shape = headers[0].shape
+    if len(shape) != 1 or shape[0] == 0 or headers[1].shape != shape * 2:
         raise DatasetError(
-            f"{path}: {mean} is {list(mu.shape)} and {covariance} {list(sigma.shape)}; they must be [d] and [d, d]"
+            f"{path}: {mean} is {list(shape)} and {covariance} {list(headers[1].shape)}; they must be [d] and [d, d]"
         )
+    if shape[0] > WIDEST:
+        raise DatasetError(
+            f"{path}: describes {shape[0]:,} features, no judge gives more than {WIDEST:,}; get the file again"
+        )
+    mu, sigma = _array(path, mean), _array(path, covariance)
     if np.abs(sigma - sigma.T).max() > SYMMETRY * max(np.abs(sigma).max(), 1e-300):
         raise DatasetError(f"{path}: {covariance} is not symmetric and so no covariance; get the file again")
+    spread = np.linalg.eigvalsh(sigma)
+    if spread[0] < -DEFINITE * max(spread[-1], 0.0):
+        raise DatasetError(
+            f"{path}: {covariance} has a negative eigenvalue ({spread[0]:.4g}; the largest is {spread[-1]:.4g}) "
+            "and so is no covariance; get the file again"
+        )
     return Moments(mu, sigma)
 
 
 def _array(path: Path, key: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            array = archive[key]
-    except KeyError as error:
-        raise DatasetError(
-            f"{path}: has no '{key}' but {', '.join(archive_keys(path))}; both of a pair are needed"
-        ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DatasetError(f"{path}: '{key}' cannot be read ({reason}); get the file again") from error
-    if not np.issubdtype(array.dtype, np.floating):
-        raise DatasetError(f"{path}: '{key}' holds {array.dtype}; floating point numbers are needed")
+        array = npz_array(path, key)
+    except BenchError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DatasetError(f"{path}: '{key}' {reason}") from error
     if not np.isfinite(array).all():
         raise DatasetError(f"{path}: '{key}' holds values that are not finite; get the file again")
     return array.astype(np.float64)

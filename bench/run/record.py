@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.contracts.card import ModelCard
+from bench.judges.pixels.sanity import Pixels
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
 from bench.metrics.registry import fact_of
 from bench.references.stored import Reference
@@ -178,6 +179,16 @@ def cost_facts(facts: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
         "images_per_second": rate,
         "peak_memory": max(shard["peak_memory"] for shard in facts),
     }
+
+
+def pixel_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what a cell's images look like, from its shards' facts; None where an older version wrote one of them."""
+    whole = Pixels()
+    for shard in facts:
+        if "pixels" not in shard:
+            return None
+        whole.join(Pixels.of(shard["pixels"]))
+    return whole.facts()
 
 
 def model_row(card: ModelCard) -> dict[str, Any]:

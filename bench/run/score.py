@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import shlex
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import numpy as np
 import torch
 
 from bench.judges.base import Judge
-from bench.judges.pixels.images import ImageSource, open_images
+from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import fixed_threads
+from bench.metrics.measure import SkippedMetric
+from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
 from bench.run.plan import Request
 from bench.run.provenance import run_record, typed_command
@@ -29,38 +33,61 @@ from bench.run.record import (
 from bench.run.runner import shard_ranges
 from bench.run.shard import judge_batch, shrink
 from bench.run.worker import load_judges
-from protocols import Protocol
+from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
+from results.catalog import CATALOG
 from results.cells import CellDirectory
-from results.errors import BenchError, unknown
+from results.errors import BenchError
 from results.index import index_cells
 from results.ranking import rank_all
 from results.store import now
 
 BATCH = 64
 """Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""
+NEED_CLASSES = ("accuracy", "top1")
+"""Metrics that need labels though their judge reads images alone."""
 
 
 def score_images(
-    source: Path, protocol: Protocol, runs: Path, *, name: str, nfe: float | None = None, device: str = "cpu"
+    source: Path,
+    protocol: Protocol,
+    runs: Path,
+    *,
+    name: str,
+    nfe: float | None = None,
+    device: str = "cpu",
+    first_label: int | None = None,
 ) -> str:
-    """Judge a folder of images or an ADM-style `.npz`, store one row and return its cell id.
+    """Judge a folder or archive of images, or an ADM-style `.npz`, store one row and return its cell id.
 
-    Labels come from class folders or the file's second array; without labels the metrics that need a prompt are
-    skipped with their reason. Raises BenchError, before anything is stored, when an image cannot be read.
+    Labels come from class folders or the archive; without labels the metrics that need a prompt are skipped with their
+    reason. `first_label` is the number of the first class where classes are numbered, 0 or 1; None: 0, and refused
+    where that looks wrong. Raises BenchError, before anything is stored, when an image cannot be read.
     """
+    if nfe is not None and not (math.isfinite(nfe) and nfe > 0):
+        raise BenchError(f"--nfe: {nfe:g} is no number of evaluations; give a number above 0")
+    if not name.strip() or not name.isprintable():
+        raise BenchError(f"--name: {name!r} is empty or holds control characters; give a name that can be read")
+    images = open_images(source, protocol.resolution, protocol.class_names, first_label)
     with fixed_threads(device):
-        return _score(source, protocol, runs, name, nfe, device)
+        return _score(source, images, protocol, runs, name, nfe, device, first_label)
 
 
-def _score(source: Path, protocol: Protocol, runs: Path, name: str, nfe: float | None, device: str) -> str:
+def _score(
+    source: Path,
+    images: ImageSource,
+    protocol: Protocol,
+    runs: Path,
+    name: str,
+    nfe: float | None,
+    device: str,
+    first_label: int | None,
+) -> str:
     database = runs / "bench.duckdb"
     preflight(Request(protocol, device=device), runs, database)
     judges = load_judges(protocol, device)
     reference = prepare_reference(protocol, judges, runs)
-    images = open_images(source)
-    all_labels = _labels(images, protocol)
-    used = {key: judge for key, judge in judges.items() if all_labels is not None or not judge.needs_labels}
+    used = {key: judge for key, judge in judges.items() if images.labels is not None or not judge.needs_labels}
     context = Context(
         protocol=protocol,
         reference=reference,
@@ -70,24 +97,30 @@ def _score(source: Path, protocol: Protocol, runs: Path, name: str, nfe: float |
     )
     ranges = shard_ranges(len(images), BATCH)
     directory = CellDirectory(runs, f"scoring-{uuid.uuid4().hex[:12]}")  # named when the images are known
+    pixels = Pixels()
     try:
-        content = _judge_images(images, protocol, used, all_labels, device, directory, ranges)
+        content = _judge_images(images, protocol, used, device, directory, ranges, pixels)
         arrays = directory.assemble(ranges)
         directory.remove_shards()
         thumbnails = arrays.pop("thumbnails", None)
-        measured = measure_arrays(context, arrays, all_labels)
+        measured = measure_arrays(context, arrays, images.labels)
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)
     except BaseException:
         directory.clear()
         raise
-    row = _row(context, cell_id, name, len(images), content, nfe, conditions(judges, reference), source)
+    row = _row(context, cell_id, name, len(images), content, nfe, conditions(judges, reference))
+    row["command"] = _command(source, protocol, name, nfe, device, first_label)
+    row["pixels"] = {**pixels.facts(), "described": images.describe()}
+    needing = set(judges) - set(used)
     rows = {
         "metrics": metric_rows(context, measured),
-        "skipped_metrics": [{"metric": skipped.name, "reason": skipped.reason} for skipped in measured.skipped],
+        "skipped_metrics": [
+            {"metric": skipped.name, "reason": _why(skipped, images, needing)} for skipped in measured.skipped
+        ],
         "per_class": per_class_rows(protocol, measured),
-        "thumbnails": [] if thumbnails is None else thumbnail_rows(protocol, thumbnails, all_labels),
+        "thumbnails": [] if thumbnails is None else thumbnail_rows(protocol, thumbnails, images.labels),
     }
     directory.write_result(cell_record(context, row, rows))
     index_cells(database, [directory])
@@ -95,32 +128,42 @@ def _score(source: Path, protocol: Protocol, runs: Path, name: str, nfe: float |
     return cell_id
 
 
+def name_of(source: Path) -> str:
+    """Return the name of a row that is given none: the folder's or the file's, with what cannot be shown replaced."""
+    name = source.resolve().stem.removesuffix(".tar")
+    shown = "".join(mark if mark.isprintable() else "?" for mark in name)
+    return shown.strip() or "images"
+
+
+def _why(skipped: SkippedMetric, images: ImageSource, needing: Collection[str]) -> str:
+    """Return the true reason of a missing metric: no labels, where it needs them."""
+    if images.labels is None and (CATALOG[skipped.name].judge in needing or skipped.name in NEED_CLASSES):
+        return images.unlabelled
+    return skipped.reason
+
+
 def _judge_images(
     images: ImageSource,
     protocol: Protocol,
     judges: Mapping[str, Judge],
-    all_labels: np.ndarray | None,
     device: str,
     directory: CellDirectory,
     ranges: list[tuple[int, int]],
+    seen: Pixels,
 ) -> str:
     """Judge the images in order, write a shard for each range and return the SHA-256 of all pixels."""
     content = hashlib.sha256()
     ends = {stop: start for start, stop in ranges}
     parts: dict[str, list[np.ndarray]] = {}
-    last = 0
-    for pixels, _ in images.batches(BATCH):
-        if pixels.shape[2:] != (protocol.resolution, protocol.resolution):
-            raise BenchError(
-                f"{images.path}: images of {pixels.shape[3]}x{pixels.shape[2]} pixels, protocol '{protocol.name}' "
-                f"judges {protocol.resolution}x{protocol.resolution}; resize them first or choose another with "
-                "--protocol"
-            )
+    for batch in images.batches(0, BATCH):
+        for fault in batch.faults:
+            raise BenchError(f"{images.root / fault.name}: {fault.reason}; replace or remove it")
+        pixels, first, last = batch.images, batch.start, batch.stop
+        seen.add(pixels.numpy(), batch.notes)
         content.update(pixels.numpy().data)
-        first, last = last, last + len(pixels)
         labels = torch.zeros(len(pixels), dtype=torch.int64)
-        if all_labels is not None:
-            labels = torch.from_numpy(all_labels[first:last])
+        if images.labels is not None:
+            labels = torch.from_numpy(images.labels[first:last])
         for name, values in judge_batch(judges, pixels.to(device), labels.to(device)).items():
             parts.setdefault(name, []).append(values)
         if first < protocol.thumbnails:
@@ -132,28 +175,16 @@ def _judge_images(
     return content.hexdigest()
 
 
-def _labels(images: ImageSource, protocol: Protocol) -> np.ndarray | None:
-    """Return int64 [N] labels of the protocol: folders named by class or number, or the archive's own numbers."""
-    if images.labels is None:
-        return None
-    labels = images.labels.numpy()
-    if images.class_names is not None:
-        known = {_spelling(name): index for index, name in enumerate(protocol.class_names)}
-        known |= {str(index): index for index in range(len(protocol.class_names))}
-        for name in images.class_names:
-            if _spelling(name) not in known:
-                raise unknown(f"class folder in {images.path}", name, protocol.class_names)
-        labels = np.array([known[_spelling(name)] for name in images.class_names], dtype=np.int64)[labels]
-    if labels.max(initial=0) >= len(protocol.class_names):
-        raise BenchError(
-            f"{images.path}: label {labels.max()} is beyond protocol '{protocol.name}' "
-            f"(0..{len(protocol.class_names) - 1}); choose another with --protocol"
-        )
-    return labels
-
-
-def _spelling(name: str) -> str:
-    return name.lower().replace("_", " ").replace("-", " ")
+def _command(
+    source: Path, protocol: Protocol, name: str, nfe: float | None, device: str, first_label: int | None
+) -> str:
+    """Return the command line that repeats the row from anywhere, as a shell takes it."""
+    shipped = protocol_files().get(protocol.name) == protocol.path
+    words = ["bench", "score", "--protocol", protocol.name if shipped else str(protocol.path.resolve()), "--name", name]
+    words += [] if nfe is None else ["--nfe", f"{nfe:g}" if float(f"{nfe:g}") == nfe else repr(nfe)]
+    words += [] if first_label is None else ["--first-label", str(first_label)]
+    words += ["--device", device, "--", str(source.resolve())]
+    return shlex.join(words).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _row(
@@ -164,7 +195,6 @@ def _row(
     content: str,
     nfe: float | None,
     measured_under: str,
-    source: Path,
 ) -> dict[str, Any]:
     protocol = context.protocol
     measurement = digest_of([protocol.measurement_digest, measured_under])
@@ -196,7 +226,6 @@ def _row(
         "failures": 0,
         "device": context.run["device"],
         "latent_shape": "",
-        "command": f"bench score {source} --protocol {protocol.name} --name {name}",
         "started": now().isoformat(),
         "finished": now().isoformat(),
     }

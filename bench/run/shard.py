@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
 from bench.judges.base import Judge
+from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, clock
 from bench.run.plan import Cell
 from bench.run.quantise import quantise
@@ -53,9 +54,10 @@ def sample_shard(
     """
     parts: dict[str, list[np.ndarray]] = {}
     thumbnails: list[np.ndarray] = []
-    facts = {"start": start, "stop": stop, "batch_size": cell.batch_size, "judge_seconds": 0.0}
+    facts: dict[str, Any] = {"start": start, "stop": stop, "batch_size": cell.batch_size, "judge_seconds": 0.0}
     sample_seconds = timed_seconds = 0.0
     timed_samples = peak = 0
+    seen = Pixels()
     meter = Meter(adapter)
     warm = _WARM.get(adapter)
     with meter.installed():
@@ -76,6 +78,7 @@ def sample_shard(
             for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device)).items():
                 parts.setdefault(name, []).append(values)
             facts["judge_seconds"] += clock(adapter.device) - began
+            seen.add(pixels.cpu().numpy())
             if first < protocol.thumbnails:
                 kept = pixels[: protocol.thumbnails - first].cpu()
                 thumbnails.append(shrink(kept).numpy())
@@ -90,6 +93,7 @@ def sample_shard(
         "timed_seconds": timed_seconds,
         "timed_samples": timed_samples,
         "peak_memory": peak,
+        "pixels": seen.state(),
     }
     return arrays, facts
 

@@ -16,7 +16,7 @@ from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.costs import sample_costs
 from bench.run.plan import Cell
-from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row
+from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
 from bench.weights.cache import cache_directory
 from protocols import Protocol
@@ -91,6 +91,7 @@ def measure_task(
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         "latency_seconds": alone.latency_seconds,
         "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
+        "pixels": pixel_facts(facts),
         "finished": now().isoformat(),
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})

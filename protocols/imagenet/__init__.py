@@ -8,10 +8,13 @@ two maillots and the two cardigans are told apart) and `published_name`, the spe
 from __future__ import annotations
 
 import csv
+import re
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+SEPARATORS = re.compile(r"[-'\u2019\s_]+")
 CLASSES_FILE = Path(__file__).parent / "classes.csv"
 
 
@@ -51,5 +54,8 @@ def labels_of_name() -> dict[str, tuple[int, ...]]:
 
 
 def spelling(name: str) -> str:
-    """Return a name as folders are compared: lower case; hyphens, apostrophes and spaces as underscores."""
-    return name.lower().replace("-", "_").replace("'", "_").replace(" ", "_")
+    """Return a name as folders are compared: lower case, an underscore for each run of hyphens, apostrophes and blanks.
+
+    Blanks at the ends do not count, nor does how an accent is composed.
+    """
+    return SEPARATORS.sub("_", unicodedata.normalize("NFC", name).casefold().strip())

@@ -1,58 +1,18 @@
 import io
+import struct
 import tracemalloc
-from pathlib import Path
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from bench.judges.pixels.images import ImageFolder, open_images, read_rgb
+from bench.judges.pixels.images import read_rgb
+from bench.judges.pixels.npz import ImageArchive
 from results.errors import BenchError
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (7, 6, 5, 3)).astype(np.uint8)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, pixels in zip(["cats/b.png", "cats/a.PNG", "dogs/1.png", "dogs/deep/2.Png"], PIXELS[:4], strict=True):
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, format="PNG")
-    return tmp_path / "images"
-
-
-def read_all(source, batch_size=3, **limits):
-    return list(source.batches(batch_size, **limits))
-
-
-def test_folder_is_sorted_by_path_with_classes_of_its_folders(folder):
-    (folder / "cats" / "notes.txt").write_text("no image")
-    (folder / "cats" / "._a.png").write_bytes(b"resource fork")
-    source = open_images(folder)
-    first, second = read_all(source)
-    assert len(source) == 4
-    assert source.class_names == ("cats", "deep", "dogs")
-    assert first.images.shape == (3, 3, 6, 5)
-    assert first.images.dtype == torch.uint8
-    assert np.array_equal(first.images.permute(0, 2, 3, 1).numpy(), PIXELS[[1, 0, 2]])
-    assert torch.cat([first.labels, second.labels]).tolist() == [0, 0, 2, 1]
-
-
-def test_flat_folder_has_no_labels(tmp_path):
-    for number, pixels in enumerate(PIXELS[:2]):
-        Image.fromarray(pixels).save(tmp_path / f"{number}.jpeg", quality=95)
-    (batch,) = read_all(open_images(tmp_path))
-    assert batch.labels is None
-    assert batch.images.shape == (2, 3, 6, 5)
-
-
-def test_part_of_a_source_can_be_read(folder, tmp_path):
-    np.savez(tmp_path / "all.npz", PIXELS)
-    for source in (open_images(folder), open_images(tmp_path / "all.npz")):
-        whole = torch.cat([batch.images for batch in read_all(source)])
-        part = torch.cat([batch.images for batch in read_all(source, 2, start=1, stop=4)])
-        assert torch.equal(part, whole[1:4])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
@@ -62,6 +22,66 @@ def test_other_colour_modes_become_rgb_by_pillows_rule(tmp_path, mode):
     picture.save(path)
     with Image.open(path) as reread:
         assert np.array_equal(read_rgb(path), np.asarray(reread.convert("RGB")))
+
+
+def encoded(form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.tile(PIXELS[0], (20, 20, 1))).save(stream, format=form)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (bytes(500), "holds nothing but zero bytes"),
+        (b"this is no image", "cannot be decoded"),
+        (encoded("PNG")[:300], "cannot be decoded"),
+        (encoded("JPEG")[:600], "cannot be decoded"),
+        (encoded("PNG")[:20], "cannot be decoded"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html></html>", "is an HTML page, not an image: the download failed"),
+        (b"PK\x03\x04....", "is a zip archive"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
+        (png_header(100_000, 100_000), "more than 89,478,485 pixels"),
+        (png_header(12_000, 10_000), "declares 12000x10000 pixels"),
+        (png_header(2, 2, depth=16), "more than 8 bits a channel"),
+        (png_header(2, 2, depth=16, colour=6), "more than 8 bits a channel"),
+        (b"P6 2 2 65535\n" + bytes(24), "more than 8 bits a channel"),
+    ],
+)
+def test_what_is_no_image_is_named_by_what_it_is(tmp_path, content, reason):
+    (tmp_path / "1.png").write_bytes(content)
+    with pytest.raises(BenchError, match=rf"1\.png: .*{reason}") as raised:
+        read_rgb(tmp_path / "1.png")
+    assert "\n" not in str(raised.value)
+
+
+def test_deep_image_is_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 999).save(tmp_path / "deep.png")
+    with pytest.raises(BenchError, match=r"deep\.png: has more than 8 bits"):
+        read_rgb(tmp_path / "deep.png")
+
+
+def test_an_array_that_declares_more_than_its_file_holds_is_refused_before_it_is_allocated(tmp_path):
+    for key, shape in (("arr_0", (10**9, 64, 64, 3)), ("arr_1", (10**15,))):
+        arrays = {"arr_0": PIXELS, "arr_1": np.arange(7)}
+        with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w") as stream:
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                    np.lib.format.write_array_header_1_0(stream, header | ({"shape": shape} if name == key else {}))
+                    stream.write(array.tobytes())
+        with pytest.raises(BenchError, match=rf"{key} declares .* and holds"):
+            ImageArchive(tmp_path / "bomb.npz")
 
 
 def test_alpha_is_dropped_and_exif_orientation_ignored(tmp_path):
@@ -80,64 +100,21 @@ def encoded(form: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("dogs/1.png", b"", "is empty"),
-        ("dogs/1.png", b"this is no image", "cannot be decoded"),
-        ("dogs/1.png", encoded("PNG")[:300], "cannot be decoded"),
-        ("dogs/1.JPG", encoded("JPEG")[:600], "cannot be decoded"),
-    ],
-)
-def test_unreadable_image_is_named(folder, name, content, reason):
-    (folder / name).write_bytes(content)
-    with pytest.raises(BenchError, match=rf"{name}: {reason}") as raised:
-        read_all(open_images(folder))
-    assert "\n" not in str(raised.value)
-
-
-def test_deep_image_is_refused(tmp_path):
-    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 999).save(tmp_path / "deep.png")
-    with pytest.raises(BenchError, match=r"deep\.png: has more than 8 bits"):
-        read_all(open_images(tmp_path))
-
-
-def test_another_size_is_named(folder):
-    Image.new("RGB", (9, 9)).save(folder / "dogs" / "1.png")
-    with pytest.raises(BenchError, match=r"dogs/1\.png: is 9x9 pixels, the first image 5x6"):
-        read_all(open_images(folder))
-
-
-def test_image_beside_class_folders_is_refused(folder):
-    Image.new("RGB", (5, 6)).save(folder / "loose.png")
-    with pytest.raises(BenchError, match=r"loose\.png: lies beside class folders"):
-        open_images(folder)
-
-
-def test_empty_or_missing_source_is_refused(tmp_path):
-    with pytest.raises(BenchError, match="holds no PNG or JPEG"):
-        open_images(tmp_path)
-    with pytest.raises(BenchError, match="does not exist"):
-        open_images(tmp_path / "nowhere")
-    (tmp_path / "images.zip").write_bytes(b"")
-    with pytest.raises(BenchError, match="neither a folder nor"):
-        open_images(tmp_path / "images.zip")
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_adm_archive_is_streamed_with_its_labels(tmp_path, save):
     save(tmp_path / "samples.npz", PIXELS, np.arange(7))
-    source = open_images(tmp_path / "samples.npz")
-    batches = read_all(source)
+    source = ImageArchive(tmp_path / "samples.npz")
+    batches = list(source.batches(3))
     assert len(source) == 7
-    assert [len(batch.images) for batch in batches] == [3, 3, 1]
-    assert np.array_equal(torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy(), PIXELS)
-    assert torch.cat([batch.labels for batch in batches]).tolist() == list(range(7))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert np.array_equal(np.concatenate(batches), PIXELS)
+    assert source.labels.tolist() == list(range(7))
+    assert np.array_equal(np.concatenate(list(source.batches(2, start=1))), PIXELS[1:])
 
 
 def test_statistics_beside_the_images_are_no_labels(tmp_path):
     np.savez(tmp_path / "batch.npz", arr_0=PIXELS, mu=np.zeros(4), sigma=np.eye(4))
-    assert open_images(tmp_path / "batch.npz").labels is None
+    assert ImageArchive(tmp_path / "batch.npz").labels is None
 
 
 @pytest.mark.parametrize(
@@ -159,14 +136,14 @@ def test_statistics_beside_the_images_are_no_labels(tmp_path):
 def test_wrong_archive_is_refused(tmp_path, arrays, reason):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(BenchError, match=rf"bad\.npz: .*{reason}"):
-        open_images(tmp_path / "bad.npz")
+        ImageArchive(tmp_path / "bad.npz")
 
 
 def test_truncated_archive_is_named(tmp_path):
     np.savez(tmp_path / "all.npz", PIXELS)
     (tmp_path / "part.npz").write_bytes((tmp_path / "all.npz").read_bytes()[:200])
     with pytest.raises(BenchError, match=r"part\.npz: cannot be read as \.npz"):
-        open_images(tmp_path / "part.npz")
+        ImageArchive(tmp_path / "part.npz")
 
 
 def test_damaged_archive_is_named(tmp_path):
@@ -175,24 +152,16 @@ def test_damaged_archive_is_named(tmp_path):
     content[300] ^= 255
     (tmp_path / "all.npz").write_bytes(content)
     with pytest.raises(BenchError, match=r"all\.npz: cannot be read as \.npz \(Bad CRC"):
-        read_all(open_images(tmp_path / "all.npz"))
+        list(ImageArchive(tmp_path / "all.npz").batches(3))
 
 
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     images = np.zeros((2000, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "large.npz", images)
-    source = open_images(tmp_path / "large.npz")
+    source = ImageArchive(tmp_path / "large.npz")
     tracemalloc.start()
-    total = sum(len(batch.images) for batch in source.batches(20))
+    total = sum(len(batch) for batch in source.batches(20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == 2000
     assert peak < images.nbytes / 10
-
-
-def test_folder_reads_ahead_by_one_batch_only(folder, monkeypatch):
-    decoded = []
-    monkeypatch.setattr("bench.judges.pixels.images.read_rgb", lambda path: decoded.append(path) or read_rgb(path))
-    batches = ImageFolder(folder).batches(1)
-    next(batches)
-    assert len(decoded) <= 3
