@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from results.catalog import FACTS
+from results.catalog import FACTS, MMHM_METRICS
 from results.errors import StoreError
 
 SETTING = (
@@ -120,8 +120,6 @@ def _measurement(definition: Mapping[str, Any]) -> str:
 
 def missing_metrics(connection: duckdb.DuckDBPyConnection, found: Sequence[Row]) -> list[str]:
     """Return a line for each reason why rows lack metrics, and the composite with them."""
-    from results.ranking import METRICS  # ranking reads rows from here
-
     shown = {row.cell["cell_id"]: row for row in found}
     reasons: dict[str, dict[str, list[str]]] = {}
     for row in dictionaries(connection, "SELECT * FROM skipped_metrics ORDER BY cell_id"):
@@ -130,7 +128,7 @@ def missing_metrics(connection: duckdb.DuckDBPyConnection, found: Sequence[Row])
     lines = []
     for reason, metrics in reasons.items():
         names = list(metrics)
-        if set(names) & set(METRICS) and not any(shown[cell].rank for cells in metrics.values() for cell in cells):
+        if set(names) & set(MMHM_METRICS) and not any(shown[cell].rank for cells in metrics.values() for cell in cells):
             names.append("mmhm")
         cells = {cell for cells in metrics.values() for cell in cells}
         whose = (

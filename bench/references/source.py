@@ -44,7 +44,7 @@ from protocols.schema import digest_of
 from results.errors import BenchError, DatasetError, unknown
 
 WORKERS = 4
-RESIZE_FIRST = "choose how to cut them with --resize (a reference), or resize them first (images to be scored)"
+CUT_THEM = "choose how to cut them with --resize"
 
 
 def _stretch(image: Image.Image, size: int, kernel: Image.Resampling) -> Image.Image:
@@ -163,18 +163,18 @@ class ImageSource(ABC):
 
 
 def open_images(
-    path: Path, size: int, class_names: Sequence[str], first_label: int | None = None, workers: int = WORKERS
+    path: Path, size: int, class_names: Sequence[str], first_label: int | None = None, advice: str = CUT_THEM
 ) -> ImageSource:
     """Open images to be scored, of [size, size] pixels as they are: a folder, an archive of files, or an `.npz`.
 
-    Labels are those of a protocol with these class names. Raises BenchError for fewer than two images, and for labels
-    that are none of the protocol's.
+    Labels are those of a protocol with these class names; `advice` is what to do with images of another size. Raises
+    BenchError for fewer than two images, and for labels that are none of the protocol's.
     """
     if path.is_file() and _holds_arrays(path):
-        source: ImageSource = ArchiveSource(path, size, "none", len(class_names), first_label)
+        source: ImageSource = ArchiveSource(path, size, "none", len(class_names), first_label, advice)
     else:
         found = open_image_set("folder", path, class_names=class_names, first_label=first_label)
-        source = FileSource(found.by_path(), size, "none", workers)
+        source = FileSource(found.by_path(), size, "none", WORKERS, advice)
     if len(source) < 2:
         raise BenchError(f"{path}: holds {len(source)} image; a score needs at least 2 images")
     return source
@@ -194,13 +194,16 @@ def _holds_arrays(path: Path) -> bool:
 class FileSource(ImageSource):
     """The files of an ImageSet."""
 
-    def __init__(self, images: ImageSet, size: int, policy: str, workers: int) -> None:
+    def __init__(self, images: ImageSet, size: int, policy: str, workers: int, advice: str = CUT_THEM) -> None:
+        self.advice = advice
         self.images, self.size, self.policy, self.workers = images, size, policy, workers
         self.container = images.container or Files(images.root)
         self.kind, self.root, self.labels, self.left_out = images.kind, images.root, images.labels, images.left_out
         self.class_names = images.class_names
         self.decoder = library_version("pillow")
-        self.unlabelled = "no labels (class folders, or labels inside the archive)"
+        around = images.files[0].parent.name
+        where = f"'{around}' names no class" if around else "class folders, or labels inside the archive"
+        self.unlabelled = f"no labels ({where})"
         entries = [(_printable(file), self.container.stamp(file)) for file in images.files]
         self.listing = digest_of([images.kind, entries, None if self.labels is None else self.labels.tolist()])
 
@@ -236,7 +239,7 @@ class FileSource(ImageSource):
             sha256 = hashlib.sha256(content).digest()
             pixels, notes = decode(content, self.size if self.policy == "none" else None)
         except WrongSize as error:
-            raise BenchError(f"{self.root / name}: {error}; {RESIZE_FIRST}") from error
+            raise BenchError(f"{self.root / name}: {error}; {self.advice}") from error
         except Unreadable as error:
             return Decoded(sha256, None, None, str(error))
         return Decoded(sha256, cut(pixels, self.size, self.policy), notes)
@@ -289,14 +292,20 @@ def _loaded(load: Callable[[], bytes]) -> Callable[[], bytes]:
 class ArchiveSource(ImageSource):
     """The images of an `.npz` (`arr_0`), read piece by piece; `classes`: how many its labels may count, 0 if any."""
 
-    def __init__(self, path: Path, size: int, policy: str, classes: int = 0, first_label: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        policy: str,
+        classes: int = 0,
+        first_label: int | None = None,
+        advice: str = CUT_THEM,
+    ) -> None:
         self.kind, self.root, self.size, self.policy = "npz", path, size, policy
         self.archive = ImageArchive(path)
         height, width = self.archive.shape[1:3]
         if policy == "none" and (height, width) != (size, size):
-            raise BenchError(
-                f"{path}: holds images of {width}x{height} pixels, {size}x{size} are needed; {RESIZE_FIRST}"
-            )
+            raise BenchError(f"{path}: holds images of {width}x{height} pixels, {size}x{size} are needed; {advice}")
         self.decoder = "arr_0" if policy == "none" else f"arr_0, {library_version('pillow')}"
         self.labels = self.archive.labels
         if self.labels is not None and classes:

@@ -68,7 +68,9 @@ def score_images(
         raise BenchError(f"--nfe: {nfe:g} is no number of evaluations; give a number above 0")
     if not name.strip() or not name.isprintable():
         raise BenchError(f"--name: {name!r} is empty or holds control characters; give a name that can be read")
-    images = open_images(source, protocol.resolution, protocol.class_names, first_label)
+    size = f"{protocol.resolution}x{protocol.resolution}"
+    advice = f"protocol '{protocol.name}' judges {size}: resize them first or choose another with --protocol"
+    images = open_images(source, protocol.resolution, protocol.class_names, first_label, advice)
     with fixed_threads(device):
         return _score(source, images, protocol, runs, name, nfe, device, first_label)
 

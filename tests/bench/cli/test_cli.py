@@ -244,11 +244,13 @@ def test_an_unreadable_image_is_named_and_nothing_is_half_scored(bench, tmp_path
 
 def test_images_of_another_size_or_class_are_refused(bench, tmp_path):
     (tmp_path / "big").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / "big" / "a.png")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "big" / name)
     assert "protocol 'digits' judges 8x8" in bench("score", tmp_path / "big")[2]
-    (tmp_path / "other" / "cat").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "cat" / "a.png")
-    assert "unknown class folder" in bench("score", tmp_path / "other")[2]
+    for folder in ("cat", "three"):
+        (tmp_path / "other" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "other" / folder / "a.png")
+    assert "'cat' names no class" in bench("score", tmp_path / "other")[2]
 
 
 def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypatch):
