@@ -68,7 +68,8 @@ class MPFourier(Float32Buffers):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        generator, device = torch.Generator("cpu").manual_seed(0), torch.get_default_device()
+        # Versions of torch differ in whether get_default_device() sees `with torch.device(..)`.
+        generator, device = torch.Generator("cpu").manual_seed(0), torch.empty(()).device
         freqs = torch.randn(width, generator=generator, device="cpu")
         phases = torch.rand(width, generator=generator, device="cpu")
         self.register_buffer("freqs", (2 * torch.pi * freqs).to(device))
