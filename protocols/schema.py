@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from protocols.tables import LabelsTable, ProtocolTable
+from results.digests import digest_of, measurement_digest
 from results.documents import found, read_text, read_toml, shown, validated
-from results.errors import ProtocolError
+from results.errors import ProtocolError, did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -118,24 +116,7 @@ class Protocol:
     @property
     def measurement_digest(self) -> str:
         """sha256 of what turns a model's samples into numbers: labels, quantiser, reference, judges, metrics."""
-        form = self.canonical()
-        sampling = {key: form["sampling"][key] for key in ("quantise", "levels")}
-        metrics = {key: form["metrics"][key] for key in ("blocks", "options")}
-        measurement = {
-            "resolution": self.resolution,
-            "labels": form["labels"],
-            "sampling": sampling,
-            "reference": form["reference"],
-            "judges": form["judges"],
-            "metrics": metrics,
-        }
-        return digest_of(measurement | {"smoke": True} if self.smoke else measurement)
-
-
-def digest_of(value: Any) -> str:
-    """Return the sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return measurement_digest(self.canonical())
 
 
 def protocol_files() -> dict[str, Path]:
@@ -149,9 +130,7 @@ def find_protocol(name: str) -> Protocol:
         return load_protocol(Path(name))
     known = protocol_files()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise ProtocolError(f"unknown protocol '{name}': {hint}")
+        raise ProtocolError(f"unknown protocol '{name}': {did_you_mean(name, known)}")
     return load_protocol(known[name])
 
 
@@ -244,7 +223,7 @@ def _extended(path: Path, name: Any) -> Path:
         return beside
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1)
+    near = nearest(name, shipped, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ProtocolError(f"{subject} names {found(name)}, which is neither beside it nor shipped{hint}")
 

@@ -1,46 +1,30 @@
-"""What the report shows, read from the results database through read-only queries."""
+"""What the report shows: the rows of the leaderboard, and what hangs on them, as frames to draw from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pandas as pd
 
 from report.text import plural
-from results import store
+from results import budgets as costs
+from results import comparing, leaderboard, store
+from results.budgets import Budget
+from results.catalog import MetricFact
 from results.errors import ReportError, StoreError
-from results.standing import Standing, standing_from_differences
+from results.leaderboard import COMPOSITE, Row
+from results.published import Claim, claims_of
 
-COMPOSITE = "mmhm"
-ORDER = ("mmhm", "fid", "is", "clip", "pick", "kid", "precision", "recall", "accuracy")
-ABBREVIATED = {
-    "mmhm": "MMHM",
-    "fid": "FID",
-    "is": "IS",
-    "kid": "KID",
-    "clip": "CLIP",
-    "pick": "Pick",
-    "accuracy": "Accuracy",
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric's name and direction."""
-
-    key: str
-    title: str
-    higher_is_better: bool
-    definition: str
-
-    @property
-    def short(self) -> str:
-        """What headings call it."""
-        return ABBREVIATED.get(self.key, self.title)
+NUMBERS = (
+    "steps", "cfg", "nfe", "guide_nfe", "parameters", "flops", "network_seconds", "decode_seconds", "judge_seconds",
+    "images_per_second", "latency_seconds", "peak_memory",
+)  # fmt: skip
+"""Columns of `cells` that are numbers, some of them unknown."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +34,8 @@ class Measurements:
     protocol: dict[str, Any]
     ranking: dict[str, Any] | None
     other_protocols: list[str]
+    rows: dict[str, Row]
+    """The rows of `cells`, with what results says of them."""
     cells: pd.DataFrame
     """Finished cells that may be compared with one another."""
     elsewhere: pd.DataFrame
@@ -58,26 +44,46 @@ class Measurements:
     """Failed and unsupported cells, with the reason."""
     values: pd.DataFrame
     """One row per cell and metric: value, low, high, rank_low, rank_high, corrected, n, method, judge ..."""
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricFact]
     """The metrics that were measured, in the order they are shown."""
-    standings: dict[str, Standing]
-    ranks: pd.DataFrame
     skipped: pd.DataFrame
     per_class: pd.DataFrame
     thumbnails: pd.DataFrame
     models: pd.DataFrame
+    claims: list[Claim]
+    """Measured values beside figures published for the same checkpoint and setting."""
     runs: pd.DataFrame
     references: pd.DataFrame
 
     @property
     def headline(self) -> str:
-        """The metric that decides the order of the page: the composite, else FID, else the first one measured."""
-        return next((key for key in (COMPOSITE, "fid") if key in self.standings), next(iter(self.standings), ""))
+        """The metric that decides the order of the page; empty where none was measured."""
+        return leaderboard.headline([self.rows[cell] for cell in self.ranked.index]) if self.metrics else ""
 
     @property
     def ranked(self) -> pd.DataFrame:
         """The cells that take part in rankings."""
         return self.cells[~self.cells["random_weights"]]
+
+    def contenders(self, metric: str, among: Iterable[str] | None = None) -> list[Row]:
+        """Return the rows (of the cells `among`, all by default) that `metric` ranks, best first."""
+        return leaderboard.sorted_rows(contenders(self._chosen(among), metric), metric)
+
+    def best(self, metric: str, by: Sequence[str] = ("model",), among: Iterable[str] | None = None) -> list[str]:
+        """Return the best cell by `metric` of each group, best first; groups without a value are left out."""
+        return [cell_of(row) for row in leaderboard.best_of_each(self.contenders(metric, among), metric, by)]
+
+    def tied(self, one: str, other: str, metric: str) -> bool:
+        """Tell whether the data cannot order two cells by `metric`."""
+        return comparing.tied(self.rows[one], self.rows[other], metric)
+
+    def budgets(self, metric: str, cost: Literal["nfe", "seconds"] = "nfe") -> list[Budget]:
+        """Return the winner by `metric` at each budget of `cost` per image."""
+        return costs.budgets(self.contenders(metric), metric, cost)
+
+    def front(self, metric: str, cost: costs.Cost, among: Iterable[str]) -> list[str]:
+        """Return the cells that nothing beats by `metric` at lower or equal cost, cheapest first."""
+        return [cell_of(row) for row in costs.pareto_front(self._chosen(among), metric, cost)]
 
     def with_metric(self, metric: str) -> pd.DataFrame:
         """Return the ranked cells that have `metric`, joined with its value, low, high and ranks."""
@@ -92,6 +98,26 @@ class Measurements:
     def fact(self, cell: str, column: str) -> Any:
         """Return one column of one cell, such as its label."""
         return self.cells.at[cell, column]
+
+    def _chosen(self, among: Iterable[str] | None) -> list[Row]:
+        return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
+
+
+def contenders(found: Iterable[Row], metric: str) -> list[Row]:
+    """Return the rows with real weights that have `metric` over all their samples: with some missing, N is another."""
+    return [
+        row
+        for row in found
+        if not row.cell["random_weights"]
+        and (value := row.measured(metric)) is not None
+        and value.value is not None
+        and value.n == row.cell["num_samples"]
+    ]
+
+
+def cell_of(row: Row) -> str:
+    """Return the id of a row's cell."""
+    return str(row.cell["cell_id"])
 
 
 def read_measurements(database: Path, protocol: str | None = None) -> Measurements:
@@ -116,35 +142,34 @@ def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str |
         found = connection.execute(query, list(arguments)).df()
         return found.astype(object).where(found.notna(), None) if found.empty else found
 
-    cells = frame("SELECT * FROM cells WHERE protocol = ? ORDER BY model, steps, cfg, cell_id", name).set_index(
-        "cell_id"
-    )
-    done = _labelled(cells[cells["status"] == "done"])
+    found = leaderboard.rows(connection, protocol=name, status=None)
+    cells = _labelled(found)
+    done = cells[cells["status"] == "done"]
     ranking = _choose_ranking(done)
+    read = leaderboard.rows(connection, protocol=name, ranking=ranking, blocks=True)
     shown = done[done["ranking"] == ranking]
-    ranks = frame("SELECT * FROM ranks WHERE ranking = ?", ranking).set_index("cell_id")
-    ranking_row = frame("SELECT * FROM rankings WHERE ranking = ?", ranking)
+    rows = {cell: row for cell in shown.index for row in read if cell_of(row) == cell}
+    facts = leaderboard.measured_facts(list(rows.values()))
+    metrics = {fact.name: fact for fact in facts if contenders(rows.values(), fact.name)}
     ours = "WHERE cell_id IN (SELECT cell_id FROM cells WHERE protocol = ? AND status = 'done' AND ranking = ?)"
-    values = frame(f"SELECT * FROM metrics {ours} ORDER BY cell_id, metric", name, ranking)
-    metrics = _metrics(frame("SELECT * FROM metric_facts"), values, not ranks.empty)
-    values, standings = _ranked(values, metrics, ranks, shown)
-    metrics = {key: metrics[key] for key in standings}
     digest = shown["protocol_digest"].iloc[-1]
     protocols = frame("SELECT * FROM protocols WHERE digest = ?", digest)
     return Measurements(
-        protocol=_first(protocols) or {"name": name, "title": name, "digest": digest, "definition": "{}"},
-        ranking=_decoded(_first(ranking_row), ("bounds", "correlation", "sensitivity")),
+        protocol=record(protocols.iloc[0])
+        if len(protocols)
+        else {"name": name, "title": name, "digest": digest, "definition": "{}"},
+        ranking=leaderboard.rankings(connection).get(ranking),
         other_protocols=others,
+        rows=rows,
         cells=shown,
         elsewhere=done[done["ranking"] != ranking],
-        unfinished=_labelled(cells[cells["status"] != "done"]),
-        values=values,
+        unfinished=cells[cells["status"] != "done"],
+        values=_values(rows, metrics),
         metrics=metrics,
-        standings=standings,
-        ranks=ranks,
         skipped=frame(f"SELECT * FROM skipped_metrics {ours} ORDER BY metric, reason, cell_id", name, ranking),
         per_class=frame(f"SELECT * FROM per_class {ours} ORDER BY label", name, ranking),
         thumbnails=frame(f"SELECT * FROM thumbnails {ours} ORDER BY cell_id, sample_index", name, ranking),
+        claims=claims_of(connection, list(rows.values())).claims,
         models=frame("SELECT * FROM models ORDER BY model").set_index("model"),
         runs=frame(
             "SELECT * FROM runs WHERE run_id IN (SELECT run_id FROM cells WHERE protocol = ?) ORDER BY started", name
@@ -178,13 +203,14 @@ def _choose_ranking(done: pd.DataFrame) -> str:
     return str(counted.sort_values(["real", "last"]).index[-1])
 
 
-def _labelled(cells: pd.DataFrame) -> pd.DataFrame:
-    """Add what tells the rows of one model apart, seconds per image, and booleans that are booleans."""
-    cells = cells.copy()
-    for column in ("off_regime", "random_weights"):
-        cells[column] = cells[column].astype(bool)
-    rate = pd.to_numeric(cells["images_per_second"])
-    cells["seconds"] = (1 / rate.where(rate > 0)).astype(float)
+def _labelled(found: Sequence[Row]) -> pd.DataFrame:
+    """Return the cells with what tells the rows of one model apart, their evaluations and seconds per image."""
+    cells = pd.DataFrame(
+        [{**row.cell, "evaluations": row.evaluations, "seconds": row.seconds} for row in found]
+    ).set_index("cell_id")
+    numbers = [column for column in (*NUMBERS, "evaluations", "seconds") if cells[column].dtype == object]
+    cells[numbers] = cells[numbers].astype(float)
+    cells = cells.sort_values(["model", "steps", "cfg", "cell_id"])
     per_model = cells.groupby("model")[["cfg", "sampler", "dtype"]].nunique()
     variants, labels = [], []
     for _, row in cells.iterrows():
@@ -193,7 +219,7 @@ def _labelled(cells: pd.DataFrame) -> pd.DataFrame:
         if varied["cfg"] > 1 and pd.notna(row["cfg"]):
             parts.append(f"cfg {row['cfg']:g}")
         parts += [str(row[column]) for column in ("sampler", "dtype") if varied[column] > 1]
-        parts += [f"{key}={value}" for key, value in decoded(row["options"]).items()]
+        parts += [f"{key}={value}" for key, value in row["options"].items()]
         variants.append(", ".join(parts))
         steps = "" if pd.isna(row["steps"]) else f" at {plural(int(row['steps']), 'step')}"
         labels.append(", ".join([row["model"] + steps, *parts]))
@@ -202,61 +228,25 @@ def _labelled(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _metrics(facts: pd.DataFrame, values: pd.DataFrame, composite: bool) -> dict[str, Metric]:
-    measured = set(values.loc[values["value"].notna(), "metric"]) | ({COMPOSITE} if composite else set())
-    known = {row["metric"]: row for _, row in facts.iterrows()}
-    order = [key for key in ORDER if key in measured] + sorted(measured - set(ORDER))
-    metrics = {}
-    for key in order:
-        if key in known:
-            row = known[key]
-            metrics[key] = Metric(key, row["title"], bool(row["higher_is_better"]), row["definition"])
-        elif key == COMPOSITE:
-            metrics[key] = Metric(key, "MMHM", True, "Harmonic mean of the min-max normalised metrics.")
-        else:
-            raise ReportError(f"metric {key!r} has values but no entry in metric_facts: rebuild with `bench reindex`")
-    return metrics
+def _values(rows: dict[str, Row], metrics: dict[str, MetricFact]) -> pd.DataFrame:
+    """Return one row per metric and cell; ranks only where the row takes part in the metric's ranking."""
+    numbers = ("value", "low", "high", "corrected", "standard_error", "rank_low", "rank_high")
+    columns = ("cell_id", "metric", *numbers, "n", "method", "judge", "judge_digest")
+    lines = []
+    for metric in metrics:
+        for cell, row in rows.items():
+            value = row.measured(metric)
+            if value is not None:
+                known = {column: getattr(value, column) for column in columns[2:]}
+                lines.append({"cell_id": cell, "metric": metric, **known})
+    return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(numbers, float))
 
 
-def _ranked(
-    values: pd.DataFrame, metrics: dict[str, Metric], ranks: pd.DataFrame, cells: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, Standing]]:
-    """Add the composite as one more metric, and to every metric the rank intervals of the cells with real weights."""
-    real = cells.index[~cells["random_weights"]]
-    values = values[values["metric"] != COMPOSITE]
-    standings: dict[str, Standing] = {}
-    parts = []
-    for key, metric in metrics.items():
-        if key == COMPOSITE:
-            rows = ranks.loc[ranks.index.intersection(real)]
-            part = pd.DataFrame({"cell_id": rows.index, "metric": key, "value": rows["mmhm"].to_numpy()})
-            for column in ("low", "high"):
-                part[column] = rows[column].to_numpy(dtype=float)
-            part = part.assign(
-                n=cells.loc[rows.index, "num_samples"].to_numpy(), method="blocks resampled jointly", judge=""
-            )
-            plain_rank = rows["mmhm"].rank(ascending=False, method="min")
-            low, high = (pd.to_numeric(rows[side]).fillna(plain_rank) for side in ("rank_low", "rank_high"))
-            standings[key] = Standing(key, rows["mmhm"].astype(float), low, high)
-        else:
-            part = values[values["metric"] == key]
-            # A row that lost samples has a FID of another N: shown, not ranked.
-            complete = part["n"] == part["n"].max()
-            rows = part[part["cell_id"].isin(real) & complete].set_index("cell_id")
-            standings[key] = standing_from_differences(rows, key, metric.higher_is_better)
-        if standings[key].score.empty:
-            del standings[key]
-            continue
-        for side in ("rank_low", "rank_high"):
-            part = part.assign(**{side: part["cell_id"].map(getattr(standings[key], side)).astype(float)})
-        parts.append(part)
-    merged = pd.concat([part.drop(columns="jackknife", errors="ignore") for part in parts]) if parts else values[:0]
-    return merged.reset_index(drop=True), standings
-
-
-def decoded(text: object) -> dict[str, Any]:
+def decoded(column: object) -> dict[str, Any]:
     """Return a JSON column as a dictionary; empty where it is missing."""
-    found = json.loads(text) if isinstance(text, str) and text else {}
+    if isinstance(column, dict):
+        return column
+    found = json.loads(column) if isinstance(column, str) and column else {}
     return found if isinstance(found, dict) else {"value": found}
 
 
@@ -265,9 +255,4 @@ def record(row: Any) -> dict[str, Any]:
     return {str(key): value for key, value in row.items()}
 
 
-def _first(frame: pd.DataFrame) -> dict[str, Any] | None:
-    return None if frame.empty else record(frame.iloc[0])
-
-
-def _decoded(record: dict[str, Any] | None, keys: tuple[str, ...]) -> dict[str, Any] | None:
-    return None if record is None else record | {key: decoded(record[key]) for key in keys}
+__all__ = ["COMPOSITE", "Measurements", "decoded", "read_measurements", "record"]

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from report.data import Metric, record
+from report.data import record
 from report.text import number, rank, seconds, shortened, with_interval
-from results.standing import Z95, pareto_front
+from results.catalog import MetricFact
+from results.statistics import share_difference
 
 # Okabe and Ito's colours (black left out, yellow darkened: both vanish on one of the two backgrounds), then five more.
 COLOURS = (
@@ -47,7 +48,7 @@ def palette(models: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, s
 
 
 def steps_curve(
-    rows: pd.DataFrame, metric: Metric, styles: Mapping[str, dict[str, str]], axis: str = "nfe"
+    rows: pd.DataFrame, metric: MetricFact, styles: Mapping[str, dict[str, str]], axis: str = "nfe"
 ) -> go.Figure:
     """Draw the metric against cost, a line for each model and variant; hollow = outside the trained step counts.
 
@@ -84,13 +85,16 @@ def steps_curve(
 
 
 def pareto(
-    rows: pd.DataFrame, metric: Metric, styles: Mapping[str, dict[str, str]], cost: str = "latency_seconds"
+    rows: pd.DataFrame,
+    metric: MetricFact,
+    styles: Mapping[str, dict[str, str]],
+    front: Sequence[str],
+    cost: str = "latency_seconds",
 ) -> go.Figure:
-    """Draw the metric against time: the stepped front of rows that nothing beats, the dominated ones pale."""
+    """Draw the metric against time: the stepped `front` of rows that nothing beats, the dominated ones pale."""
     rows = rows.dropna(subset=[cost])
-    front = pareto_front(rows[cost], rows["value"] * (1 if metric.higher_is_better else -1))
     figure = go.Figure()
-    edge = rows.loc[front]
+    edge = rows.loc[list(front)]
     places = {cell: ("top center", "bottom center")[position % 2] for position, cell in enumerate(front)}
     figure.add_scatter(
         x=numbers(edge[cost]),
@@ -127,7 +131,7 @@ def pareto(
 
 
 def guidance_path(
-    rows: pd.DataFrame, across: Metric, up: Metric, styles: Mapping[str, dict[str, str]], chosen: Sequence[str]
+    rows: pd.DataFrame, across: MetricFact, up: MetricFact, styles: Mapping[str, dict[str, str]], chosen: Sequence[str]
 ) -> go.Figure:
     """Draw the path of each swept model through two metrics as guidance grows; a star marks the chosen setting.
 
@@ -206,7 +210,7 @@ def composite_heatmap(rows: pd.DataFrame, down: str, letters: Mapping[str, str])
     return figure
 
 
-def correlation_matrix(correlation: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Metric]) -> go.Figure:
+def correlation_matrix(correlation: Mapping[str, Mapping[str, float]], metrics: Mapping[str, MetricFact]) -> go.Figure:
     """Draw how the metrics move together over the ranked rows."""
     keys = [key for key in correlation if correlation[key]]
     names = [metrics[key].short if key in metrics else key for key in keys]
@@ -234,7 +238,7 @@ def correlation_matrix(correlation: Mapping[str, Mapping[str, float]], metrics: 
     return figure
 
 
-def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: Metric) -> go.Figure:
+def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricFact) -> go.Figure:
     """Draw, class by class and sorted, how far a metric of one row is above that of another.
 
     Frames have label, class_name, value and n. Proportions (accuracy) get a 95 % interval (Agresti and Caffo, 2000: one
@@ -244,15 +248,15 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: Metric)
     both = both.assign(difference=both["value"] - both["value_other"]).sort_values(
         ["difference", "label"], ignore_index=True
     )
-    proportion = metric.key == "accuracy"
-    error = _proportion_error(both["value"], both["n"], both["value_other"], both["n_other"]) if proportion else []
+    proportion = metric.is_share
+    error: Any = share_difference(both["value"], both["n"], both["value_other"], both["n_other"]) if proportion else []
     figure = go.Figure(
         go.Scatter(
             x=numbers(both["difference"]),
             y=list(range(len(both))),
             mode="markers",
             marker={"size": 8, "color": [COLOURS[0] if value >= 0 else COLOURS[3] for value in both["difference"]]},
-            error_x={"type": "data", "array": error, "width": 0, "thickness": 1, "color": FAINT}
+            error_x={"type": "data", "array": list(map(float, error)), "width": 0, "thickness": 1, "color": FAINT}
             if proportion
             else None,
             hovertext=[
@@ -317,7 +321,7 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
 
 
 def rank_by_metric(ranks: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> go.Figure:
-    """Draw each model's place under every ruler: `ranks` is indexed by model, a column for each ruler's heading."""
+    """Draw each model's place by every metric: `ranks` is indexed by model, a column for each metric's heading."""
     figure = go.Figure()
     for model, places in ranks.iterrows():
         style = styles[str(model)]
@@ -397,14 +401,6 @@ def numbers(values: pd.Series) -> list[float | None]:
     return [None if pd.isna(value) else float(value) for value in values]
 
 
-def _proportion_error(one: pd.Series, n: pd.Series, other: pd.Series, m: pd.Series) -> list[float | None]:
-    variance = pd.Series(0.0, index=one.index)
-    for share, count in ((one, n), (other, m)):
-        moved = (share * count + 1) / (count + 2)
-        variance += moved * (1 - moved) / (count + 2)
-    return numbers(Z95 * variance**0.5)
-
-
 def _axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> None:
     figure.update_layout(
         template="none",
@@ -419,7 +415,7 @@ def _axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool
             axis.type = "log"
 
 
-def _title(metric: Metric) -> str:
+def _title(metric: MetricFact) -> str:
     return f"{metric.short} ({'higher' if metric.higher_is_better else 'lower'} is better)"
 
 
@@ -439,7 +435,7 @@ def _steps(row: pd.Series) -> str:
     return "" if pd.isna(row["steps"]) else f"{row['steps']:g}"
 
 
-def _hover(row: pd.Series, metric: Metric) -> str:
+def _hover(row: pd.Series, metric: MetricFact) -> str:
     off = "<br>outside the step counts it was trained for" if row["off_regime"] else ""
     nfe = "" if pd.isna(row["nfe"]) else f"<br>{row['nfe']:g} NFE"
     return f"{label(row['label'])}{nfe}<br>{metric.short} {with_interval(row['value'], row['low'], row['high'])}{off}"

@@ -7,43 +7,40 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from report.data import COMPOSITE, Measurements, record
+from report.data import COMPOSITE, Measurements, cell_of, record
 from report.text import known, listed, number, plural, seconds, with_interval
-from results.standing import Budget, best_of_each
+from results.budgets import Budget
+from results.published import Claim
 
 
 def leader(data: Measurements) -> tuple[str, str]:
     """Return the answer of the first screen, and how sure it is."""
     metric = data.metrics[data.headline]
-    standing = data.standings[data.headline]
-    best = best_of_each(standing, data.ranked, ["model"])
-    first, tied = best[0], [row for row in best[1:] if standing.tied(best[0], row)]
-    value = data.value(first, metric.key)
+    best = data.best(metric.name)
+    first, tied = best[0], [cell for cell in best[1:] if data.tied(best[0], cell, metric.name)]
+    value = data.value(first, metric.name)
     assert value is not None
     shown = f"{metric.short} {with_interval(value['value'], value['low'], value['high'])}"
-    name = data.fact(first, "label")
-    models = [data.fact(row, "model") for row in tied]
-    answer = f"{name} leads with {shown}"
+    answer = f"{data.fact(first, 'label')} leads on {shown}"
     if tied:
-        answer = f"{name} has the best {shown}, but {listed(models)} cannot be told from it"
-    return answer, " ".join(_sureness(data, first, standing.metric))
+        models = [data.fact(cell, "model") for cell in tied]
+        answer += f"; {listed(models)} {'is' if len(models) == 1 else 'are'} statistically tied"
+    return answer, " ".join(_sureness(data, first, metric.name))
 
 
 def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     sentences = []
-    composite = metric == COMPOSITE and first in data.ranks.index
-    chance = record(data.ranks.loc[first])["p_first"] if composite else None
+    chance = data.rows[first].rank.get("p_first") if metric == COMPOSITE else None
     if known(chance):
         sentences.append(f"It is first in {chance:.0%} of resamples.")
-    standing = data.standings[metric]
-    costs = data.ranked["nfe"].astype(float)
+    costs = data.ranked["evaluations"].astype(float)
     cheaper = [
-        row
-        for row in standing.score.dropna().index
-        if row != first and costs.get(row, float("nan")) < costs[first] and standing.tied(first, row)
+        cell
+        for cell in map(cell_of, data.contenders(metric))
+        if cell != first and costs[cell] < costs[first] and data.tied(first, cell, metric)
     ]
     if cheaper:
-        cheapest = min(cheaper, key=lambda row: (costs[row], -standing.score[row]))
+        cheapest = min(cheaper, key=lambda cell: costs[cell])  # the first of those that cost the same is the best
         sentences.append(
             f"The cheapest setting tied with it is {data.fact(cheapest, 'label')}: "
             f"{costs[cheapest]:g} network evaluations per image instead of {costs[first]:g}."
@@ -59,7 +56,7 @@ def by_budget(data: Measurements, found: Sequence[Budget]) -> str:
     """Say which model wins at which budget."""
     spells: list[tuple[str, float, float]] = []
     for budget in found:
-        model = data.fact(budget.winner, "model")
+        model = budget.winner.cell["model"]
         if spells and spells[-1][0] == model:
             spells[-1] = (model, spells[-1][1], budget.level)
         else:
@@ -73,9 +70,9 @@ def by_budget(data: Measurements, found: Sequence[Budget]) -> str:
 def curve(data: Measurements, metric: str) -> str:
     """Compare the cheapest and the dearest budgets of one metric."""
     rows = data.with_metric(metric).dropna(subset=["nfe"])
-    standing, short = data.standings[metric], data.metrics[metric].short
-    cheap, dear = rows[rows["nfe"] == rows["nfe"].min()], rows[rows["nfe"] == rows["nfe"].max()]
-    first, last = standing.best(cheap.index), standing.best(dear.index)
+    short = data.metrics[metric].short
+    ends = [data.contenders(metric, rows.index[rows["nfe"] == end]) for end in (rows["nfe"].min(), rows["nfe"].max())]
+    first, last = (cell_of(end[0]) if end else None for end in ends)
     if first is None or last is None or first == last:
         return f"{short} against cost"
     one, many = record(rows.loc[first]), record(rows.loc[last])
@@ -92,7 +89,7 @@ def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str) -> str:
     if len(edge) == 1:
         return f"One setting is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
     ends = [f"{edge['label'].iloc[end]} ({seconds(edge[cost].iloc[end])})" for end in (0, -1)]
-    return f"{count} are worth their time, from {ends[0]} to {ends[1]}"
+    return f"{count} are on the Pareto front, from {ends[0]} to {ends[1]}"
 
 
 def guidance(data: Measurements, sweep: pd.DataFrame, metric: str, chosen: Sequence[str]) -> str:
@@ -129,12 +126,15 @@ def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, s
 
 def stability(data: Measurements) -> str:
     """Say how many rows may be first."""
-    low = data.standings[data.headline].rank_low
-    count = int((low <= 1).sum())
+    values = [row.measured(data.headline) for row in data.contenders(data.headline)]
+    lows = [value.rank_low for value in values if value is not None and value.rank_low is not None]
     short = data.metrics[data.headline].short
+    if not lows:
+        return f"No interval says how sure the order by {short} is"
+    count = sum(low <= 1 for low in lows)
     if count == 1:
         return f"Only one setting can be first by {short}"
-    return f"{count} of {plural(len(low), 'setting')} can be first by {short}"
+    return f"{count} of {plural(len(values), 'setting')} can be first by {short}"
 
 
 def sensitive(changes: Mapping[str, int]) -> str:
@@ -146,16 +146,16 @@ def sensitive(changes: Mapping[str, int]) -> str:
     return f"Leaving out {name} changes {plural(most, 'other rank')}"
 
 
-def rulers(ranks: pd.DataFrame) -> str:
+def agreement(ranks: pd.DataFrame) -> str:
     """Say whether the metrics agree on the first place."""
     firsts = [ranks.index[ranks[column] == 1] for column in ranks.columns]
     winners = Counter(str(names[0]) for names in firsts if len(names) == 1)
     shared = sum(len(names) > 1 for names in firsts)
     if len(winners) == 1 and not shared:
-        return f"Every ruler puts {next(iter(winners))} first"
-    parts = [f"{name} by {plural(count, 'ruler')}" for name, count in winners.most_common()]
-    parts += [f"shared by {plural(shared, 'ruler')}"] if shared else []
-    return f"The winner depends on the ruler: {listed(parts)}"
+        return f"Every metric ranks {next(iter(winners))} first"
+    parts = [f"{name} by {plural(count, 'metric')}" for name, count in winners.most_common()]
+    parts += [f"shared by {plural(shared, 'metric')}"] if shared else []
+    return f"The winner depends on the metric: {listed(parts)}"
 
 
 def time_spent(rows: pd.DataFrame) -> str:
@@ -178,7 +178,14 @@ def classes(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], shor
     return f"By {short}, {names[0]} is ahead of {names[1]} in {ahead} of {int(both.notna().sum()):,} classes"
 
 
-def claims(within: int, total: int) -> str:
-    """Say how many measured rows agree with what was published."""
+def claims(found: Sequence[Claim]) -> str:
+    """Say how many measured rows agree with what was published, or why none of them can be compared."""
+    comparable = [claim for claim in found if not claim.not_comparable and claim.low is not None]
+    if not comparable:
+        reasons = [reason for claim in found for reason in claim.not_comparable]
+        why = f" because {Counter(reasons).most_common(1)[0][0]}" if reasons else ""
+        return f"Not comparable with what was published{why}"
+    within = sum((claim.low or 0.0) <= claim.published <= (claim.high or 0.0) for claim in comparable)
     verb = "lies" if within == 1 else "lie"
-    return f"{within} of {plural(total, 'published figure')} {verb} inside the measured interval"
+    count = plural(len(comparable), "comparable published figure")
+    return f"{within} of {count} {verb} inside the measured interval"

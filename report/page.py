@@ -6,18 +6,18 @@ import base64
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from report import tables, text
-from report.data import Measurements, decoded, read_measurements
+from report.data import Measurements, cell_of, decoded, read_measurements
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page
 from results.errors import BenchError, ReportError
 from results.files import write_atomically
-from results.standing import budgets
+from results.ranking import INCOMPLETE
 
 EXPORTED = (
     *(
@@ -37,7 +37,17 @@ EXPORTED = (
     *("images_per_second", "latency_seconds", "peak_memory", "parameters", "device", "command"),
 )
 
-SORTABLE = ("steps", "cfg", "nfe", "seconds", "images_per_second", "latency_seconds", "peak_memory", "parameters")
+SORTABLE = (
+    "steps",
+    "cfg",
+    "nfe",
+    "evaluations",
+    "seconds",
+    "images_per_second",
+    "latency_seconds",
+    "peak_memory",
+    "parameters",
+)
 INTERVALS = ("value", "low", "high", "rank_low", "rank_high")
 
 
@@ -158,6 +168,9 @@ def alerts(data: Measurements) -> list[str]:
         different = runs[column].dropna().nunique()
         if different > 1:
             found.append(f"Mixed: measured by {different} {noun}.")
+    note = data.ranking["note"] if data.ranking else None
+    if note and note != INCOMPLETE:
+        found.append(f"No MMHM: {note}.")
     if len(data.elsewhere):
         found.append(
             f"{text.plural(len(data.elsewhere), 'setting')} with another sample count, seed or reference left out: "
@@ -218,22 +231,36 @@ def _script_data(page: Page) -> dict[str, Any]:
         shown = [text.number(amount, low, high), text.spread(amount, low, high), text.rank(rank_low, rank_high)]
         if not cells[value["cell_id"]]["random_weights"]:
             cells[value["cell_id"]]["metrics"][value["metric"]] = [*numbers, *shown]
-    strips = {
-        key: {
-            cost: [[budget.level, budget.winner, budget.tied] for budget in budgets(standing, data.ranked, cost)]
-            for cost in ("nfe", "seconds")
-        }
-        for key, standing in data.standings.items()
-    }
+    strips = {key: {"nfe": _strip(data, key, "nfe"), "seconds": _strip(data, key, "seconds")} for key in data.metrics}
     return {
         "headline": page.headline,
         "metrics": {
-            key: {"short": metric.short, "higher": metric.higher_is_better} for key, metric in data.metrics.items()
+            key: {
+                "short": metric.short,
+                "higher": metric.higher_is_better,
+                "share": metric.is_share,
+                "leaders": _leaders(data, key),
+            }
+            for key, metric in data.metrics.items()
         },
         "cells": cells,
         "budgets": strips,
         "figures": {name: json.loads(figure.to_json()) for name, figure in page.figures.items()},
     }
+
+
+def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> list[list[Any]]:
+    """Return the budgets as the script takes them: level, winner, and the best cells of the models tied with it."""
+    return [
+        [budget.level, cell_of(budget.winner), [cell_of(row) for row in budget.tied]]
+        for budget in data.budgets(metric, cost)
+    ]
+
+
+def _leaders(data: Measurements, metric: str) -> list[str]:
+    """Return the best cell and all that are tied with it."""
+    cells = [cell_of(row) for row in data.contenders(metric)]
+    return [cell for cell in cells if cell == cells[0] or data.tied(cells[0], cell, metric)]
 
 
 def _provenance(data: Measurements) -> Markup:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, findings, samples, tables, text
-from report.data import COMPOSITE, Measurements, decoded
+from report.data import COMPOSITE, Measurements
 from report.markup import Markup, element, escape
-from report.published import claims
-from results.standing import Budget, best_of_each, budgets, pareto_front
+from results.budgets import Budget, Cost
+from results.catalog import FACTS
+from results.leaderboard import best_of_each
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""
@@ -28,8 +28,7 @@ class Page:
         self.figures: dict[str, go.Figure] = {}
         self.script_data: dict[str, Any] = {}
         self.headline = data.headline
-        standing = data.standings.get(data.headline)
-        self.best = best_of_each(standing, data.ranked, ["model"]) if standing else []
+        self.best = data.best(data.headline) if data.headline else []
 
     def figure(self, name: str, drawn: go.Figure, caption: str) -> Markup:
         """Register a figure and return the place where the script draws it."""
@@ -41,9 +40,8 @@ class Page:
     def leaderboard(self) -> Markup:
         """Which model, at which budget, and how sure are we?"""
         data = self.data
-        published = claims(data)
         colours = {model: style["colour"] for model, style in self.styles.items()}
-        table = tables.leaderboard(data, self.best, published, colours)
+        table = tables.leaderboard(data, self.best, data.claims, colours)
         controls = element(
             "div",
             element(
@@ -70,9 +68,9 @@ class Page:
         if not self.headline:
             return _section("answer", "Leaderboard", "Speed only: no quality was measured", controls, _scroll(table))
         answer, sureness = findings.leader(data)
-        strip = budgets(data.standings[self.headline], data.ranked)
+        strip = data.budgets(self.headline)
         short = data.metrics[self.headline].short
-        ranked = len(data.standings[self.headline].score)
+        ranked = len(data.contenders(self.headline))
         note = element(
             "p",
             element("span", f"Rank intervals by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
@@ -119,7 +117,7 @@ class Page:
         )
 
     def pareto(self) -> Markup | None:
-        """Which settings are worth their time?"""
+        """Which settings are on the Pareto front?"""
         data = self.data
         if not self.headline:
             return None
@@ -127,12 +125,12 @@ class Page:
         metric = "fid" if "fid" in data.metrics else self.headline
         rows = data.with_metric(metric)
         rows = rows[rows["device"] == device.iloc[0]] if len(device) else rows
-        cost = "latency_seconds" if rows["latency_seconds"].notna().any() else "seconds"
+        cost: Cost = "latency_seconds" if rows["latency_seconds"].notna().any() else "seconds"
         rows = rows.dropna(subset=[cost])
         if len(rows) < 2:
             return None
-        drawn = figures.pareto(rows, data.metrics[metric], self.styles, cost)
-        front = pareto_front(rows[cost], rows["value"] * (1 if data.metrics[metric].higher_is_better else -1))
+        front = data.front(metric, cost, rows.index)
+        drawn = figures.pareto(rows, data.metrics[metric], self.styles, front, cost)
         options = [("latency_seconds", "latency of one image"), ("seconds", "seconds per image in batches")]
         controls = element(
             "div",
@@ -159,7 +157,7 @@ class Page:
         rows = rows[swept]
         if rows.empty:
             return None
-        chosen = best_of_each(data.standings[up], rows, ["model", "steps"])
+        chosen = data.best(up, ("model", "steps"), rows.index)
         paired = rows.join(_columns(data, across[0]), how="inner")
         drawn = figures.guidance_path(paired, data.metrics[across[0]], data.metrics[up], self.styles, chosen)
         options = [(key, data.metrics[key].short) for key in across]
@@ -174,21 +172,21 @@ class Page:
     def composite(self) -> Markup | None:
         """Which metric holds each setting down, and do the metrics say different things?"""
         data = self.data
-        if COMPOSITE not in data.standings or data.ranking is None:
+        if data.ranking is None or COMPOSITE not in data.metrics:
             return None
         rows = data.with_metric(COMPOSITE)
-        rows["utilities"] = data.ranks["utilities"].reindex(rows.index).map(decoded)
+        rows["utilities"] = [data.rows[cell].rank["utilities"] for cell in rows.index]
         keys = [key for key in data.metrics if key in rows["utilities"].iloc[0]]
         names = {key: metric.short for key, metric in data.metrics.items()}
         letters = _letters({key: names.get(key, key) for key in keys})
-        best = rows.loc[best_of_each(data.standings[COMPOSITE], rows, ["model", "steps"])]
+        best = rows.loc[data.best(COMPOSITE, ("model", "steps"), rows.index)]
         bounds = ", ".join(
             f"{names.get(key, key)} {low:.4g} to {high:.4g}"
             for key in keys
             for low, high in [data.ranking["bounds"][key]]
         )
         key_text = ", ".join(f"{letter} = {names.get(key, key)}" for key, letter in letters.items())
-        outside = int(sum(bool(json.loads(text_ or "[]")) for text_ in data.ranks["outside"]))
+        outside = sum(bool(row.rank["outside"]) for row in data.rows.values() if row.rank)
         source = data.ranking["bounds_source"]
         bounds_text = f"Bounds, {'taken from the rows themselves' if source == 'rows' else source}: {bounds}."
         if outside:
@@ -202,7 +200,7 @@ class Page:
         swept = rows[rows.groupby("model")["cfg"].transform("nunique") > 2]
         for position, (model, sweep) in enumerate(swept.groupby("model")):
             caption = f"MMHM of {model} over steps and guidance."
-            best_fields = sweep.loc[best_of_each(data.standings[COMPOSITE], sweep, ["cfg", "steps"])]
+            best_fields = sweep.loc[data.best(COMPOSITE, ("cfg", "steps"), sweep.index)]
             maps.append(
                 self.figure(
                     f"composite-guidance-{position}", figures.composite_heatmap(best_fields, "cfg", letters), caption
@@ -222,8 +220,7 @@ class Page:
         if data.thumbnails.empty:
             return None
         cells = data.cells[data.cells.index.isin(data.thumbnails["cell_id"])]
-        standing = data.standings.get(self.headline)
-        rows = best_of_each(standing, cells, ["model", "steps"]) if standing else []
+        rows = data.best(self.headline, ("model", "steps"), cells.index) if self.headline else []
         shown = cells.loc[rows] if rows else cells.drop_duplicates(["model", "steps"])
         grid = samples.grids(shown.sort_values("model"), data.thumbnails)
         note = element(
@@ -245,10 +242,10 @@ class Page:
         per_cell = max(1, len(data.per_class) // max(1, len(have)))
         cells = [cell for cell in order if cell in have][: max(2, MOST_CLASS_VALUES // per_cell)]
         present = set(data.per_class["metric"])
-        keys = [key for key in ("accuracy", *data.metrics) if key in present and key in data.metrics]
+        measured = [key for key in data.metrics if key in present]
+        keys = sorted(measured, key=lambda key: not data.metrics[key].is_share)  # shares first: they have intervals
         if len(cells) < 2 or not keys:
             return None
-        keys = list(dict.fromkeys(keys))
         one, other = (self._classes(cell, keys[0]) for cell in cells[:2])
         names = (data.fact(cells[0], "label"), data.fact(cells[1], "label"))
         metric = data.metrics[keys[0]]
@@ -267,27 +264,28 @@ class Page:
         counts = f"{int(one['n'].min()):,} images a class" if len(one) else ""
         caption = (
             f"First minus second in each class, sorted, {counts}. Bars: 95% interval of a difference of proportions "
-            "(accuracy only)."
+            "(shares only)."
         )
         title = findings.classes(one, other, names, metric.short, metric.higher_is_better)
         return _section("classes", "Class by class", title, controls, self.figure("classes", drawn, caption))
 
     def stability(self) -> Markup | None:
-        """How much of the order is luck, and how much depends on the ruler?"""
+        """How much of the order is luck, and how much depends on the metric?"""
         data = self.data
         if len(self.best) < 2:
             return None
-        standing = data.standings[self.headline]
-        rows = data.cells.loc[self.best[:24], ["model", "label"]].assign(
-            rank_low=standing.rank_low.reindex(self.best[:24]), rank_high=standing.rank_high.reindex(self.best[:24])
+        shown = data.with_metric(self.headline).loc[self.best[:24]]
+        ranks: list[Any] = [data.rows[str(cell)].rank if self.headline == COMPOSITE else {} for cell in shown.index]
+        rows = shown[["model", "label", "rank_low", "rank_high"]].assign(
+            rank_median=[rank.get("rank_median") for rank in ranks], p_first=[rank.get("p_first") for rank in ranks]
         )
-        extra = data.ranks.reindex(rows.index)[["rank_median", "p_first"]] if self.headline == COMPOSITE else None
-        rows = rows.join(extra) if extra is not None else rows.assign(rank_median=None, p_first=None)
-        caption = (
-            f"95% rank interval of each model's best setting among all {len(standing.score)} settings; dot: median."
-        )
-        parts = [self.figure("ranks", figures.rank_intervals(rows, self.styles), caption)]
-        changes = data.ranking["sensitivity"] if data.ranking else {}
+        among = text.plural(len(data.contenders(self.headline)), "setting")
+        parts = []
+        if rows["rank_low"].notna().any():
+            caption = f"Rank interval of each model's best setting among {among}; dot: median or middle."
+            known = rows[rows["rank_low"].notna()]
+            parts.append(self.figure("ranks", figures.rank_intervals(known, self.styles), caption))
+        changes = (data.ranking["sensitivity"] or {}) if data.ranking else {}
         changes = {data.fact(cell, "label"): int(count) for cell, count in changes.items() if cell in data.cells.index}
         if any(changes.values()):
             parts.append(self.figure("sensitivity", figures.sensitivity(changes), f"{findings.sensitive(changes)}."))
@@ -295,8 +293,8 @@ class Page:
             parts.append(element("p", f"{findings.sensitive(changes)}.", class_="note"))
         places = self._places()
         if places.shape[1] > 1:
-            caption = f"{findings.rulers(places)}. Each model's best setting under each ruler."
-            parts.append(self.figure("rulers", figures.rank_by_metric(places, self.styles), caption))
+            caption = f"{findings.agreement(places)}. Each model's best setting by each metric."
+            parts.append(self.figure("places", figures.rank_by_metric(places, self.styles), caption))
         return _section(
             "stability", "How stable is the order?", findings.stability(data), element("div", parts, class_="figures")
         )
@@ -313,15 +311,12 @@ class Page:
 
     def published(self) -> Markup | None:
         """Do measured rows agree with what was published?"""
-        found = claims(self.data)
+        found = self.data.claims
         if not found:
             return None
-        within = sum(claim.low <= claim.published <= claim.high for claim in found)
-        note = (
-            "Published under each paper's own reference set, sample count and code; equal only where those are equal."
-        )
+        note = "Published with each paper's own reference set, sample count and code; equal only where those are equal."
         return _section(
-            "published", "Beside the papers", findings.claims(within, len(found)),
+            "published", "Beside the papers", findings.claims(found),
             tables.claims_table(self.data, found), element("p", note, class_="note"),
         )  # fmt: skip
 
@@ -335,26 +330,21 @@ class Page:
     def _levels(self) -> list[float]:
         if not self.headline:
             return []
-        return [budget.level for budget in budgets(self.data.standings[self.headline], self.data.ranked)]
+        return [budget.level for budget in self.data.budgets(self.headline)]
 
     def _metric_options(self) -> list[tuple[str, str]]:
         return [(key, metric.short) for key, metric in self.data.metrics.items()]
 
     def _places(self) -> pd.DataFrame:
-        """The place of each model's best setting under every metric and composite, models as rows."""
+        """The place of each model's best setting by every metric and composite, models as rows."""
         data = self.data
+        composites = [fact for fact in FACTS.values() if fact.kind == "composite" and fact.name not in data.metrics]
         best: dict[str, pd.Series] = {}
-        for key, standing in data.standings.items():
-            best[data.metrics[key].short] = standing.score.groupby(
-                data.cells["model"].reindex(standing.score.index)
-            ).max()
-        for column, sign in (("geometric", 1), ("mean_rank", -1)):
-            score = (
-                (sign * pd.to_numeric(data.ranks[column])).dropna() if not data.ranks.empty else pd.Series(dtype=float)
-            )
-            score = score[score.index.isin(data.ranked.index)]
-            if len(score):
-                best[column.replace("_", " ")] = score.groupby(data.cells["model"].reindex(score.index)).max()
+        for fact in (*data.metrics.values(), *(fact for fact in composites if fact.name != "rank")):
+            found = best_of_each(data.contenders(COMPOSITE if fact.kind == "composite" else fact.name), fact.name)
+            scores = {row.cell["model"]: fact.sign * (row.value(fact.name) or 0.0) for row in found}
+            if scores:
+                best[fact.short] = pd.Series(scores)
         return pd.DataFrame({name: column.rank(ascending=False, method="min") for name, column in best.items()})
 
     def _classes(self, cell: str, metric: str) -> pd.DataFrame:

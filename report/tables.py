@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from report import text
-from report.data import Measurements, decoded, record
+from report.data import Measurements, cell_of, decoded
 from report.markup import Markup, element, escape
-from report.published import Claim
-from results.standing import Budget
+from results import numbers
+from results.budgets import Budget
+from results.published import Claim
 
 
 class Column(NamedTuple):
@@ -43,9 +43,9 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     `best` holds the best setting of each model; the page hides the other lines until it is asked for them.
     """
     values = {(row["cell_id"], row["metric"]): row for _, row in data.values.iterrows()}
-    score = data.standings[data.headline].score if data.headline else pd.Series(dtype=float)
-    order = sorted(data.cells.index, key=lambda cell: -score.get(cell, float("-inf")))
-    count = len(score)
+    ranked = [cell_of(row) for row in data.contenders(data.headline)] if data.headline else []
+    order = [*ranked, *(cell for cell in data.cells.index if cell not in ranked)]
+    count = len(ranked)
     columns = 3 + len(BEFORE) + len(data.metrics) + len(AFTER)
     head = [
         element("th", element("span", "settings", class_="unseen")),
@@ -58,10 +58,10 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     bodies = []
     for cell in order:
         row = data.cells.loc[cell]
-        mine = [claim for claim in claims if claim.cell == cell]
+        mine = [claim for claim in claims if claim.cell_id == cell]
         line = element("tr", _line(data, cell, row, values, count, colours), class_="line")
         details = element("tr", element("td", _details(data, cell, row, values, mine), colspan=columns), class_="more")
-        kind = "best" if cell in best or (row["random_weights"] and not len(score)) else None
+        kind = "best" if cell in best or (row["random_weights"] and not ranked) else None
         bodies.append(element("tbody", line, details, data_cell=cell, class_=kind))
     return element("table", element("thead", element("tr", head)), bodies, class_="leaderboard", id="leaderboard")
 
@@ -134,17 +134,17 @@ def _details(
         "cell": cell,
         "ranking": row["ranking"],
     }
-    if cell in data.ranks.index:
-        ranks = record(data.ranks.loc[cell])
-        parts = [f"{key} {value:.3f}" for key, value in decoded(ranks["utilities"]).items()]
+    ranks = data.rows[cell].rank
+    if ranks:
+        parts = [f"{key} {value:.3f}" for key, value in ranks["utilities"].items()]
         facts["normalised"] = ", ".join(parts)
         facts["other composites"] = (
             f"geometric {text.number(ranks['geometric'])}, mean rank {text.number(ranks['mean_rank'])}"
         )
-        outside = json.loads(ranks["outside"] or "[]")
-        facts["outside the bounds"] = ", ".join(outside) or None
+        facts["outside the bounds"] = ", ".join(ranks["outside"]) or None
     for claim in claims:
-        facts[f"published {claim.metric}"] = f"{claim.published:g} ({claim.source})"
+        reasons = f"; not comparable: {'; '.join(claim.not_comparable)}" if claim.not_comparable else ""
+        facts[f"published {claim.metric}"] = f"{claim.published:g} ({claim.source}){reasons}"
     command = element("pre", element("code", row["command"]))
     listing = [[element("dt", key), element("dd", value)] for key, value in facts.items() if value]
     lines = [
@@ -171,15 +171,14 @@ def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
     """Return the winner at each budget of evaluations, as the page shows it before any script runs."""
     cards = []
     for budget in found:
-        value = data.value(budget.winner, data.headline)
+        value = data.value(cell_of(budget.winner), data.headline)
         assert value is not None
-        row = data.cells.loc[budget.winner]
-        tied = [str(data.fact(cell, "model")) for cell in budget.tied]
+        tied = [str(row.cell["model"]) for row in budget.tied]
         cards.append(
             element(
                 "li",
                 element("span", f"≤ {budget.level:g} NFE", class_="level"),
-                element("b", row["model"]),
+                element("b", budget.winner.cell["model"]),
                 element(
                     "span",
                     f"{data.metrics[data.headline].short} ",
@@ -192,19 +191,27 @@ def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
 
 
 def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
-    """Return published figures beside the measured ones."""
+    """Return published figures beside the measured ones, and what keeps them from being compared."""
     lines = [
         [
-            data.fact(claim.cell, "label"),
-            data.metrics[claim.metric].short,
+            data.fact(claim.cell_id, "label"),
+            data.rows[claim.cell_id].fact(claim.metric).short,
             f"{claim.published:g}",
-            text.with_interval(claim.value, claim.low, claim.high),
-            f"{claim.value - claim.published:+.3g}",
+            text.with_interval(claim.measured, claim.low, claim.high),
+            numbers.difference(claim.difference, *_around(claim)),
             claim.source,
+            "; ".join(claim.not_comparable) or "comparable",
         ]
         for claim in claims
     ]
-    return plain_table(("row", "metric", "published", "measured", "difference", "source"), lines)
+    headings = ("setting", "metric", "published", "measured", "difference", "source", "not comparable because")
+    return plain_table(headings, lines)
+
+
+def _around(claim: Claim) -> tuple[float | None, float | None]:
+    """Return the interval of a claim's difference: the measured row's, the published figure taken as exact."""
+    half = claim.half_width
+    return (None, None) if half is None else (claim.difference - half, claim.difference + half)
 
 
 def grouped_reasons(rows: pd.DataFrame, first: str) -> Markup:

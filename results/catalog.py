@@ -63,15 +63,19 @@ class MetricFact:
     aliases: tuple[str, ...] = ()
     kind: Literal["metric", "composite", "cost"] = "metric"
 
-    @property
-    def heading(self) -> str:
-        """What headings call it."""
-        return self.short or self.title
+    def __post_init__(self) -> None:
+        if not self.short:
+            object.__setattr__(self, "short", self.title)
 
     @property
     def higher_is_better(self) -> bool:
         """Whether higher values are better."""
         return self.better == "higher"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of images, or of other things that are counted, in [0, 1]."""
+        return self.kind == "metric" and self.lowest == 0.0 and self.highest == 1.0
 
     @property
     def sign(self) -> float:

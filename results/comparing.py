@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
-import numpy as np
 
-from results.catalog import CATALOG
 from results.cells import CellDirectory
 from results.errors import BenchError
-from results.leaderboard import dictionaries
-from results.statistics import Interval, paired_difference, win_rate
-from results.store import connect
+from results.leaderboard import Row, measured_facts, rows
+from results.statistics import Interval, PairedDifference, paired_difference, win_rate
+from results.store import connect, dictionaries
+
+TIED = "tied"
 
 
 class Difference(NamedTuple):
@@ -26,7 +26,7 @@ class Difference(NamedTuple):
     low: float
     high: float
     verdict: str
-    """`a is better`, `b is better`, or `tied` when the interval spans zero."""
+    """`a is better`, `b is better`, or `tied` when the interval holds zero."""
     win_rate: float | None = None
     """How often a's image of a prompt scores above b's, ties counting half; only for scores of single images."""
     win_low: float | None = None
@@ -43,6 +43,59 @@ class Comparison(NamedTuple):
     differences: list[Difference]
 
 
+def paired(a: Row, b: Row, metric: str) -> PairedDifference | None:
+    """Return a - b in `metric` or the composite; None where the rows share no blocks (read rows with `blocks`)."""
+    one, other = a.measured(metric), b.measured(metric)
+    if one is None or other is None or not one.jackknife or not other.jackknife:
+        return None
+    if a.cell["ranking"] != b.cell["ranking"] or len(one.jackknife) != len(other.jackknife):
+        return None
+    return paired_difference(one.value, one.jackknife, other.value, other.jackknife)
+
+
+def tied(a: Row, b: Row, metric: str) -> bool:
+    """Tell whether the data cannot order two rows by `metric`: their paired difference holds zero, or is not known."""
+    difference = paired(a, b, metric)
+    return difference is None or difference.sign == 0
+
+
+def verdict(a: Row, b: Row, metric: str) -> str:
+    """Return `a is better`, `b is better` or `tied`."""
+    difference = paired(a, b, metric)
+    if difference is None or difference.sign == 0:
+        return TIED
+    return "a is better" if difference.sign * a.fact(metric).sign > 0 else "b is better"
+
+
+def compare_rows(a: Row, b: Row, runs: Path | None = None) -> list[Difference]:
+    """Return the paired differences of two rows of one ranking, read with their blocks, in the order of tables.
+
+    `runs`: the runs directory, whose cells give the scores of single images for win rates.
+    """
+    directories = [] if runs is None else [CellDirectory(runs, row.cell["cell_id"]) for row in (a, b)]
+    differences = []
+    for fact in measured_facts([a]):
+        difference = paired(a, b, fact.name)
+        if difference is None:
+            continue
+        one, other = a.value(fact.name), b.value(fact.name)
+        assert one is not None and other is not None
+        wins = _win_rate(fact.array, directories)
+        differences.append(
+            Difference(
+                fact.name,
+                one,
+                other,
+                difference.value,
+                difference.low,
+                difference.high,
+                verdict(a, b, fact.name),
+                *((None, None, None) if wins is None else wins[:3]),
+            )
+        )
+    return differences
+
+
 def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Comparison:
     """Return the paired differences of two rows, each a cell id, MODEL or MODEL@STEPS[@CFG]; `seed` narrows them.
 
@@ -51,50 +104,24 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
     with connect(database, retry=True) as connection:
         found = [find_cells(connection, name, seed) for name in (a, b)]
         cells = _pair(found[0], found[1], a, b)
-        rows = [_metrics(connection, cell["cell_id"]) for cell in cells]
-    directories = [CellDirectory(database.parent, cell["cell_id"]) for cell in cells]
-    differences = []
-    for metric, value in rows[0].items():
-        other = rows[1].get(metric)
-        if other is None or not value["jackknife"] or len(value["jackknife"]) != len(other["jackknife"] or []):
-            continue
-        interval = paired_difference(
-            value["value"], np.array(value["jackknife"]), other["value"], np.array(other["jackknife"])
-        )
-        wins = _win_rate(metric, directories)
-        differences.append(
-            Difference(
-                metric,
-                value["value"],
-                other["value"],
-                interval.value,
-                interval.low,
-                interval.high,
-                _verdict(metric, interval.low, interval.high),
-                *((None, None, None) if wins is None else wins[:3]),
-            )
-        )
+        ids = [cell["cell_id"] for cell in cells]
+        read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
+    differences = compare_rows(read[ids[0]], read[ids[1]], database.parent)
     titles = [_title(cell) for cell in cells]
     return Comparison(titles[0], titles[1], differences)
 
 
-def _win_rate(metric: str, directories: list[CellDirectory]) -> Interval | None:
+def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     """Return the win rate over sample indices, whose prompts both rows share; None without scores of single images."""
-    array = CATALOG[metric].array
-    if not array.endswith(".score"):
+    if not array.endswith(".score") or not directories:
         return None
     paths = [directory.path / f"{array}.npy" for directory in directories]
     if not all(path.is_file() for path in paths):  # a merged database has the rows without their directories
         return None
+    import numpy as np
+
     a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
     return win_rate(a, b)
-
-
-def _verdict(metric: str, low: float, high: float) -> str:
-    if low <= 0.0 <= high:
-        return "tied"
-    a_is_higher = low > 0.0
-    return "a is better" if a_is_higher == (CATALOG[metric].better == "higher") else "b is better"
 
 
 def _title(cell: dict[str, Any]) -> str:
@@ -102,15 +129,10 @@ def _title(cell: dict[str, Any]) -> str:
 
 
 def _setting(cell: dict[str, Any]) -> str:
-    steps = "images" if cell["steps"] is None else f"{cell['steps']} steps, cfg {cell['cfg']:g}"
+    count = cell["steps"]
+    steps = "images" if count is None else f"{count} step{'s' if count != 1 else ''}, cfg {cell['cfg']:g}"
     nfe = "" if cell["nfe"] is None else f", NFE {cell['nfe']:g}"
     return f"{steps}{nfe}, {cell['num_samples']:,} samples, seed {cell['seed']}"
-
-
-def _metrics(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str, dict[str, Any]]:
-    rows = dictionaries(connection, "SELECT * FROM metrics WHERE cell_id = ?", [cell_id])
-    order = list(CATALOG)
-    return {row["metric"]: row for row in sorted(rows, key=lambda row: order.index(row["metric"]))}
 
 
 def _pair(
@@ -127,7 +149,7 @@ def _pair(
         name, cells = (a, [one for one, _ in pairs]) if len({one["cell_id"] for one, _ in pairs}) > 1 else (b, found_b)
         unique = {cell["cell_id"]: cell for cell in cells}
         choices = "; ".join(f"{cell_id} ({_setting(cell)})" for cell_id, cell in list(unique.items())[:4])
-        raise BenchError(f"'{name}' fits {len(unique)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+        raise BenchError(f"'{name}' matches {len(unique)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
     return pairs[0]
 
 

@@ -6,7 +6,6 @@ into `card FILE: key 'a.b[2]' must be ..., found ...`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from results.errors import BenchError
+from results.errors import BenchError, nearest
 
 MAX_BYTES = 16 * 2**20
 """The largest text that is read: the class names of a protocol of a million prompts."""
@@ -246,7 +245,7 @@ def _unknown_key(
 ) -> str:
     *above, key = fault["loc"]
     known = sorted(_keys_at(model, above))
-    near = difflib.get_close_matches(str(key), known, n=1)
+    near = nearest(str(key), known, 1)
     if not near:
         return f"is not known; the keys here are {', '.join(known)}"
     meant = (*above, near[0])
@@ -273,7 +272,7 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _meant(value: Any, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(value, list(names), n=1) if isinstance(value, str) else []
+    near = nearest(value, names, 1) if isinstance(value, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 

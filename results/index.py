@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from results.cells import CellDirectory
+from results.digests import measurement_digest
 from results.errors import StoreError
 from results.ranking import rank_all
 from results.store import connect, finish_runs, now, write_cell
@@ -48,8 +49,10 @@ def reindex(runs: Path) -> int:
 
 
 def decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its pictures as bytes, ready for the store."""
+    """Return a record with its pictures as bytes, and what older records do not say, ready for the store."""
     import base64
 
     thumbnails = [{**row, "png": base64.b64decode(row["png"])} for row in record.get("thumbnails", [])]
-    return {**record, "thumbnails": thumbnails}
+    definition = record.get("protocol", {}).get("definition", {})
+    cell = {"measurement": measurement_digest(definition), **record["cell"]}
+    return {**record, "cell": cell, "thumbnails": thumbnails}

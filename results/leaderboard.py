@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,24 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from results.catalog import FACTS, MMHM_METRICS
+from results.catalog import FACTS, MMHM_METRICS, MetricFact, ordered, read_facts
 from results.errors import StoreError
+from results.store import dictionaries
 
+COMPOSITE = "mmhm"
+"""The composite that orders rows where it is known."""
 SETTING = (
     "protocol", "measurement", "num_samples", "model", "checkpoint", "steps", "cfg", "sampler", "settings", "dtype",
     "weights_sha256",
 )  # fmt: skip
 """What two cells of different seeds share when they measure the same setting."""
+ROUNDING = 0.005
+"""Evaluations per image by which a row may exceed a budget: budgets are written with two decimals."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one row: value, 95 % interval and bias-corrected value where there is one."""
+    """A metric of one row: value, 95 % interval, bias-corrected value where there is one, and rank interval."""
 
     value: float | None
     low: float | None = None
@@ -30,6 +34,13 @@ class Value:
     corrected: float | None = None
     standard_error: float | None = None
     n: int = 0
+    rank_low: float | None = None
+    rank_high: float | None = None
+    method: str = ""
+    judge: str = ""
+    judge_digest: str = ""
+    jackknife: tuple[float, ...] | None = field(default=None, repr=False)
+    """The value without each block, where it was asked for and there is one."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +50,44 @@ class Row:
     cell: Mapping[str, Any]
     metrics: Mapping[str, Value]
     rank: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, MetricFact] = field(default_factory=lambda: FACTS, repr=False, compare=False)
+
+    def fact(self, metric: str) -> MetricFact:
+        """Return what a metric is. Raises StoreError where the database does not say."""
+        if metric not in self.facts:
+            raise StoreError(
+                f"metric '{metric}' has values but no entry in metric_facts; rebuild with 'bench reindex' where its "
+                "plug-in is installed"
+            )
+        return self.facts[metric]
+
+    def measured(self, metric: str) -> Value | None:
+        """Return a metric's or the composite's value with its intervals; None where it was not measured."""
+        if metric != COMPOSITE:
+            return self.metrics.get(metric)
+        if self.rank.get("mmhm") is None:
+            return None
+        rank = self.rank
+        return Value(
+            rank["mmhm"],
+            rank.get("low"),
+            rank.get("high"),
+            n=self.cell["num_samples"],
+            rank_low=rank.get("rank_low"),
+            rank_high=rank.get("rank_high"),
+            method="blocks resampled jointly",
+            jackknife=rank.get("jackknife"),
+        )
 
     def value(self, metric: str) -> float | None:
-        """Return a metric's value, a composite, or a fact of the cell (`nfe`, `images_per_second`); None without."""
+        """Return a metric's value, a composite, or a cost of the cell (`nfe`, `images_per_second`); None without."""
         if metric in self.metrics:
             return self.metrics[metric].value
         fact = FACTS.get(metric)
         if fact is None or fact.kind == "metric":
             return None
         found = (self.rank if fact.kind == "composite" else self.cell).get(fact.array)
-        return float(found) if isinstance(found, (int, float)) else None
+        return float(found) if isinstance(found, int | float) else None
 
     @property
     def pixels(self) -> Mapping[str, Any] | None:
@@ -81,41 +120,75 @@ class Row:
 
 
 def rows(
-    connection: duckdb.DuckDBPyConnection, *, protocol: str | None = None, status: str | None = "done"
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    protocol: str | None = None,
+    status: str | None = "done",
+    ranking: str | None = None,
+    cells: Sequence[str] | None = None,
+    blocks: bool = False,
 ) -> list[Row]:
-    """Return the rows of the database, with their metrics and ranks, in the order they were measured."""
-    conditions, values = [], []
-    for column, wanted in (("protocol", protocol), ("status", status)):
+    """Return the rows of the database, with their metrics and ranks, in the order they were measured.
+
+    Args:
+        connection: an open database.
+        protocol: only rows of this protocol.
+        status: only rows of this status (`done`, `failed`, `unsupported`); None for all.
+        ranking: only rows of this ranking.
+        cells: only these cell ids.
+        blocks: read the values without each block too, which comparisons of rows need.
+    """
+    conditions = ["true"]
+    values: list[Any] = []
+    for column, wanted in (("protocol", protocol), ("status", status), ("ranking", ranking)):
         if wanted is not None:
-            conditions.append(f"{column} = ?")
+            conditions.append(f"c.{column} = ?")
             values.append(wanted)
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    cells = dictionaries(connection, f"SELECT * FROM cells {where} ORDER BY finished, cell_id", values)
-    metrics: dict[str, dict[str, Value]] = {}
-    for row in dictionaries(connection, "SELECT * EXCLUDE (jackknife) FROM metrics"):
-        metrics.setdefault(row["cell_id"], {})[row["metric"]] = Value(
-            row["value"], row["low"], row["high"], row["corrected"], row["standard_error"], row["n"]
-        )
-    ranks = {row["cell_id"]: row for row in dictionaries(connection, "SELECT * FROM ranks")}
-    for rank in ranks.values():
-        rank["utilities"], rank["outside"] = json.loads(rank["utilities"]), json.loads(rank["outside"])
-    measurements = {
-        row["digest"]: _measurement(json.loads(row["definition"]))
-        for row in dictionaries(connection, "SELECT digest, definition FROM protocols")
-    }
-    for cell in cells:
+    if cells is not None:
+        conditions.append("list_contains(?::VARCHAR[], c.cell_id)")
+        values.append(list(cells))
+    where = f"WHERE {' AND '.join(conditions)}"
+    found = dictionaries(connection, f"SELECT * FROM cells c {where} ORDER BY finished, cell_id", values)
+    for cell in found:
         cell["pixels"] = json.loads(cell["pixels"]) if cell.get("pixels") else None
         cell["settings"], cell["options"] = json.loads(cell["settings"]), json.loads(cell["options"])
-        cell["measurement"] = measurements.get(cell["protocol_digest"], cell["protocol_digest"])
-    return [Row(cell, metrics.get(cell["cell_id"], {}), ranks.get(cell["cell_id"], {})) for cell in cells]
+        cell["measurement"] = cell["measurement"] or cell["protocol_digest"]
+    metrics = _metrics(connection, where, values, blocks)
+    ranks: dict[str, dict[str, Any]] = {}
+    query = f"SELECT r.* FROM ranks r JOIN cells c USING (ranking, cell_id) {where}"
+    for rank in dictionaries(connection, query, values):
+        rank["utilities"], rank["outside"] = json.loads(rank["utilities"]), json.loads(rank["outside"])
+        left = rank.pop("jackknife")
+        ranks[rank["cell_id"]] = rank | ({"jackknife": tuple(left)} if blocks and left else {})
+    facts = read_facts(connection)
+    return [Row(cell, metrics.get(cell["cell_id"], {}), ranks.get(cell["cell_id"], {}), facts) for cell in found]
 
 
-def _measurement(definition: Mapping[str, Any]) -> str:
-    """Return a digest of a protocol without what only chooses its cells: sweeps, seed, sample count, metric names."""
-    kept = {key: value for key, value in definition.items() if key not in ("name", "sampling", "metrics")}
-    kept["sampling"] = {key: definition.get("sampling", {}).get(key) for key in ("quantise", "levels")}
-    kept["metrics"] = {key: definition.get("metrics", {}).get(key) for key in ("blocks", "options")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:20]
+def _metrics(
+    connection: duckdb.DuckDBPyConnection, where: str, values: Sequence[Any], blocks: bool
+) -> dict[str, dict[str, Value]]:
+    columns = "m.*" if blocks else "m.* EXCLUDE (jackknife)"
+    query = (
+        f"SELECT {columns}, r.rank_low, r.rank_high FROM metrics m JOIN cells c USING (cell_id) "
+        f"LEFT JOIN metric_ranks r USING (ranking, cell_id, metric) {where} ORDER BY m.cell_id, m.metric"
+    )
+    found: dict[str, dict[str, Value]] = {}
+    for row in dictionaries(connection, query, values):
+        found.setdefault(row["cell_id"], {})[row["metric"]] = Value(
+            row["value"],
+            row["low"],
+            row["high"],
+            row["corrected"],
+            row["standard_error"],
+            row["n"],
+            row["rank_low"],
+            row["rank_high"],
+            row["method"],
+            row["judge"],
+            row["judge_digest"],
+            tuple(row["jackknife"]) if row.get("jackknife") else None,
+        )
+    return found
 
 
 def missing_metrics(connection: duckdb.DuckDBPyConnection, found: Sequence[Row]) -> list[str]:
@@ -140,20 +213,32 @@ def missing_metrics(connection: duckdb.DuckDBPyConnection, found: Sequence[Row])
 
 
 def rankings(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]:
-    """Return the rankings by digest: bounds, eps, correlation of the metrics and leave-one-row-out sensitivity."""
+    """Return the rankings by digest: bounds, eps, correlation of the metrics and leave-one-row-out sensitivity.
+
+    Where there is no MMHM, `note` says why and the rest is None.
+    """
     found = {row["ranking"]: row for row in dictionaries(connection, "SELECT * FROM rankings")}
     for row in found.values():
         for column in ("bounds", "correlation", "sensitivity"):
-            row[column] = json.loads(row[column])
+            row[column] = None if row[column] is None else json.loads(row[column])
     return found
 
 
+def measured_facts(found: Sequence[Row]) -> list[MetricFact]:
+    """Return what each metric of these rows is, the composite among them, in the order of tables.
+
+    Raises StoreError for a metric that the database does not describe.
+    """
+    facts = {name: row.fact(name) for row in found for name in row.metrics}
+    if any(row.value(COMPOSITE) is not None for row in found):
+        facts[COMPOSITE] = FACTS[COMPOSITE]
+    return ordered(facts.values())
+
+
 def headline(found: Sequence[Row]) -> str:
-    """Return the metric that orders these rows unless told otherwise: MMHM, else FID, else the first measured one."""
-    if any(row.value("mmhm") is not None for row in found):
-        return "mmhm"
-    measured = [name for row in found for name in row.metrics]
-    return "fid" if "fid" in measured or not measured else measured[0]
+    """Return the metric that orders these rows unless told otherwise: MMHM, else FID, else the first of the tables."""
+    measured = [fact.name for fact in measured_facts(found)]
+    return next((name for name in (COMPOSITE, "fid") if name in measured), measured[0] if measured else "fid")
 
 
 def sorted_rows(found: Sequence[Row], metric: str | None = None) -> list[Row]:
@@ -166,32 +251,35 @@ def sorted_rows(found: Sequence[Row], metric: str | None = None) -> list[Row]:
     return _ordered(found, metric or headline(found))
 
 
-def best_per_model(found: Sequence[Row], metric: str | None = None) -> list[Row]:
-    """Return each model's best row by `metric` (None: the `headline` of its ranking), ranking by ranking, best first.
+def best_of_each(found: Sequence[Row], metric: str | None = None, by: Sequence[str] = ("model",)) -> list[Row]:
+    """Return the best row of each group (say of each model) by `metric`, ranking by ranking, best first.
 
-    Raises StoreError for an unknown metric.
+    `metric` None is the `headline` of each ranking; `by` names columns of `cells`. Raises StoreError for an unknown
+    metric.
     """
     _check_metric(found, metric)
-    best: dict[tuple[str, str], Row] = {}
+    best: dict[tuple[Any, ...], Row] = {}
     for ranking, members in by_ranking(found).items():
         for row in _ordered(members, metric or headline(members)):
-            best.setdefault((ranking, row.cell["model"]), row)
+            best.setdefault((ranking, *(row.cell[column] for column in by)), row)
     return list(best.values())
 
 
+def sortable(found: Sequence[Row]) -> list[str]:
+    """Return what these rows can be sorted by: their metrics, the composites and the costs."""
+    measured = {name for row in found for name in row.metrics}
+    return sorted(measured | {name for name, fact in FACTS.items() if fact.kind != "metric"})
+
+
 def _check_metric(found: Sequence[Row], metric: str | None) -> None:
-    known = {name for name, fact in FACTS.items() if fact.kind != "metric"}
-    known |= {name for row in found for name in row.metrics}
-    if found and metric is not None and metric not in known:
-        raise StoreError(f"unknown metric '{metric}': the metrics here are {', '.join(sorted(known))}")
+    if found and metric is not None and metric not in sortable(found):
+        raise StoreError(f"unknown metric '{metric}': the metrics here are {', '.join(sortable(found))}")
 
 
 def _ordered(found: Sequence[Row], metric: str) -> list[Row]:
-    sign = FACTS[metric].sign
-
     def key(row: Row) -> tuple[bool, float]:
         value = row.value(metric)
-        return (value is None, 0.0 if value is None else -sign * value)
+        return (value is None, 0.0 if value is None else -row.fact(metric).sign * value)
 
     return sorted(found, key=key)
 
@@ -213,7 +301,7 @@ def within_budget(
     """
 
     def fits(row: Row) -> bool:
-        if nfe is not None and (row.evaluations is None or row.evaluations > nfe + 1e-9):
+        if nfe is not None and (row.evaluations is None or row.evaluations > nfe + ROUNDING):
             return False
         if seconds is not None and (row.seconds is None or row.seconds > seconds):
             return False
@@ -244,28 +332,15 @@ def chosen_on(
     if not pool:
         raise StoreError(f"no finished cell of seed {seed} to choose on; 'bench run --select-on {seed}' measures them")
     _check_metric(found, metric)
-    alike: dict[tuple[Any, ...], list[Row]] = {}
-    for row in pool:
-        alike.setdefault((row.cell["measurement"], row.cell["num_samples"]), []).append(row)
     elsewhere = [row for row in found if row.cell["seed"] != seed]
     choices = []
-    for members in alike.values():
+    for members in by_ranking(pool).values():
         by = metric or headline(members)
-        best: dict[str, Row] = {}
-        for row in _ordered(members, by):
+        for row in best_of_each(members, by):
             if row.value(by) is not None:
-                best.setdefault(row.cell["model"], row)
-        for row in best.values():
-            choices.append(Choice(row, by, [other for other in elsewhere if _setting(other) == _setting(row)]))
+                choices.append(Choice(row, by, [other for other in elsewhere if _setting(other) == _setting(row)]))
     return choices
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
     return tuple(row.cell[key] for key in SETTING)
-
-
-def dictionaries(connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Return a query's rows as dictionaries."""
-    result = connection.execute(query, list(values))
-    names = [column[0] for column in result.description or []]
-    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

@@ -1,17 +1,21 @@
-"""MMHM over the rows that may be compared, with intervals of scores and ranks."""
+"""Ranks over the rows that may be compared: by each metric, and by MMHM with intervals of scores and ranks."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 
-from results.catalog import FACTS, MMHM_METRICS
+from results.catalog import FACTS, MMHM_METRICS, MetricFact, read_facts
 from results.composite import (
     COLUMNS,
+    PartialBounds,
+    column_of,
     harmonic_scores,
     leave_one_row_out,
     metric_correlation,
@@ -22,140 +26,251 @@ from results.composite import (
     table_array,
     utilities_of,
 )
-from results.leaderboard import dictionaries
+from results.errors import BenchError, unknown_key
 from results.published import published_rows
-from results.statistics import jackknife, joint_rank_intervals
-from results.store import connect, forget_rankings, replace_table, write_ranking
+from results.statistics import jackknife, joint_rank_intervals, paired_ranks
+from results.store import RANKING_TABLES, connect, dictionaries, replace_rankings
 
+INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"
 
-def metric_fact_rows() -> list[dict[str, Any]]:
-    """Return the rows of table `metric_facts`."""
-    columns = ("metric", "title", "higher_is_better", "definition")
-    return [{column: fact.row()[column] for column in columns} for fact in FACTS.values()]
+Tables = dict[str, list[dict[str, Any]]]
+Measured = Mapping[str, Mapping[str, Any]]
+"""The metrics of one row: name -> value, jackknife ..."""
 
 
 def rank_all(database: Path) -> None:
-    """Rank every group of comparable rows anew and store scores, intervals, ranks, bounds and sensitivity.
-
-    Bounds, eps and clipping are those of the protocol that each row was measured under. A row takes part when it has
-    all four metrics over all samples of its ranking: with samples missing, its FID would be one of another N.
-    """
+    """Rank every group of comparable rows anew; see `rank`."""
     with connect(database, write=True, retry=True) as connection:
-        replace_table(connection, "metric_facts", metric_fact_rows())
-        replace_table(connection, "published", published_rows())
-        groups = dictionaries(
-            connection,
-            "SELECT ranking, min(c.protocol) AS protocol, num_samples, seed, any_value(p.definition) AS definition "
-            "FROM cells c JOIN protocols p ON p.digest = c.protocol_digest "
-            "WHERE status = 'done' AND NOT random_weights GROUP BY ranking, num_samples, seed ORDER BY ranking",
-        )
-        ranked = []
-        for group in groups:
-            rows = dictionaries(
-                connection,
-                "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.reference FROM metrics m "
-                "JOIN cells c USING (cell_id) WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights "
-                "AND m.n = c.num_samples",
-                [group["ranking"]],
-            )
-            ranking = _rank_group(group, rows, json.loads(group["definition"])["composite"])
-            if ranking is not None:
-                write_ranking(connection, *ranking)
-                ranked.append(group["ranking"])
-        forget_rankings(connection, ranked)
+        rank(connection)
 
 
-def _rank_group(
-    group: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], composite: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    by_cell: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        by_cell.setdefault(row["cell_id"], {})[row["metric"]] = row
-    complete = {
-        cell_id: metrics
-        for cell_id, metrics in sorted(by_cell.items())
-        if all(metrics.get(name, {}).get("value") is not None for name in MMHM_METRICS)
-    }
-    if not complete:
-        return None
-    eps = float(composite.get("eps", 1e-3))
+def rank(connection: duckdb.DuckDBPyConnection) -> None:
+    """Rank every group of comparable rows anew and store ranks, scores, intervals, bounds and sensitivity.
+
+    A row takes part in a metric's ranks when it has the metric over all samples of its ranking: with samples missing,
+    its FID would be one of another N; and in MMHM's when it has all four so. Bounds, eps and clipping are those of the
+    protocol that the rows were measured under. A ranking whose MMHM cannot be computed says why in its `note`.
+    """
+    facts = read_facts(connection)
+    groups = dictionaries(
+        connection,
+        "SELECT ranking, min(c.protocol) AS protocol, num_samples, seed, any_value(p.definition) AS definition "
+        "FROM cells c LEFT JOIN protocols p ON p.digest = c.protocol_digest "
+        "WHERE status = 'done' AND NOT random_weights GROUP BY ranking, num_samples, seed ORDER BY ranking",
+    )
+    tables: Tables = {table: [] for table in RANKING_TABLES}
+    for group in groups:
+        rows = contenders(connection, group["ranking"])
+        ranking, ranks = _rank_by_composite(group, rows)
+        tables["rankings"].append(ranking)
+        tables["ranks"] += ranks
+        tables["metric_ranks"] += rank_by_metrics(group["ranking"], rows, facts)
+    replace_rankings(connection, tables, [fact.row() for fact in FACTS.values()], published_rows())
+
+
+def contenders(connection: duckdb.DuckDBPyConnection, ranking: str) -> dict[str, Measured]:
+    """Return the metrics of each row of a ranking, as far as they are over all its samples; cell_id -> name -> row."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in dictionaries(
+        connection,
+        "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.reference FROM metrics m JOIN cells c USING (cell_id) "
+        "WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights AND m.n = c.num_samples "
+        "AND isfinite(m.value) ORDER BY m.cell_id, m.metric",
+        [ranking],
+    ):
+        rows.setdefault(row["cell_id"], {})[row["metric"]] = row
+    return dict(rows)
+
+
+def rank_by_metrics(
+    ranking: str, rows: Mapping[str, Measured], facts: Mapping[str, MetricFact]
+) -> list[dict[str, Any]]:
+    """Return the rows of table `metric_ranks`; a metric that no fact tells the direction of has none."""
+    from scipy.stats import rankdata
+
+    found = []
+    for metric in dict.fromkeys(name for measured in rows.values() for name in measured):
+        if metric not in facts:
+            continue
+        fact = facts[metric]
+        cells = [cell_id for cell_id, measured in rows.items() if metric in measured]
+        values = np.array([rows[cell_id][metric]["value"] for cell_id in cells], dtype=np.float64)
+        places = rankdata(-fact.sign * values, method="min")
+        limits = _paired_limits(values, [rows[cell_id][metric]["jackknife"] for cell_id in cells], fact)
+        found += [
+            {
+                "ranking": ranking,
+                "cell_id": cell_id,
+                "metric": metric,
+                "rank": int(place),
+                "rank_low": low,
+                "rank_high": high,
+            }
+            for cell_id, place, (low, high) in zip(cells, places, limits, strict=True)
+        ]
+    return found
+
+
+def _paired_limits(
+    values: np.ndarray, blocks: Sequence[Sequence[float] | None], fact: MetricFact
+) -> list[tuple[int | None, int | None]]:
+    """Return first and last rank of each row; rows whose blocks nobody shares are tied with all others, and say None.
+
+    Rows of one ranking are measured on the same blocks, so there is one number of blocks, or none.
+    """
+    limits: list[tuple[int | None, int | None]] = [(None, None)] * len(values)
+    lengths = [0 if row is None else len(row) for row in blocks]
+    for length in {length for length in lengths if length >= 2}:
+        members = [index for index, own in enumerate(lengths) if own == length]
+        left = np.array([blocks[index] for index in members], dtype=np.float64)
+        others = len(values) - len(members)
+        for index, (low, high) in zip(members, paired_ranks(values[members], left, fact.better), strict=True):
+            limits[index] = (int(low), int(high) + others)
+    return limits
+
+
+class Scaling(NamedTuple):
+    """How a protocol's composite scales the four metrics: softening, frozen bounds if any, and clipping."""
+
+    eps: float
+    bounds: PartialBounds | None
+    clip: bool
+    version: str
+
+
+def read_scaling(composite: Any) -> Scaling:
+    """Return the scaling that a protocol's `composite` table asks for.
+
+    Raises BenchError, naming the key, for a table that no MMHM can be computed from.
+    """
+    if not isinstance(composite, Mapping):
+        raise BenchError("composite: not a table")
+    known = ("eps", "bounds", "clip", "version", "source", "metrics")
+    for key in composite:
+        if key not in known:
+            raise BenchError(unknown_key("composite", key, known))
+    asked = composite.get("metrics", MMHM_METRICS)
+    if not isinstance(asked, list | tuple) or sorted(map(str, asked)) != sorted(MMHM_METRICS):
+        raise BenchError(f"composite.metrics: {asked} asked for, MMHM is of {', '.join(MMHM_METRICS)}")
+    eps = composite.get("eps", 1e-3)
+    if not _is_number(eps) or eps < 0:
+        raise BenchError(f"composite.eps: {eps!r} is not a number of at least 0")
     frozen = composite.get("bounds")
-    bounds = None if frozen is None else {name: {"min": pair[0], "max": pair[1]} for name, pair in frozen.items()}
-    clip = bool(composite.get("clip", frozen is not None))
+    if frozen is not None and not isinstance(frozen, Mapping):
+        raise BenchError(f"composite.bounds: {frozen!r} is not a table of metrics")
+    bounds: dict[str, dict[str, float]] = {}
+    for name, pair in (frozen or {}).items():
+        if column_of(str(name)) is None:
+            raise BenchError(unknown_key("composite.bounds", name, MMHM_METRICS))
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(_is_number, pair)):
+            raise BenchError(f"composite.bounds.{name}: {pair!r} is not a pair of numbers")
+        if pair[0] > pair[1]:
+            raise BenchError(f"composite.bounds.{name}: the lower bound {pair[0]:g} is above the upper {pair[1]:g}")
+        bounds[name] = {"min": float(pair[0]), "max": float(pair[1])}
+    clip = composite.get("clip", frozen is not None)
+    if not isinstance(clip, bool):
+        raise BenchError(f"composite.clip: {clip!r} is neither true nor false")
+    return Scaling(float(eps), None if frozen is None else bounds, clip, str(composite.get("version", 1)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rank_by_composite(
+    group: Mapping[str, Any], rows: Mapping[str, Measured]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the row of table `rankings` and those of table `ranks`."""
+    ranking: dict[str, Any] = {key: group[key] for key in ("ranking", "protocol", "num_samples", "seed")}
+    references = [row["reference"] for measured in rows.values() for row in measured.values() if row["reference"]]
+    ranking["reference"] = references[0] if references else None
+    ranking |= dict.fromkeys(("note", "eps", "clip", "bounds", "bounds_source", "correlation", "sensitivity"))
+    complete = {cell_id: measured for cell_id, measured in rows.items() if measured.keys() >= set(MMHM_METRICS)}
+    try:
+        if not complete:
+            raise BenchError(INCOMPLETE)
+        definition = json.loads(group["definition"] or "{}")
+        scaling = read_scaling(definition.get("composite", {}))
+    except BenchError as error:
+        return ranking | {"note": str(error)}, []
+    facts, ranks = _scored(complete, scaling)
+    source = "rows" if scaling.bounds is None else f"frozen ({group['protocol']}/{scaling.version})"
+    return ranking | facts | {"bounds_source": source}, [{"ranking": group["ranking"]} | row for row in ranks]
+
+
+def _scored(complete: Mapping[str, Measured], scaling: Scaling) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what the composites say of the table as a whole, and of each of its rows."""
+    cells = list(complete)
     table = {
-        column: [complete[cell_id][name]["value"] for cell_id in complete]
+        column: [complete[cell_id][name]["value"] for cell_id in cells]
         for column, name in zip(COLUMNS, MMHM_METRICS, strict=True)
     }
-    scored = minmax_harmonic_mean(table, eps, bounds, clip)
     values = table_array(table)
-    used = None if bounds is None else resolve_bounds(values, bounds)
-    left = [[complete[cell_id][name]["jackknife"] for name in MMHM_METRICS] for cell_id in complete]
-    scores, ranks = _intervals(values, left, used, clip, eps)
-    geometric = minmax_geometric_mean(scored.utilities, eps)
+    scored = minmax_harmonic_mean(table, scaling.eps, scaling.bounds, scaling.clip)
+    used = None if scaling.bounds is None else resolve_bounds(values, scaling.bounds)
+    left = [[complete[cell_id][name]["jackknife"] for name in MMHM_METRICS] for cell_id in cells]
+    intervals = _intervals(values, left, used, scaling)
+    geometric = minmax_geometric_mean(scored.utilities, scaling.eps)
     places = 1.0 + (1.0 - rank_composite(values)) * (len(values) - 1)
     mean_rank = np.round(8 * places) / 8  # means of four places, shared ones by halves: exact, so that ties stay ties
-    sensitivity = {
-        list(complete)[row.dropped]: len({index for pair in row.reordered for index in pair})
-        for row in leave_one_row_out(table, eps, bounds, clip)
-    }
-    correlation = metric_correlation(values)
-    ranking = {
-        "ranking": group["ranking"],
-        "protocol": group["protocol"],
-        "reference": next((row["reference"] for row in rows if row["reference"]), None),
-        "num_samples": group["num_samples"],
-        "seed": group["seed"],
-        "eps": eps,
-        "clip": clip,
-        "bounds": {
-            name: [scored.bounds[c]["min"], scored.bounds[c]["max"]]
-            for c, name in zip(COLUMNS, MMHM_METRICS, strict=True)
-        },
-        "bounds_source": "rows" if bounds is None else f"frozen ({group['protocol']}/{composite.get('version', 1)})",
-        "correlation": {
-            a: {b: _number(correlation[i, j]) for j, b in enumerate(MMHM_METRICS)} for i, a in enumerate(MMHM_METRICS)
-        },
-        "sensitivity": sensitivity,
-    }
-    cell_rows = [
+    ranks = [
         {
-            "ranking": group["ranking"],
             "cell_id": cell_id,
             "mmhm": float(scored.scores[index]),
-            **scores[index],
             "utilities": dict(zip(MMHM_METRICS, map(float, scored.utilities[index]), strict=True)),
             "outside": {name: True for name, out in zip(MMHM_METRICS, scored.outside[index], strict=True) if out},
-            **ranks[index],
             "geometric": float(geometric[index]),
             "mean_rank": float(mean_rank[index]),
+            **intervals[index],
         }
-        for index, cell_id in enumerate(complete)
+        for index, cell_id in enumerate(cells)
     ]
-    return ranking, cell_rows
+    sensitivity = leave_one_row_out(table, scaling.eps, scaling.bounds, scaling.clip)
+    correlation = metric_correlation(values)
+    names = dict(zip(COLUMNS, MMHM_METRICS, strict=True))
+    facts = {
+        "eps": scaling.eps,
+        "clip": scaling.clip,
+        "bounds": {names[column]: [pair["min"], pair["max"]] for column, pair in scored.bounds.items()},
+        "correlation": {
+            one: {other: _number(correlation[i, j]) for j, other in enumerate(MMHM_METRICS)}
+            for i, one in enumerate(MMHM_METRICS)
+        },
+        "sensitivity": {cells[row.dropped]: len({i for pair in row.reordered for i in pair}) for row in sensitivity},
+    }
+    return facts, ranks
 
 
 def _intervals(
-    values: np.ndarray, left: list[list[Any]], bounds: np.ndarray | None, clip: bool, eps: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the interval of each score and of each rank; empty where the blocks are missing or differ."""
+    values: np.ndarray, left: list[list[Any]], bounds: np.ndarray | None, scaling: Scaling
+) -> list[dict[str, Any]]:
+    """Return the intervals of each row's score and rank; None where the blocks are missing or differ."""
     lengths = {len(blocks) if blocks else 0 for row in left for blocks in row}
-    if len(lengths) != 1 or lengths == {0}:
-        none = {"rank_median": None, "rank_low": None, "rank_high": None, "p_first": None}
-        return [{"low": None, "high": None}] * len(values), [none] * len(values)
+    if len(lengths) != 1 or min(lengths) < 2:
+        none = dict.fromkeys(("low", "high", "rank_median", "rank_low", "rank_high", "p_first", "jackknife"))
+        return [none] * len(values)
     blocks = np.array(left, dtype=np.float64)
 
     def score(table: np.ndarray) -> np.ndarray:
-        return harmonic_scores(utilities_of(table, bounds, clip), eps)
+        return harmonic_scores(utilities_of(table, bounds, scaling.clip), scaling.eps)
 
     full = score(values)
     without = np.stack([score(blocks[:, :, k]) for k in range(blocks.shape[2])], axis=1)
-    intervals = [jackknife(full[row], without[row]) for row in range(len(values))]
-    scores = [{"low": _number(interval.low), "high": _number(interval.high)} for interval in intervals]
-    ranks = [
-        {"rank_median": rank.median, "rank_low": rank.low, "rank_high": rank.high, "p_first": rank.first}
-        for rank in joint_rank_intervals(values, blocks, score)
-    ]
-    return scores, ranks
+    found = []
+    for row, places in enumerate(joint_rank_intervals(values, blocks, score)):
+        interval = jackknife(full[row], without[row])
+        found.append(
+            {
+                "low": _number(interval.low),
+                "high": _number(interval.high),
+                "rank_median": places.median,
+                "rank_low": places.low,
+                "rank_high": places.high,
+                "p_first": places.first,
+                "jackknife": [float(value) for value in without[row]],
+            }
+        )
+    return found
 
 
 def _number(value: float) -> float | None:

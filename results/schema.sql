@@ -1,4 +1,4 @@
--- Version 2. One row of `cells` is one measured setting; everything else hangs on its cell_id.
+-- Version 3. One row of `cells` is one measured setting; everything else hangs on its cell_id.
 
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 
@@ -49,6 +49,7 @@ CREATE TABLE cells (
   protocol VARCHAR NOT NULL,           -- name
   protocol_digest VARCHAR NOT NULL,
   ranking VARCHAR NOT NULL,            -- digest of everything that makes rows comparable; rows rank only within it
+  measurement VARCHAR,                 -- digest of what turns samples into numbers: equal for every N and seed
   status VARCHAR NOT NULL,             -- done, failed, unsupported
   reason VARCHAR,                      -- why it failed or is unsupported
   steps INTEGER,                       -- NULL for images scored from a folder
@@ -111,7 +112,19 @@ CREATE TABLE metric_facts (
   metric VARCHAR PRIMARY KEY,
   title VARCHAR NOT NULL,
   higher_is_better BOOLEAN NOT NULL,
-  definition VARCHAR NOT NULL
+  definition VARCHAR NOT NULL,
+  kind VARCHAR,                        -- metric, composite or cost
+  short VARCHAR,                       -- name for headings
+  judge VARCHAR,                       -- the judge whose output is read
+  "array" VARCHAR,                     -- that output, or a column of ranks or cells
+  reference VARCHAR,                   -- what it needs of the reference: none, statistics or features
+  unit VARCHAR,
+  digits INTEGER,                      -- significant digits where no interval says how many are known
+  lowest DOUBLE,                       -- possible values
+  highest DOUBLE,
+  place INTEGER,                       -- position in tables, smallest first
+  summary BOOLEAN,                     -- a column of the terminal's leaderboard
+  mmhm VARCHAR                         -- its column in the fair benchmark's tables, where MMHM reads it
 );
 
 CREATE TABLE per_class (
@@ -135,7 +148,9 @@ CREATE TABLE thumbnails (
   PRIMARY KEY (cell_id, sample_index)
 );
 
--- One row per ranked cell and one per ranking: MMHM needs all rows of a ranking, so it is written after the cells.
+-- Ranks need all rows of a ranking, so they are written after the cells, and anew after every run.
+
+-- MMHM, the composite over four metrics, of each row that has all four.
 CREATE TABLE ranks (
   ranking VARCHAR NOT NULL,
   cell_id VARCHAR NOT NULL,
@@ -150,7 +165,19 @@ CREATE TABLE ranks (
   p_first DOUBLE,                      -- probability of being first
   geometric DOUBLE,                    -- geometric mean of the normalised values
   mean_rank DOUBLE,                    -- mean place over the four metrics, 1 is best
+  jackknife DOUBLE[],                  -- MMHM without block k, for paired differences
   PRIMARY KEY (ranking, cell_id)
+);
+
+-- The place of each row by each metric, and the places that paired differences leave to it.
+CREATE TABLE metric_ranks (
+  ranking VARCHAR NOT NULL,
+  cell_id VARCHAR NOT NULL,
+  metric VARCHAR NOT NULL,
+  rank INTEGER NOT NULL,               -- by the value as it is, 1 is best; equal values share the better place
+  rank_low INTEGER,                    -- 1 + rows surely better; NULL where the metric has no blocks
+  rank_high INTEGER,                   -- number of rows - rows surely worse
+  PRIMARY KEY (ranking, cell_id, metric)
 );
 
 CREATE TABLE rankings (
@@ -159,12 +186,13 @@ CREATE TABLE rankings (
   reference VARCHAR,
   num_samples INTEGER NOT NULL,
   seed BIGINT NOT NULL,
-  eps DOUBLE NOT NULL,
-  clip BOOLEAN NOT NULL,
-  bounds JSON NOT NULL,                -- metric -> [min, max]
-  bounds_source VARCHAR NOT NULL,      -- "frozen (digits/1)" or "rows"
-  correlation JSON NOT NULL,           -- metric -> metric -> correlation over the rows
-  sensitivity JSON NOT NULL            -- dropped cell_id -> number of other rows whose rank changes
+  note VARCHAR,                        -- why there is no MMHM; what follows is then NULL
+  eps DOUBLE,
+  clip BOOLEAN,
+  bounds JSON,                         -- metric -> [min, max]
+  bounds_source VARCHAR,               -- "frozen (digits/1)" or "rows"
+  correlation JSON,                    -- metric -> metric -> correlation over the rows
+  sensitivity JSON                     -- dropped cell_id -> number of other rows whose rank changes
 );
 
 CREATE TABLE "references" (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 COVERAGE = 0.95
 
@@ -103,9 +103,7 @@ class PairedDifference(NamedTuple):
     sign: Any
 
 
-def paired_difference(
-    full_a: Any, leave_one_out_a: np.ndarray, full_b: Any, leave_one_out_b: np.ndarray
-) -> PairedDifference:
+def paired_difference(full_a: Any, leave_one_out_a: Any, full_b: Any, leave_one_out_b: Any) -> PairedDifference:
     """Return a - b for rows measured on the same blocks (same noise and labels), and whether it is surely not zero.
 
     The one rule by which two rows are told apart, everywhere: the delete-block jackknife of the difference, Student's
@@ -194,6 +192,20 @@ def wilson(successes: float, n: int) -> Interval:
     _, high = binomtest(math.ceil(successes), n).proportion_ci(COVERAGE, "wilson")
     p = successes / n
     return Interval(float(p), float(low), float(high), float(np.sqrt(p * (1 - p) / n)), None)
+
+
+def share_difference(one: Any, n: Any, other: Any, m: Any) -> np.ndarray:
+    """Return the half width of the 95 % interval of the difference of two shares of `n` and `m` trials, elementwise.
+
+    One success and one failure are added to each (Agresti and Caffo, The American Statistician 54, 2000), so that 50 of
+    50 is not certainty.
+    """
+    variance = 0.0
+    for share, count in ((one, n), (other, m)):
+        count = np.asarray(count, dtype=np.float64)
+        moved = (np.asarray(share, dtype=np.float64) * count + 1) / (count + 2)
+        variance = variance + moved * (1 - moved) / (count + 2)
+    return float(ndtri((1 + COVERAGE) / 2)) * np.sqrt(variance)
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:

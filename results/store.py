@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -15,36 +15,63 @@ import duckdb
 
 from results.errors import StoreError
 
-SCHEMA_VERSION = 2
-MIGRATIONS = {2: ("ALTER TABLE cells ADD COLUMN IF NOT EXISTS pixels JSON",)}
-"""By version, what makes a database of the version before into one of it."""
+SCHEMA_VERSION = 3
 TABLES = (
     "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
-    "ranks", "rankings", "references", "published",
+    "ranks", "metric_ranks", "rankings", "references", "published",
 )  # fmt: skip
 CELL_TABLES = ("metrics", "skipped_metrics", "per_class", "thumbnails")
+RANKING_TABLES = ("rankings", "ranks", "metric_ranks")
+"""What is computed over the cells of a ranking, and so never copied from one database to another."""
 ROWS_PER_INSERT = 100
 LOCK_RETRIES, LOCK_WAIT_SECONDS = 20, 0.25
 
 
 @contextmanager
 def connect(path: Path, *, write: bool = False, retry: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open the database, check its schema version and close it in the end.
+    """Open the database and close it in the end.
 
-    `write` creates it when it is absent; `retry` waits up to five seconds for another writer to finish. Raises
+    `write` creates it when it is absent; `retry` waits up to five seconds for another writer to finish. A database of
+    an older schema is brought to this one: in place when it is opened for writing, else as a temporary copy. Raises
     StoreError in one line when the file is absent, locked, damaged, or of a newer schema; nothing is overwritten.
     """
     if not write and not path.exists():
         raise StoreError(f"{path}: no database here; 'bench run' makes one (or give --runs-dir)")
-    connection = _open(path, write, LOCK_RETRIES if retry else 1)
+    with ExitStack() as stack:
+        connection = stack.enter_context(closing(_open(path, write, LOCK_RETRIES if retry else 1)))
+        try:
+            version = _schema_version(connection, path, write)
+            if version < SCHEMA_VERSION:
+                from results.migration import rebuilt
+
+                place = stack.enter_context(rebuilt(connection, path, in_place=write))
+                connection.close()
+                connection = stack.enter_context(closing(_open(place, write, LOCK_RETRIES)))
+            yield connection
+        except duckdb.IOException as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(
+                f"{path}: cannot write ({reason}); free space or fix permissions, then run the same command again"
+            ) from error
+
+
+def create_schema(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables in an empty database."""
+    with transaction(connection):
+        connection.execute((files("results") / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Keep what the block writes, or nothing of it."""
+    connection.execute("BEGIN")
     try:
-        _check_schema(connection, path, write)
-        yield connection
-    except duckdb.IOException as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(f"{path}: the disk refuses ({reason}); mend that and run the same command again") from error
-    finally:
-        connection.close()
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _open(path: Path, write: bool, attempts: int) -> duckdb.DuckDBPyConnection:
@@ -76,16 +103,14 @@ def _open(path: Path, write: bool, attempts: int) -> duckdb.DuckDBPyConnection:
     raise AssertionError("unreachable")
 
 
-def _check_schema(connection: duckdb.DuckDBPyConnection, path: Path, write: bool) -> None:
+def _schema_version(connection: duckdb.DuckDBPyConnection, path: Path, write: bool) -> int:
+    """Return the schema version of a database, at most this program's; an empty one that may be written is filled."""
     tables = {name for (name,) in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()}
     if not tables:
         if not write:
             raise StoreError(f"{path}: the database is empty; 'bench run' fills it")
-        connection.execute("BEGIN")
-        connection.execute((files("results") / "schema.sql").read_text(encoding="utf-8"))
-        connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
-        connection.execute("COMMIT")
-        return
+        create_schema(connection)
+        return SCHEMA_VERSION
     if "schema_version" not in tables:
         raise StoreError(f"{path}: not a database of this program; give another --runs-dir")
     row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
@@ -94,13 +119,7 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, path: Path, write: bool
         raise StoreError(
             f"{path}: its schema is version {version}, this program knows {SCHEMA_VERSION}; upgrade fewstep-bench"
         )
-    if write and version < SCHEMA_VERSION:
-        connection.execute("BEGIN")
-        for step in range(version + 1, SCHEMA_VERSION + 1):
-            for statement in MIGRATIONS[step]:
-                connection.execute(statement)
-        connection.execute("UPDATE schema_version SET version = ?", [SCHEMA_VERSION])
-        connection.execute("COMMIT")
+    return int(version)
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], *, replace: bool = False) -> None:
@@ -130,26 +149,23 @@ def _plain(value: Any) -> Any:
 def write_cell(connection: duckdb.DuckDBPyConnection, record: Mapping[str, Any]) -> None:
     """Replace everything stored of one cell, in one transaction.
 
-    `record` holds the rows by table: `cell` and the optional `run`, `model`, `protocol`, `references` (rows of their
-    tables) and lists `metrics`, `skipped_metrics`, `per_class`, `thumbnails` (without cell_id).
+    `record` holds the rows by table: `cell`, the optional `run`, `model`, `protocol`, and the optional lists
+    `references`, `metric_facts` (of metrics that are not built in) and `metrics`, `skipped_metrics`, `per_class`,
+    `thumbnails` (without cell_id).
     """
     cell = record["cell"]
-    connection.execute("BEGIN")
-    try:
+    with transaction(connection):
         for key, table in (("run", "runs"), ("model", "models"), ("protocol", "protocols")):
             if record.get(key):
                 insert(connection, table, record[key], replace=True)
-        for reference in record.get("references", []):
-            insert(connection, "references", reference, replace=True)
+        for table in ("references", "metric_facts"):
+            for row in record.get(table, []):
+                insert(connection, table, row, replace=True)
         for table in CELL_TABLES:
             connection.execute(f"DELETE FROM {table} WHERE cell_id = ?", [cell["cell_id"]])
             rows = [{"cell_id": cell["cell_id"], **row} for row in record.get(table, [])]
             insert_many(connection, table, rows)
         insert(connection, "cells", cell, replace=True)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def finish_runs(connection: duckdb.DuckDBPyConnection, moment: str, run_id: str | None = None) -> None:
@@ -163,65 +179,46 @@ def finish_runs(connection: duckdb.DuckDBPyConnection, moment: str, run_id: str 
     )
 
 
-def write_ranking(
-    connection: duckdb.DuckDBPyConnection, ranking: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]
+def replace_rankings(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Sequence[Mapping[str, Any]],
+    published: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Replace one ranking and its rows, in one transaction."""
-    connection.execute("BEGIN")
-    try:
-        connection.execute("DELETE FROM ranks WHERE ranking = ?", [ranking["ranking"]])
-        insert(connection, "rankings", ranking, replace=True)
-        insert_many(connection, "ranks", ranks)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+    """Replace all rankings by `tables` (name in RANKING_TABLES -> rows) and the built-in facts, in one transaction.
 
-
-def forget_rankings(connection: duckdb.DuckDBPyConnection, kept: Sequence[str]) -> None:
-    """Remove every ranking but `kept`, in one transaction: its cells are gone, failed, or rank elsewhere."""
-    connection.execute("BEGIN")
-    try:
-        for table in ("ranks", "rankings"):
-            connection.execute(f"DELETE FROM {table} WHERE NOT list_contains(?::VARCHAR[], ranking)", [list(kept)])
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-
-
-def replace_table(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace all rows of a table of facts (metric_facts, published), in one transaction."""
-    connection.execute("BEGIN")
-    try:
-        connection.execute(f'DELETE FROM "{table}"')
-        insert_many(connection, table, rows)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+    Facts of metrics that are not among `facts`, those of plug-ins, stay.
+    """
+    with transaction(connection):
+        for table in RANKING_TABLES:
+            connection.execute(f"DELETE FROM {table}")
+            insert_many(connection, table, tables[table])
+        for fact in facts:
+            insert(connection, "metric_facts", fact, replace=True)
+        connection.execute("DELETE FROM published")
+        insert_many(connection, "published", published)
 
 
 def merge(connection: duckdb.DuckDBPyConnection, other: Path) -> int:
-    """Add what `other` holds and this database lacks (by key); return the number of cells added."""
-    with connect(other):
-        pass
+    """Add what `other` holds and this database lacks (by key); return the number of cells added.
+
+    Ranks are not copied: rank anew afterwards.
+    """
     before = _count(connection, "cells")
-    connection.execute(f"ATTACH '{_quoted(other)}' AS other (READ_ONLY)")
-    try:
-        connection.execute("BEGIN")
-        fresh = "cell_id NOT IN (SELECT cell_id FROM main.cells)"
-        for table in CELL_TABLES:
-            connection.execute(f"INSERT INTO main.{table} BY NAME SELECT * FROM other.{table} WHERE {fresh}")
-        connection.execute(f"INSERT INTO main.cells BY NAME SELECT * FROM other.cells WHERE {fresh}")
-        for table in ("runs", "models", "protocols", "metric_facts", '"references"', "rankings"):
-            connection.execute(f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    finally:
-        connection.execute("DETACH other")
+    with connect(other) as source:
+        query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+        place = source.execute(query).fetchone()
+        source.close()
+        connection.execute(f"ATTACH '{_quoted(Path(place[0] if place else other))}' AS other (READ_ONLY)")
+        try:
+            with transaction(connection):
+                fresh = "cell_id NOT IN (SELECT cell_id FROM main.cells)"
+                for table in (*CELL_TABLES, "cells"):
+                    connection.execute(f"INSERT INTO main.{table} BY NAME SELECT * FROM other.{table} WHERE {fresh}")
+                for table in ("runs", "models", "protocols", "metric_facts", '"references"'):
+                    connection.execute(f"INSERT OR IGNORE INTO main.{table} BY NAME SELECT * FROM other.{table}")
+        finally:
+            connection.execute("DETACH other")
     return _count(connection, "cells") - before
 
 
@@ -251,6 +248,13 @@ def _for_spreadsheet(connection: duckdb.DuckDBPyConnection, table: str) -> str:
     quoted = "CASE WHEN " + formula + " THEN chr(39) || {0} ELSE {0} END AS {0}"
     shown = [quoted.format(f'"{name}"') if kind == "VARCHAR" else f'"{name}"' for name, kind, *_ in columns]
     return f'SELECT {", ".join(shown)} FROM "{table}"'
+
+
+def dictionaries(connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Return a query's rows as dictionaries."""
+    result = connection.execute(query, list(values))
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:

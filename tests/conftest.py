@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+from bench.models.cards import cards
 from bench.run.plan import Request
 from bench.run.provenance import package_versions
+from bench.run.record import model_row
 from bench.run.runner import run
 from protocols import find_protocol
 
@@ -177,7 +179,9 @@ class Synthetic:
             }
             for name, value in values.items()
         ]  # fmt: skip
-        self.records.append({"cell": cell, "protocol": self.protocol, "metrics": metrics})
+        card = cards().get(cell["checkpoint"])
+        record = {"cell": cell, "protocol": self.protocol, "metrics": metrics}
+        self.records.append(record | ({"model": model_row(card)} if card else {}))
         return cell_id
 
     def write(self):

@@ -76,7 +76,7 @@ BREAKS = {
     "adapters import contracts and errors only": ("adapters/dmd.py", "bench.run.runner"),
     "results stand alone": ("results/store.py", "protocols.schema"),
     "the report reads results only": ("report/text.py", "bench.contracts.card"),
-    "protocols import errors and the reader of documents only": ("protocols/labels.py", "results.ranking"),
+    "protocols import digests, errors and the reader of documents only": ("protocols/labels.py", "results.ranking"),
 }
 
 

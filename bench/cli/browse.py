@@ -160,8 +160,7 @@ def _settings(card: Any) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
-    from results.leaderboard import dictionaries
-    from results.store import connect
+    from results.store import connect, dictionaries
 
     database = runs / "bench.duckdb"
     if not database.exists():

@@ -51,7 +51,7 @@ def leaderboard(
 ) -> None:
     """Rank what is measured; rows of other references, judges, seeds or sample counts are ranked apart."""
     from results.leaderboard import (
-        best_per_model,
+        best_of_each,
         by_ranking,
         chosen_on,
         headline,
@@ -72,9 +72,9 @@ def leaderboard(
     choices: list[Choice] = []
     if select_on is not None:
         choices = chosen_on(found, select_on, sort, candidates)
-        chosen = best_per_model([row for choice in choices for row in choice.reported], sort)
+        chosen = best_of_each([row for choice in choices for row in choice.reported], sort)
     else:
-        chosen = sorted_rows(candidates, sort) if every else best_per_model(candidates, sort)
+        chosen = sorted_rows(candidates, sort) if every else best_of_each(candidates, sort)
     everyone = by_ranking(found)
     groups = {name: sorted_rows(rows, sort or headline(everyone[name])) for name, rows in by_ranking(chosen).items()}
     if as_json:
@@ -111,6 +111,8 @@ def leaderboard(
 def row_json(row: Row, choice: Choice | None = None) -> dict[str, Any]:
     """Return a row as JSON: its cell, metrics and ranks, and how its setting was chosen on another seed."""
     metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
+    for value in metrics.values():
+        del value["jackknife"]
     entry = {**row.cell, "metrics": metrics, "mmhm": dict(row.rank), "bottleneck": row.bottleneck}
     if choice is not None:
         chosen = choice.chosen
@@ -239,7 +241,7 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
-    from bench.run.claims import published_claims
+    from results.published import published_claims
 
     found, elsewhere = published_claims(database, name, seed)
     if as_json:

@@ -144,7 +144,7 @@ def _print_plan(request: Request, runs: Path) -> None:
 
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
-    from results.leaderboard import best_per_model, chosen_on, headline, missing_metrics, rows
+    from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rows
     from results.store import connect
 
     out = console()
@@ -162,10 +162,10 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
         if select_on is not None and any(row.cell["seed"] == select_on for row in found):
             choices = chosen_on(found, select_on)
         reported = [row for row in found if row.cell["seed"] != select_on]
-        how, shown = "", best_per_model(reported)
+        how, shown = "", best_of_each(reported)
         if choices:
             how = f", chosen on seed {select_on} alone"
-            shown = best_per_model([row for choice in choices for row in choice.reported])
+            shown = best_of_each([row for choice in choices for row in choice.reported])
         out.print(f"\nBest setting of each model by {headline(found).upper()}{how}, ± 95 % interval ({counts}):\n")
         print_table(out, leaderboard_table(shown, room(out)))
         for line in unreported(choices):

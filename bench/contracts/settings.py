@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from results.errors import BenchError
+from results.errors import BenchError, nearest
 
 Number = int | float
 """A finite number, kept as it was written: 1 and 1.0 are recorded as they were given."""
@@ -36,7 +35,7 @@ class SamplerSettings(BaseModel):
         """
         for name in values:
             if name not in cls.model_fields:
-                near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
+                near = nearest(name, cls.model_fields, 1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 known = ", ".join(cls.model_fields) or "none"
                 raise BenchError(f"{model}: unknown sampler setting '{name}'; {hint}it takes: {known}")
@@ -55,7 +54,7 @@ class SamplerSettings(BaseModel):
     def _refusal(cls, name: str, value: Any, reason: str) -> str:
         setting = next(setting for setting in cls.facts() if setting.name == name)
         shown = list(value) if isinstance(value, tuple) else value
-        near = difflib.get_close_matches(str(value), map(str, setting.choices), n=1, cutoff=0.5)
+        near = nearest(str(value), map(str, setting.choices), 1)
         lower = [choice for choice in setting.choices if str(choice).lower() == str(value).lower()]
         hint = f"; did you mean {(lower or near)[0]}?" if lower or near else ""
         alone = "; write a list of one as 'value,'" if "list" in setting.allowed and isinstance(value, Number) else ""

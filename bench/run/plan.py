@@ -60,8 +60,8 @@ class Cell:
     random_weights: bool
     weights: Path | None
     weights_sha256: str | None
-    measurement: str
-    """Digest of what turns samples into numbers: protocol and judges."""
+    judged_under: str
+    """Digest of what turned samples into numbers: the protocol's measurement, and the judges and reference found."""
     unsupported: str | None = None
     """Why the model cannot take this setting; such a cell becomes a row and is not sampled."""
     selection: bool = False
@@ -86,7 +86,7 @@ class Cell:
             "dtype": self.dtype,
             "seed": self.seed,
             "num_samples": self.num_samples,
-            "measurement": self.measurement,
+            "measurement": self.judged_under,
             "model": self.model,
             "sampler": self.sampler,
         }
@@ -117,6 +117,11 @@ class Cell:
         return shlex.join([*words, "--fresh"])
 
 
+def judged_under(protocol: Protocol, conditions: str) -> str:
+    """Return the digest of a protocol's measurement under `conditions`, the digest of judges and reference."""
+    return digest_of([protocol.measurement_digest, conditions])
+
+
 def make_plan(request: Request, conditions: str) -> list[Cell]:
     """Return the cells of a request in the order they run, without repetitions.
 
@@ -125,7 +130,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
     Raises BenchError for unknown models, step counts, scales and settings before anything is sampled.
     """
     protocol = request.protocol
-    measurement = digest_of([protocol.measurement_digest, conditions])
+    judged = judged_under(protocol, conditions)
     seeds = _seeds(request)
     cells: dict[str, Cell] = {}
     adapters: dict[str, Adapter] = {}
@@ -146,7 +151,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
                     scales = (1.0,)  # scales that only a command line asks for become rows that say why not
                 options = {**sweep.options, **request.options}
                 for cfg, seed in product(scales, seeds):
-                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, measurement)
+                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, judged)
                     cells.setdefault(cell.cell_id, cell)
     if not cells:
         raise BenchError(f"protocol '{protocol.name}' names no models; give --model")
@@ -196,7 +201,7 @@ def _cell(
     cfg: float,
     seed: int,
     options: Mapping[str, Any],
-    measurement: str,
+    judged: str,
 ) -> Cell:
     protocol = request.protocol
     sampler = request.sampler or protocol.sampler
@@ -216,7 +221,7 @@ def _cell(
         random_weights=request.random_weights,
         weights=request.weights,
         weights_sha256=None if request.random_weights else weights_digest(card, request.weights),
-        measurement=measurement,
+        judged_under=judged,
         unsupported=adapter.unsupported(steps, cfg, settings),
         selection=seed == request.select_on,
         compile=request.compile,

@@ -21,6 +21,7 @@ from bench.references.stored import Reference
 from protocols import Protocol
 from results.catalog import CATALOG
 from results.cells import CellDirectory
+from results.digests import digest_of
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,12 @@ def thumbnail_rows(protocol: Protocol, pixels: np.ndarray, labels: np.ndarray | 
             }
         )
     return rows
+
+
+def ranking_of(context: Context, judged_under: str, num_samples: int, seed: int) -> str:
+    """Return the digest of everything that makes rows comparable; rows are ranked within it only."""
+    composite = dict(context.protocol.composite)
+    return digest_of([judged_under, context.reference.digest, num_samples, seed, composite])[:20]
 
 
 def cell_record(

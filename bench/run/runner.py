@@ -21,12 +21,11 @@ from bench.run.executors import Executor, open_executor
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
 from bench.run.readiness import preflight
-from bench.run.record import Context, cell_record, model_row
+from bench.run.record import Context, cell_record, model_row, ranking_of
 from bench.run.shard import CellFailure
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
 from protocols.labels import plan_labels
-from protocols.schema import digest_of
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.index import index_cells
@@ -277,7 +276,6 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
     """Return the row of table `cells` as far as it is known before sampling."""
     protocol = context.protocol
     name = protocol.name if protocol.shipped else str(protocol.path)
-    comparable = [cell.measurement, context.reference.digest, cell.num_samples, cell.seed, dict(protocol.composite)]
     return {
         "cell_id": cell.cell_id,
         "run_id": context.run["run_id"],
@@ -286,7 +284,8 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
         "family": cell.card.family,
         "protocol": protocol.name,
         "protocol_digest": protocol.digest,
-        "ranking": digest_of(comparable)[:20],
+        "ranking": ranking_of(context, cell.judged_under, cell.num_samples, cell.seed),
+        "measurement": protocol.measurement_digest,
         "status": "running",
         "reason": None,
         "steps": cell.steps,

@@ -19,7 +19,7 @@ from bench.judges.threads import fixed_threads
 from bench.metrics.measure import SkippedMetric
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
-from bench.run.plan import Request
+from bench.run.plan import Request, judged_under
 from bench.run.provenance import run_record, typed_command
 from bench.run.readiness import preflight
 from bench.run.record import (
@@ -28,6 +28,7 @@ from bench.run.record import (
     measure_arrays,
     metric_rows,
     per_class_rows,
+    ranking_of,
     thumbnail_rows,
 )
 from bench.run.runner import shard_ranges
@@ -199,8 +200,6 @@ def _row(
     measured_under: str,
 ) -> dict[str, Any]:
     protocol = context.protocol
-    measurement = digest_of([protocol.measurement_digest, measured_under])
-    comparable = [measurement, context.reference.digest, count, protocol.seed, dict(protocol.composite)]
     return {
         "cell_id": cell_id,
         "run_id": context.run["run_id"],
@@ -209,7 +208,8 @@ def _row(
         "family": "images",
         "protocol": protocol.name,
         "protocol_digest": protocol.digest,
-        "ranking": digest_of(comparable)[:20],
+        "ranking": ranking_of(context, judged_under(protocol, measured_under), count, protocol.seed),
+        "measurement": protocol.measurement_digest,
         "status": "done",
         "reason": None,
         "steps": None,

@@ -175,7 +175,7 @@
       return (moved * (1 - moved)) / (count + 2);
     };
     const error = ({ a, b, n, m }) => 1.96 * Math.sqrt(variance(a, n) + variance(b, m));
-    trace.error_x = metric === "accuracy" ? { type: "data", array: rows.map(error), width: 0, thickness: 1, color: "rgba(128,128,128,0.5)" } : { visible: false };
+    trace.error_x = page.metrics[metric].share ? { type: "data", array: rows.map(error), width: 0, thickness: 1, color: "rgba(128,128,128,0.5)" } : { visible: false };
     layout.xaxis.title.text = `${page.metrics[metric].short}, first minus second`;
     const few = rows.length <= 60;
     layout.yaxis.tickvals = few ? trace.y : [];
@@ -202,7 +202,7 @@
   function visible(cell) {
     const row = page.cells[cell];
     const limit = byId("budget").value, wanted = byId("filter").value.trim().toLowerCase();
-    const withinBudget = !limit || (row.nfe !== null && row.nfe <= Number(limit) + 0.005);
+    const withinBudget = !limit || (row.evaluations !== null && row.evaluations <= Number(limit) + 0.005);
     return withinBudget && [row.label, row.family, row.checkpoint].join(" ").toLowerCase().includes(wanted);
   }
 
@@ -221,12 +221,12 @@
     const cells = bodies.map((body) => body.dataset.cell).filter(visible);
     const shown = byId("view-best").checked ? bestOfEach(cells) : new Set(cells);
     const ranks = page.headline ? bodies.map((body) => metricOf(body.dataset.cell, sort.ranking)) : [];
-    const count = ranks.filter((rank) => rank[3] !== null).length;
-    const leaderReach = Math.min(...ranks.filter((rank) => rank[0] !== null).sort((a, b) => better(sort.ranking) * (b[0] - a[0])).slice(0, 1).map((rank) => rank[4]));
+    const count = ranks.filter((rank) => rank[0] !== null).length;
+    const leaders = new Set(page.headline ? page.metrics[sort.ranking].leaders : []);
     for (const body of bodies) {
       const [, , , low, high, , , place] = metricOf(body.dataset.cell, sort.ranking);
       body.style.display = shown.has(body.dataset.cell) ? "table-row-group" : "none";
-      body.classList.toggle("tied", low !== null && low <= leaderReach);
+      body.classList.toggle("tied", leaders.has(body.dataset.cell));
       body.querySelector(".place").textContent = place;
       const bar = body.querySelector(".bar"), mark = bar.firstElementChild;
       bar.hidden = low === null;

@@ -16,6 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from results.catalog import read_facts
+from results.ranking import contenders, rank_by_metrics
+from results.store import SCHEMA_VERSION, insert_many
+
 SCHEMA = Path(__file__).parents[2] / "results" / "schema.sql"
 BLOCKS = 20
 START = datetime(2026, 11, 20, 9, 0, 0)
@@ -64,7 +68,7 @@ class Builder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.insert("schema_version", version=1)
+        self.insert("schema_version", version=SCHEMA_VERSION)
         self.random = np.random.RandomState(0)
         self.shared = self.random.randn(BLOCKS) / 60  # the paired part of every jackknife
         self.cells: list[tuple[str, dict[str, float]]] = []
@@ -302,6 +306,9 @@ class Builder:
             for table, rows in self.rows.items():
                 connection.register("new_rows", pd.DataFrame(rows))
                 connection.execute(f'INSERT INTO "{table}" BY NAME SELECT * FROM new_rows')
+            for ranking in {row["ranking"] for row in self.rows.get("cells", [])}:
+                rows = contenders(connection, ranking)
+                insert_many(connection, "metric_ranks", rank_by_metrics(ranking, rows, read_facts(connection)))
         return self.path
 
 

@@ -23,7 +23,7 @@ def test_rows_of_another_ranking_are_never_ranked_with_the_others(new_database):
     other = builder.cell("a", 4, 0.1, ranking="cd34" * 16, num_samples=500)
     data = read_measurements(builder.close())
     assert other in data.elsewhere.index and other not in data.cells.index
-    assert data.headline == "fid" and len(data.standings["fid"].score) == 2
+    assert data.headline == "fid" and len(data.contenders("fid")) == 2
 
 
 def test_random_weights_are_shown_but_not_ranked(new_database):
@@ -34,7 +34,7 @@ def test_random_weights_are_shown_but_not_ranked(new_database):
     builder.cell("a", 1, 1.0)
     speed = builder.cell("a", 2, 0.1, random_weights=True)
     data = read_measurements(builder.close())
-    assert speed in data.cells.index and speed not in data.standings["fid"].score.index
+    assert speed in data.cells.index and speed not in {row.cell["cell_id"] for row in data.contenders("fid")}
 
 
 def test_a_value_over_fewer_samples_is_shown_but_not_ranked(new_database):
@@ -45,7 +45,7 @@ def test_a_value_over_fewer_samples_is_shown_but_not_ranked(new_database):
     for row in builder.rows["metrics"]:
         row["n"] -= 7 if row["cell_id"] == short else 0
     data = read_measurements(builder.close())
-    assert list(data.standings["fid"].score.index) == [whole]
+    assert [row.cell["cell_id"] for row in data.contenders("fid")] == [whole]
     assert data.value(short, "fid")["value"] == 0.5
 
 

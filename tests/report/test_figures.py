@@ -3,7 +3,6 @@ import pytest
 
 from report import figures
 from report.data import Measurements, read_measurements
-from results.standing import best_of_each
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,9 @@ def test_guided_rows_are_drawn_at_their_measured_evaluations(data, styles):
 
 
 def test_pareto_marks_the_front_and_pales_the_rest(data, styles):
-    figure = figures.pareto(data.with_metric("fid"), data.metrics["fid"], styles)
+    figure = figures.pareto(
+        rows := data.with_metric("fid"), data.metrics["fid"], styles, data.front("fid", "latency_seconds", rows.index)
+    )
     front, dots = figure.data[0], figure.data[1:]
     assert (
         front.line.shape == "hv" and list(front.x) == sorted(front.x) and list(front.y) == sorted(front.y, reverse=True)
@@ -57,7 +58,7 @@ def test_guidance_path_follows_the_scale_and_stars_the_choice(data, styles):
     rows = data.with_metric("fid")
     rows = rows[rows["model"] == "digits-flow-small"]
     other = data.with_metric("accuracy")[["value", "low", "high"]].set_axis(["x", "x_low", "x_high"], axis=1)
-    chosen = best_of_each(data.standings["fid"], rows, ["model", "steps"])
+    chosen = data.best("fid", ("model", "steps"), rows.index)
     figure = figures.guidance_path(rows.join(other), data.metrics["accuracy"], data.metrics["fid"], styles, chosen)
     assert [trace.text[1:] for trace in figure.data] == [("1.25", "1.5", "2", "3")] * 2
     assert list(figure.data[0].marker.symbol).index("star") == 2

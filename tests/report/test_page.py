@@ -11,7 +11,6 @@ import pytest
 import report
 from report import page, samples
 from report.data import read_measurements
-from report.published import claims
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&"
 VOID = {"meta", "link", "img", "input", "br"}
@@ -65,7 +64,7 @@ def test_every_figure_has_a_place_with_alternative_text(content):
         "correlation",
         "classes",
         "ranks",
-        "rulers",
+        "places",
         "sensitivity",
         "cost",
     } <= set(places)
@@ -75,7 +74,7 @@ def test_every_figure_has_a_place_with_alternative_text(content):
 
 def test_headings_state_findings(content):
     headings = re.findall(r"<h2>(.*?)</h2>", content)
-    assert re.match(r"digits-shortcut at 16 steps has the best MMHM 0.98", headings[0])
+    assert re.match(r"digits-shortcut at 16 steps leads on MMHM 0.98", headings[0])
     assert any("has its best FID at guidance 1.5, an optimum inside the swept range" in heading for heading in headings)
 
 
@@ -104,7 +103,7 @@ def test_published_figures_are_those_of_the_checkpoint(database, monkeypatch):
     from results.published import parse_figures
 
     monkeypatch.setattr("results.published.published_figures", lambda: parse_figures(COLLECTED))
-    found = claims(read_measurements(database))
+    found = read_measurements(database).claims
     assert {(claim.metric, claim.published) for claim in found} == {("fid", 0.52), ("fid", 0.90)}
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from bench.run.claims import published_claims
 from results.cells import CellDirectory
 from results.comparing import compare_cells
 from results.errors import BenchError
+from results.published import published_claims
 
 LEFT = np.linspace(-1, 1, 20)
 
@@ -30,7 +30,7 @@ def test_rows_of_other_rankings_are_not_compared_and_a_seed_tells_two_apart(synt
         for model in ("one", "other"):
             database.add(model, {"fid": 3.0}, {"fid": 3.0 + LEFT}, seed=seed, ranking=f"k{seed}")
     path = database.write()
-    with pytest.raises(BenchError, match=r"'one' fits 2 cells: .* seed 0\); .* seed 7\); give one id, .* or --seed"):
+    with pytest.raises(BenchError, match=r"'one' matches 2 cells: .* seed 0\); .* seed 7\); give one id, .* or --seed"):
         compare_cells(path, "one", "other")
     assert "seed 7" in compare_cells(path, "one@1", "other@1@1.0", seed=7).title_a
     with pytest.raises(BenchError, match="were not measured alike"):
@@ -93,8 +93,9 @@ def test_collected_figures_answer_where_the_card_has_none(synthetic, monkeypatch
     from results.published import figures_of
 
     known = figures_of({"soflow-xl-2"})
-    monkeypatch.setattr("bench.run.claims.figures_of", lambda models: known if models == {"digits-flow"} else [])
+    monkeypatch.setattr("results.published.figures_of", lambda models: known if models == {"digits-flow"} else [])
     database = synthetic()
+    database.protocol["resolution"] = 256  # as the figures'
     database.add("digits-flow", {"fid": 3.0}, steps=2)
     (claim,) = published_claims(database.write(), "digits-flow").claims
     assert claim.published == 2.6606 and "zlab-princeton/SoFlow" in claim.source and "ADM evaluator" in claim.source

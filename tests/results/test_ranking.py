@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from protocols import find_protocol
-from results.leaderboard import best_per_model, by_ranking, rankings, rows
+from results.leaderboard import best_of_each, by_ranking, rankings, rows
 from results.ranking import rank_all
 from results.store import connect, write_cell
 
@@ -165,5 +165,5 @@ def test_fids_of_another_n_seed_or_reference_are_never_ranked_together(measure):
     assert len(found) == len({ranking for _, _, ranking in facts}) == 4
     assert sorted((n, seed) for n, seed, _ in facts) == [(100, 2026), (200, 3), (200, 2026), (200, 2026)]
     assert all(row.rank["p_first"] == 1.0 for row in found)  # each is alone in its ranking
-    assert len(best_per_model(found, "fid")) == 4
+    assert len(best_of_each(found, "fid")) == 4
     assert [len(members) for members in by_ranking(found).values()] == [1, 1, 1, 1]

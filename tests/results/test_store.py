@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from results.errors import StoreError
-from results.leaderboard import best_per_model, rows, sorted_rows
+from results.leaderboard import best_of_each, rows, sorted_rows
 from results.store import SCHEMA_VERSION, connect, export, merge, write_cell
 
 
@@ -58,7 +58,7 @@ def test_the_best_setting_depends_on_the_metric(database):
     with connect(database) as connection:
         found = rows(connection)
     assert [row.cell["cell_id"] for row in sorted_rows(found, "fid")] == ["b", "a"]
-    assert [row.cell["cell_id"] for row in best_per_model(found, "is")] == ["a"]
+    assert [row.cell["cell_id"] for row in best_of_each(found, "is")] == ["a"]
     with pytest.raises(StoreError, match="unknown metric 'fjd'"):
         sorted_rows(found, "fjd")
 

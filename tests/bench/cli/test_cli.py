@@ -152,7 +152,7 @@ def test_compare_pairs_the_same_noise(bench, finished):
     assert code == 0
     assert set(differences) >= {"fid", "is", "clip", "pick"}
     assert all(row["low"] <= row["difference"] <= row["high"] for row in differences.values())
-    assert "fits 2 cells" in bench("compare", *["digits-flow-small@2"] * 2, "--runs-dir", finished)[2]
+    assert "matches 2 cells" in bench("compare", *["digits-flow-small@2"] * 2, "--runs-dir", finished)[2]
 
 
 def test_a_stored_command_repeats_its_row(bench, finished, tmp_path):

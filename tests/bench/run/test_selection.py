@@ -8,7 +8,7 @@ from bench.cli import main
 from bench.contracts.adapter import Adapter
 from bench.run.plan import make_plan
 from results.errors import BenchError
-from results.leaderboard import best_per_model, chosen_on, rows, within_budget
+from results.leaderboard import best_of_each, chosen_on, rows, within_budget
 from results.store import connect
 
 FROZEN = {"bounds": {"fid": [0, 20], "is": [0, 10], "clip": [20, 30], "pick": [15, 25]}}
@@ -90,7 +90,7 @@ def test_models_meet_at_equal_evaluations_seconds_and_steps(lucky, board):
         found = [row for row in rows(connection) if row.cell["seed"] == 0]
 
     def best(**budget):
-        return [(row.cell["model"], row.cell["steps"]) for row in best_per_model(within_budget(found, **budget), "fid")]
+        return [(row.cell["model"], row.cell["steps"]) for row in best_of_each(within_budget(found, **budget), "fid")]
 
     assert best() == [("lucky", 4), ("steady", 1)]
     assert best(nfe=1) == [("steady", 1), ("lucky", 1)]
