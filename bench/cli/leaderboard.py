@@ -60,6 +60,7 @@ def leaderboard(
         sorted_rows,
         within_budget,
     )
+    from results.ranking import INCOMPLETE
     from results.store import connect
 
     if every and select_on is not None:
@@ -98,6 +99,9 @@ def leaderboard(
             if any(row.cell["off_regime"] for row in members):
                 page().print(OFF_REGIME)
             print_remarks(page(), members)
+        note = facts.get(name, {}).get("note")
+        if note and (composites or note != INCOMPLETE):
+            page().print(f"no MMHM: {note}", markup=False, soft_wrap=True)
         page().print("")
     for line in unreported(choices):
         console().print(line, markup=False)
@@ -154,8 +158,7 @@ def _print_composites(members: Sequence[Row], ranked: Sequence[Row], ranking: Ma
     """Print the composites of `members`, and over all rows of the ranking where they disagree and what correlates."""
     from results.catalog import MMHM_METRICS
 
-    if ranking is None:
-        page().print("not ranked: a row needs FID, IS, CLIP score and PickScore over all its samples")
+    if ranking is None or ranking["note"]:
         return
     columns = ["model", "steps", "cfg", "NFE", "MMHM", "geometric", "mean rank", "bottleneck", "dropping it"]
     rows = []

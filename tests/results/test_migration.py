@@ -1,0 +1,110 @@
+"""A database of the first schema, made by a default run of the version before: it migrates and says the same."""
+
+import gzip
+import json
+from itertools import combinations
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from bench.cli import main
+from report.data import read_measurements
+from results.comparing import compare_rows, tied
+from results.leaderboard import headline, rankings, rows, sorted_rows
+from results.store import SCHEMA_VERSION, connect
+
+OLD = Path(__file__).parent / "databases" / "version1.duckdb.gz"
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    path = tmp_path_factory.mktemp("old") / "bench.duckdb"
+    path.write_bytes(gzip.decompress(OLD.read_bytes()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(old):
+    with connect(old) as connection:
+        return rows(connection, blocks=True)
+
+
+def stored(path, query):
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_an_old_database_is_read_without_being_altered(old, found):
+    before = old.read_bytes()
+    values = {(row.cell["cell_id"], name): value.value for row in found for name, value in row.metrics.items()}
+    assert values == {(c, m): v for c, m, v in stored(old, "SELECT cell_id, metric, value FROM metrics")}
+    columns = ("mmhm", "low", "high", "rank_low", "rank_high", "rank_median", "p_first", "geometric", "mean_rank")
+    for cell, *numbers in stored(old, f"SELECT cell_id, {', '.join(columns)} FROM ranks"):
+        rank = next(row.rank for row in found if row.cell["cell_id"] == cell)
+        assert [rank[column] for column in columns] == pytest.approx(numbers, rel=1e-12)
+    assert all(value.rank_low is not None for row in found for value in row.metrics.values())
+    assert len({row.cell["measurement"] for row in found}) == 1
+    assert old.read_bytes() == before
+
+
+def test_the_first_command_that_writes_migrates_in_place_and_keeps_everything(old, found, tmp_path):
+    path = tmp_path / "bench.duckdb"
+    path.write_bytes(old.read_bytes())
+    with connect(path, write=True) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
+        assert rows(connection, blocks=True) == found
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.duckdb"]
+    for table in ("cells", "metrics", "per_class", "thumbnails", "models", "runs", "protocols"):
+        count = f"SELECT count(*) FROM {table}"
+        assert stored(path, count) == stored(old, count)
+
+
+def test_report_and_command_line_tell_every_pair_apart_alike(old, found):
+    data = read_measurements(old)
+    ranked = sorted_rows(found, headline(found))
+    pairs = 0
+    for a, b in combinations(ranked, 2):
+        for difference in compare_rows(a, b):
+            pairs += 1
+            one, other = (row.cell["cell_id"] for row in (a, b))
+            assert data.tied(one, other, difference.metric) is (difference.verdict == "tied")
+            assert tied(a, b, difference.metric) is (difference.low <= 0.0 <= difference.high)
+    assert pairs == 9 * 903
+
+
+def test_rank_intervals_count_the_rows_surely_better_and_worse(found):
+    for metric in ("fid", "recall"):
+        for row in found:
+            others = [other for other in found if other is not row and not tied(row, other, metric)]
+            sign = row.fact(metric).sign
+            better = sum(sign * (other.value(metric) - row.value(metric)) > 0 for other in others)
+            value = row.metrics[metric]
+            assert (value.rank_low, value.rank_high) == (1 + better, len(found) - (len(others) - better))
+
+
+@pytest.mark.parametrize(
+    ("composite", "reason"),
+    [
+        ({"bounds": {"fid": [0.365]}}, "composite.bounds.fid: [0.365] is not a pair of numbers"),
+        ({"eps": "small"}, "composite.eps: 'small' is not a number of at least 0"),
+        ({"metrics": ["fid", "kid"]}, "composite.metrics: ['fid', 'kid'] asked for"),
+        (["bounds"], "composite: not a table"),
+    ],
+)
+def test_a_malformed_stored_composite_is_a_note_on_its_ranking(synthetic, composite, reason, capsys):
+    database = synthetic()
+    values = {"fid": 3.0, "is": 9.0, "clip": 28.0, "pick": 20.0}
+    database.add("one", values)
+    database.protocol["definition"]["composite"] = composite
+    path = database.write()
+    with connect(path) as connection:
+        (ranking,) = rankings(connection).values()
+        (row,) = rows(connection)
+    assert reason in ranking["note"] and row.rank == {} and row.metrics["fid"].value == 3.0
+    for words in (("leaderboard",), ("leaderboard", "--composites")):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--runs-dir", str(path.parent)])
+        captured = capsys.readouterr()
+        assert stop.value.code == 0 and reason in captured.out + captured.err
+    assert json.dumps(ranking["bounds"]) == "null"
