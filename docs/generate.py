@@ -24,8 +24,8 @@ from bench.models.registry import skeleton
 
 DOCS = Path(__file__).parent
 COMMANDS = (
-    "", "run", "report", "leaderboard", "score", "check", "compare", "mmhm", "models", "protocols", "references",
-    "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
+    "", "run", "fetch", "report", "leaderboard", "score", "check", "compare", "mmhm", "models", "protocols",
+    "references", "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
     "weights add", "doctor", "export", "merge", "reindex", "parity", "adapter", "adapter new", "adapter check",
 )  # fmt: skip
 

@@ -109,6 +109,11 @@ class Protocol:
         return form | {"smoke": True} if self.smoke else form
 
     @property
+    def argument(self) -> str:
+        """What `--protocol` takes to find it again: the name of a shipped protocol, the path of any other."""
+        return self.name if self.shipped else str(self.path)
+
+    @property
     def digest(self) -> str:
         """sha256 of the canonical form."""
         return digest_of(self.canonical())

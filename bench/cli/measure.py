@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.fetching import get
 from bench.cli.leaderboard import compare, leaderboard, unreported
 from bench.cli.output import (
     JSON,
@@ -26,6 +28,8 @@ from bench.cli.terminal import write_line
 from results.errors import BenchError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bench.run.plan import Request
     from bench.run.runner import Summary
 
@@ -45,7 +49,9 @@ def register(app: typer.Typer) -> None:
 
 def run(
     model: Names = None,
-    protocol: ProtocolName = "digits",
+    protocol: Annotated[
+        str | None, typer.Option(help="A protocol's name, or a .toml file [the models' home, else digits].")
+    ] = None,
     steps: Annotated[str | None, typer.Option(help="Step counts, e.g. 1,2,4 [the protocol's].")] = None,
     cfg: Annotated[str | None, typer.Option(help="Guidance scales, 1.0 = none [the protocol's].")] = None,
     num_samples: Annotated[int | None, typer.Option(min=2, help="Samples a cell [the protocol's].")] = None,
@@ -64,6 +70,7 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Measure again what is already measured.")] = False,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[int, typer.Option(min=0, help="Worker processes [one per core, or one for a GPU].")] = 0,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
@@ -71,8 +78,10 @@ def run(
     from bench.cli.parsing import parse_models, parse_options, parse_scales, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
-    from bench.run.plan import Request
+    from bench.run.needs import needs_of_run, require
+    from bench.run.plan import DEFAULT_PROTOCOL, Request
     from bench.run.provenance import typed_command
+    from bench.run.readiness import check_surroundings
     from bench.run.runner import run as run_request
     from protocols import find_protocol
 
@@ -80,9 +89,11 @@ def run(
         raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
     if sampler not in (None, "native", "plain"):
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
-    request = Request(
-        protocol=find_protocol(protocol),
-        models=parse_models(model) if model is not None else None,
+    models = parse_models(model) if model is not None else None
+    out = console()
+    plans = _plans(models, protocol, out)
+    asked = Request(
+        protocol=find_protocol(DEFAULT_PROTOCOL),
         steps=parse_steps(steps) if steps is not None else None,
         cfg=parse_scales(cfg) if cfg is not None else None,
         num_samples=num_samples,
@@ -97,50 +108,76 @@ def run(
         weights=weights,
         random_weights=random_weights,
     )
+    requests = [replace(asked, protocol=find_protocol(name), models=chosen) for name, chosen in plans.items()]
     runs = runs_directory(runs_dir)
-    out = console()
     if dry_run:
-        _print_plan(request, runs)
+        _print_plans(requests, runs)
         return
-    with RunProgress(out) as progress:
-        summary = run_request(
-            request,
-            runs,
-            progress=progress,
-            executor=executor,
-            workers=workers,
-            fresh=fresh,
-            arguments=typed_command(),
-        )
-    _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
-    if summary.failed:
+    for request in requests:
+        check_surroundings(request, runs, runs / "bench.duckdb")
+    needs = needs_of_run(requests)
+    if fetch and (fetchable := needs.lacking().fetchable()):
+        get(replace(needs, files=fetchable))
+    require(needs)
+    failed = False
+    for request in requests:
+        with RunProgress(out) as progress:
+            summary = run_request(
+                request,
+                runs,
+                progress=progress,
+                executor=executor,
+                workers=workers,
+                fresh=fresh,
+                arguments=typed_command(),
+            )
+        _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
+        failed = failed or bool(summary.failed)
+    if failed:
         raise typer.Exit(1)
 
 
-def _print_plan(request: Request, runs: Path) -> None:
+def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -> Mapping[str, tuple[str, ...] | None]:
+    """Return the models of each protocol to run: the one asked for, else the models' homes, else the default."""
+    from bench.run.plan import DEFAULT_PROTOCOL, by_home
+
+    if protocol is not None or models is None:
+        return {protocol or DEFAULT_PROTOCOL: models}
+    homes = by_home(models)
+    for name, chosen in homes.items():
+        if name != DEFAULT_PROTOCOL:
+            out.print(f"Protocol {name}, home of {', '.join(chosen)} (--protocol chooses another)", markup=False)
+    return homes
+
+
+def _print_plans(requests: Sequence[Request], runs: Path) -> None:
     from bench.cli.output import plain_table
     from bench.references.stored import conditions, prepare_reference
+    from bench.run.needs import needs_of_run
     from bench.run.plan import make_plan
-    from bench.run.readiness import missing
+    from bench.run.readiness import check_protocol
     from bench.run.worker import load_judges
     from results.cells import CellDirectory
 
-    absent = missing(request)
-    if absent:
-        cells = make_plan(replace(request, random_weights=True), "")
-    else:
-        judges = load_judges(request.protocol, "cpu")
-        cells = make_plan(request, conditions(judges, prepare_reference(request.protocol, judges, runs)))
+    for request in requests:
+        check_protocol(request.protocol)
+    lacking = needs_of_run(requests).lacking()
     rows = []
-    for cell in cells:
-        record = None if absent else CellDirectory(runs, cell.cell_id).read_result()
-        state = cell.unsupported or (record["cell"]["status"] if record else "to measure")
-        numbers = [str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), str(cell.seed)]
-        rows.append(["-" if absent else cell.cell_id, cell.model, *numbers, state])
+    for request in requests:
+        if lacking:
+            cells = make_plan(replace(request, random_weights=True), "")
+        else:
+            judges = load_judges(request.protocol, "cpu")
+            cells = make_plan(request, conditions(judges, prepare_reference(request.protocol, judges, runs)))
+        for cell in cells:
+            record = None if lacking else CellDirectory(runs, cell.cell_id).read_result()
+            state = cell.unsupported or (record["cell"]["status"] if record else "to measure")
+            numbers = [str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), str(cell.seed)]
+            rows.append(["-" if lacking else cell.cell_id, cell.model, *numbers, state])
     columns = ["cell", "model", "steps", "cfg", "samples", "seed", "state"]
     print_table(page(), plain_table(columns, rows, right=columns[2:6], fixed=["cell", "model"]))
-    for line in absent:
-        page().print(f"missing: {line}", markup=False, soft_wrap=True)
+    if lacking:
+        page().print(f"\n{lacking.block()}", markup=False, soft_wrap=True)
 
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:

@@ -115,15 +115,13 @@ def _protocols(name: str, protocol: str | None) -> list[Protocol]:
 def _judges(asked: list[Protocol], device: str) -> list[Any]:
     """Return the judges of the protocols on `device`, those that read prompts left out; each loaded once."""
     from bench.judges.base import judge_kind, judge_specs, load_judge
-    from bench.weights.cache import cache_directory
 
     loaded: dict[str, Any] = {}
     for protocol in asked:
-        root = protocol.path.parent
         for spec in judge_specs(protocol):
             key = f"{spec.kind} {sorted(spec.options.items())}"
             if key not in loaded and not judge_kind(spec).judge.needs_labels:
-                loaded[key] = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
+                loaded[key] = load_judge(spec, device=device, root=protocol.path.parent)
     return list(loaded.values())
 
 

@@ -26,6 +26,8 @@ class WeightsSource:
     revision: str | None = None
     sha256: str | None = None
     """Digest when it is known; else it is pinned on the first download and verified ever after."""
+    size: int | None = None
+    """Bytes, about, where the card knows: the server is asked first."""
     url: str | None = None
     """A file outside the hub: fetched where the address ends in `file`, else the page where a person finds it."""
     tree: str | None = None

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.contracts.plugins import Group
-from bench.judges.files import PATH_OPTIONS, JudgeFile, facts_digest, located
+from bench.judges.files import PATH_OPTIONS, facts_digest, of_judge
 from bench.judges.pixels.precision import full_precision
+from bench.weights.cache import FileCache, cache_directory
+from bench.weights.file import NeededFile, here
 from protocols import Protocol as Definition
 from results.errors import BenchError, unknown
 
@@ -28,6 +30,8 @@ class JudgeSpec:
     name: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = ""
+    """What the command line calls the protocol, for messages."""
 
 
 class Judge(ABC):
@@ -102,7 +106,7 @@ class JudgeKind:
     """
 
     judge: type[Judge]
-    required_files: Callable[[JudgeSpec, Path], list[JudgeFile]]
+    required_files: Callable[[JudgeSpec, Path], list[NeededFile]]
     build: Callable[[JudgeSpec, Path, Sequence[Path], torch.device], Judge]
 
 
@@ -120,7 +124,7 @@ def judge_specs(protocol: Definition) -> list[JudgeSpec]:
             folder = protocol.folders.get(f"{name}.{key}")
             if folder is not None and isinstance(options.get(key), str):
                 options[key] = str((folder / Path(options[key]).expanduser()).absolute())
-        specs.append(JudgeSpec(name, str(table["kind"]), options))
+        specs.append(JudgeSpec(name, str(table["kind"]), options, protocol.argument))
     return specs
 
 
@@ -136,27 +140,21 @@ def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:
             raise unknown(f"option of judge '{spec.name}' ({spec.kind})", key, known)
 
 
-def missing_files(spec: JudgeSpec, cache_dir: Path | None = None, *, root: Path) -> list[JudgeFile]:
-    """Return the files a judge still lacks on this machine; empty when it can be loaded."""
-    return [file for file in judge_kind(spec).required_files(spec, root) if file.locate(cache_dir) is None]
+def judge_files(spec: JudgeSpec, *, root: Path) -> list[NeededFile]:
+    """Return the files a judge needs, in the order its kind's `build` expects them."""
+    return [of_judge(file, spec.name, spec.protocol) for file in judge_kind(spec).required_files(spec, root)]
 
 
-def fetch_judge(spec: JudgeSpec, cache_dir: Path | None = None, *, root: Path) -> list[Path]:
-    """Download what a judge lacks and verify what has a published digest; return all its files. Raises BenchError."""
-    files = judge_kind(spec).required_files(spec, root)
-    try:
-        return [file.fetch(cache_dir) for file in files]
-    except BenchError as error:
-        raise BenchError(f"judge '{spec.name}': {error}") from error
-
-
-def load_judge(spec: JudgeSpec, *, device: torch.device | str, cache_dir: Path | None = None, root: Path) -> Judge:
+def load_judge(spec: JudgeSpec, *, device: torch.device | str, root: Path) -> Judge:
     """Load a judge from files on this machine.
 
     Nothing is downloaded and torch's global random state is left as it was. Raises BenchError, one line, when a file is
     missing (naming it and the command that fetches it), altered or of another network, or an option is not known.
     """
-    kind = judge_kind(spec)
-    files = located(spec.name, kind.required_files(spec, root), cache_dir)
+    kind, cache = judge_kind(spec), FileCache(cache_directory())
+    paths = []
+    for file in judge_files(spec, root=root):
+        paths.append(here(file, cache))
+        cache.verify(file.title, paths[-1], file.key(cache), file.sha256)
     with torch.random.fork_rng(devices=[]):
-        return kind.build(spec, root, files, torch.device(device))
+        return kind.build(spec, root, paths, torch.device(device))

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version, read_json
+from bench.judges.files import file_sha256, library_version, read_json
 from bench.judges.pixels.preprocess import Preprocess, from_processor_config
 from bench.judges.transformers_clip import MODEL_OPTIONS, directory_files, load_model, model_files
+from bench.weights.file import NeededFile
 from results.errors import BenchError, unknown
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return weights, configuration and image processor."""
     check_options(spec, (*MODEL_OPTIONS, "backend"))
     processor = directory_files(spec, root, {"image processor": ("preprocessor_config.json",)})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version
+from bench.judges.files import file_sha256, library_version
 from bench.judges.open_clip import MODEL_OPTIONS as OPEN_CLIP_OPTIONS
 from bench.judges.open_clip import load_towers
 from bench.judges.open_clip import model_files as open_clip_files
@@ -24,11 +24,12 @@ from bench.judges.towers import ImageFeatureJudge
 from bench.judges.transformers_clip import MODEL_OPTIONS as TRANSFORMERS_OPTIONS
 from bench.judges.transformers_clip import TransformersTowers, load_model
 from bench.judges.transformers_clip import model_files as transformers_files
+from bench.weights.file import NeededFile
 
 GEOMETRY = "crop-square"
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return the model's files."""
     if _is_transformers(spec):
         check_options(spec, (*TRANSFORMERS_OPTIONS, "geometry"))

@@ -15,17 +15,18 @@ import torch
 from torch.nn import functional
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version
+from bench.judges.files import file_sha256, library_version
 from bench.judges.pixels.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from bench.judges.towers import ImageFeatureJudge
 from bench.judges.transformers_clip import MODEL_OPTIONS, load_model, model_files
+from bench.weights.file import NeededFile
 from results.errors import BenchError
 
 REPOSITORY = "facebook/dinov2-large"
 POSITION_OFFSET = 0.1
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return weights and configuration."""
     check_options(spec, (*MODEL_OPTIONS, "size", "resize"))
     options: Mapping[str, Any] = spec.options

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bench.contracts.plugins import Group
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version, option_path
+from bench.judges.files import file_sha256, library_version, option_path
+from bench.weights.file import NeededFile
 from results.errors import BenchError, unknown
 
 OPTIONS = ("extractor", "weights", "features_layer", "logits_layer", "spatial", "batch_size")
@@ -25,6 +26,7 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 INCEPTION_SHA256 = "6726825d"
+INCEPTION_BYTES = 95_628_000
 SPATIAL_CHANNELS = 7
 
 
@@ -39,16 +41,16 @@ EXTRACTORS: Group[type] = Group(
 )
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return the weights: the local file the protocol names, or the published one for Inception, or none."""
     check_options(spec, OPTIONS)
     _extractor_class(spec)
     weights = option_path(spec.options, "weights", root)
     if weights is not None:
-        return [JudgeFile("weights", path=weights)]
+        return [NeededFile("weights", path=weights)]
     if _extractor_name(spec) == INCEPTION:
         names = (INCEPTION_URL.rsplit("/", 1)[1],)
-        return [JudgeFile("weights", url=INCEPTION_URL, names=names, sha256=INCEPTION_SHA256)]
+        return [NeededFile("weights", url=INCEPTION_URL, names=names, sha256=INCEPTION_SHA256, size=INCEPTION_BYTES)]
     return []
 
 

@@ -15,21 +15,22 @@ import torch
 
 from bench.judges import open_clip as open_clip_judge
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, option_path
+from bench.judges.files import option_path
 from bench.judges.towers import AlignmentJudge
+from bench.weights.file import NeededFile
 
 REPOSITORY = "xswu/HPSv2"
 WEIGHTS = "HPS_v2.1_compressed.pt"
 MODEL = "ViT-H-14"
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return the checkpoint."""
     check_options(spec, ("weights", "scale", "batch_size"))
     weights = option_path(spec.options, "weights", root)
     if weights is not None:
-        return [JudgeFile("weights", path=weights)]
-    return [JudgeFile("weights", repository=REPOSITORY, names=(WEIGHTS,))]
+        return [NeededFile("weights", path=weights)]
+    return [NeededFile("weights", repo=REPOSITORY, names=(WEIGHTS,))]
 
 
 def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.device) -> Judge:

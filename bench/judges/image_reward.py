@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
-from bench.judges.files import JudgeFile, library_version
+from bench.judges.files import library_version
+from bench.weights.file import NeededFile
 from results.errors import BenchError
 
 MODEL = "ImageReward-v1.0"
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return nothing: the package keeps its own weights."""
     check_options(spec, ("model", "batch_size"))
     return []

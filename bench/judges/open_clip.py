@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version, option_path, read_json
+from bench.judges.files import file_sha256, library_version, option_path, read_json
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import AlignmentJudge, Towers
+from bench.weights.file import NeededFile
 from results.errors import BenchError, unknown
 
 MODEL_OPTIONS = ("model", "pretrained", "config", "weights", "merges", "geometry", "batch_size")
@@ -52,7 +53,7 @@ class OpenClipTowers(Towers):
         return self.model.logit_scale.detach().exp()
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return weights, then the configuration and the merges where they are local files."""
     check_options(spec, OPTIONS)
     return model_files(spec, root)
@@ -66,17 +67,17 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     return AlignmentJudge(spec.name, towers, preprocess, scale, facts, device, spec.options.get("batch_size"))
 
 
-def model_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def model_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return the files of an open_clip model: weights, and the local configuration and merges if set."""
     options = spec.options
     local = {key: option_path(options, key, root) for key in ("config", "weights", "merges")}
     if (local["config"] is None) == ("model" not in options):
         raise BenchError(f"judge '{spec.name}': give either 'model' (an open_clip name) or 'config' (a JSON file)")
-    extras = [JudgeFile(key, path=path) for key in ("config", "merges") if (path := local[key]) is not None]
+    extras = [NeededFile(key, path=path) for key in ("config", "merges") if (path := local[key]) is not None]
     if local["weights"] is not None:
-        return [JudgeFile("weights", path=local["weights"]), *extras]
+        return [NeededFile("weights", path=local["weights"]), *extras]
     repository, _, name = _pretrained(spec)["hf_hub"].rpartition("/")
-    return [JudgeFile("weights", repository=repository, names=(name,) if name else WEIGHT_NAMES), *extras]
+    return [NeededFile("weights", repo=repository, names=(name,) if name else WEIGHT_NAMES), *extras]
 
 
 def load_towers(

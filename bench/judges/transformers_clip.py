@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import JudgeFile, file_sha256, library_version, option_path, read_json
+from bench.judges.files import file_sha256, library_version, option_path, read_json
 from bench.judges.pixels.preprocess import from_processor_config
 from bench.judges.towers import AlignmentJudge, Towers
+from bench.weights.file import NeededFile
 from results.errors import BenchError
 
 MODEL_OPTIONS = ("path", "hub", "revision", "batch_size")
@@ -59,7 +60,7 @@ def _pooled(output: Any) -> Tensor:
     return getattr(output, "pooler_output", output)
 
 
-def required_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return weights, configuration, image processor and tokenizer."""
     check_options(spec, OPTIONS)
     separate = {"processor_path", "processor_hub"} & set(spec.options)
@@ -102,14 +103,14 @@ def _tokenizer_parts(directory: Path) -> list[Path]:
     return [directory / name for name in TOKENIZER_PARTS if (directory / name).is_file()]
 
 
-def model_files(spec: JudgeSpec, root: Path) -> list[JudgeFile]:
+def model_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return `model.safetensors` and `config.json` of a transformers model."""
     return directory_files(spec, root, {"weights": ("model.safetensors",), "configuration": ("config.json",)})
 
 
 def directory_files(
     spec: JudgeSpec, root: Path, wanted: dict[str, tuple[str, ...]], prefix: str = ""
-) -> list[JudgeFile]:
+) -> list[NeededFile]:
     """Return files of the local directory or hub repository that `{prefix}path` or `{prefix}hub` names."""
     directory = option_path(spec.options, f"{prefix}path", root)
     if directory is not None:
@@ -117,12 +118,12 @@ def directory_files(
             title: next((name for name in names if (directory / name).is_file()), names[0])
             for title, names in wanted.items()
         }
-        return [JudgeFile(title, path=directory / name) for title, name in present.items()]
+        return [NeededFile(title, path=directory / name) for title, name in present.items()]
     repository = spec.options.get(f"{prefix}hub")
     if repository is None:
         raise BenchError(f"judge '{spec.name}': set '{prefix}path' (a directory) or '{prefix}hub' (a repository)")
     revision = spec.options.get(f"{prefix}revision")
-    return [JudgeFile(title, repository=repository, names=names, revision=revision) for title, names in wanted.items()]
+    return [NeededFile(title, repo=repository, names=names, revision=revision) for title, names in wanted.items()]
 
 
 def load_model(spec: JudgeSpec, model_class: Any, config: Path) -> Any:

@@ -77,6 +77,7 @@ class WeightsTable(Table):
     file: Annotated[Text | None, Field(description="File or folder inside the repository or the download.")] = None
     revision: Annotated[Text | None, Field(description="Commit, tag or branch of the repository.")] = None
     sha256: Annotated[str, AfterValidator(_digest)] | None = None
+    size: Annotated[int | None, Field(ge=1, description="Bytes, about; the server is asked first.")] = None
     url: Annotated[str, AfterValidator(_address)] | None = None
     tree: Annotated[Text | None, Field(description="Path of the sampled subtree inside the file.")] = None
     prefix: Annotated[str, Field(description="Prefix that is stripped from every key.")] = ""

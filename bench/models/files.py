@@ -8,27 +8,34 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.contracts.card import ModelCard, WeightsSource
-from bench.models.cards import find_card
+from bench.models.cards import cards, find_card
 from bench.weights.cache import FileCache, cache_directory
-from bench.weights.file import NETWORK, FileState, ModelFile, fetch_file, locate
+from bench.weights.file import NETWORK, FileState, NeededFile, fetch_files, here, model_file, verify_file
 from results.errors import BenchError, unknown
 from results.files import writing
 
-if TYPE_CHECKING:
-    pass
 
-
-def model_files(card: ModelCard) -> list[ModelFile]:
+def model_files(card: ModelCard) -> list[NeededFile]:
     """Return every file that `card` needs: network, `extra_weights`, autoencoder, latent statistics; a pair's too."""
     if card.members:
         return [file for member in card.members for file in model_files(find_card(member.model))]
     if card.weights is None:
         return []
     sources = {NETWORK: card.weights, **card.extra_weights, **autoencoder_sources(card)}
-    return [ModelFile(card.name, role, source) for role, source in sources.items()]
+    called = card.path if card.path is not None and card.name not in cards() else card.name
+    network_bytes = None if card.parameters is None else 4 * card.parameters
+    return [
+        model_file(
+            card.name,
+            role,
+            source,
+            command=f"bench fetch --model {called}",
+            size=network_bytes if role == NETWORK else None,
+        )
+        for role, source in sources.items()
+    ]
 
 
 _autoencoders: dict[str, dict[str, WeightsSource]] = {}
@@ -67,8 +74,8 @@ def weights_digests(card: ModelCard, override: Path | None = None) -> dict[str, 
                 raise BenchError(f"--weights: {override} does not exist; correct the path")
             digests[file.role] = cache.digest(override)
         else:
-            path = locate(file.source, file.model, file.role)
-            known = file.source.sha256 or cache.pinned(file.key).get("sha256")
+            path = here(file, cache)
+            known = file.sha256 or cache.pinned(file.key(cache)).get("sha256")
             digests[file.role] = known or cache.digest(path)
     return digests
 
@@ -89,37 +96,12 @@ def fetch_model(card: ModelCard, told: Callable[[FileState], None] = lambda stat
 
     Raises BenchError for the first that cannot be had, after all others are here.
     """
-    states, faults = [], []
-    for file in model_files(card):
-        try:
-            states.append(fetch_file(file))
-            told(states[-1])
-        except BenchError as error:
-            faults.append(error)
-    if len(faults) > 1:
-        raise BenchError(f"{faults[0]} ({len(faults) - 1} more of {card.name} failed)")
-    if faults:
-        raise faults[0]
-    return states
+    return fetch_files(model_files(card), told)
 
 
 def verify_model(card: ModelCard) -> list[FileState]:
     """Hash every file of `card` anew and tell which are missing or altered."""
-    cache = FileCache(cache_directory())
-    return [_verified(file, cache) for file in model_files(card)]
-
-
-def _verified(file: ModelFile, cache: FileCache) -> FileState:
-    path = file.find(cache)
-    if path is None:
-        return FileState(file, "missing", file.place(cache), file.remedy())
-    try:
-        digest = cache.verify(file.title, path, file.key, file.source.sha256, fresh=True)
-    except BenchError as error:
-        return FileState(file, "altered", path, str(error))
-    known = file.source.sha256 or cache.pinned(file.key)
-    detail = f"sha256 {digest[:12]}" + ("" if known else ", not pinned: it was not fetched by this program")
-    return FileState(file, "shipped" if file.source.path is not None else "here", path, detail)
+    return [verify_file(file) for file in model_files(card)]
 
 
 def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool = False) -> FileState:
@@ -134,24 +116,24 @@ def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool 
     if role not in files:
         raise unknown(f"file of {card.name}", role, files)
     file, cache = files[role], FileCache(cache_directory())
-    if file.source.path is not None:
-        raise BenchError(f"{file.title}: shipped with the package ({file.source.path}); nothing to add")
+    if file.path is not None:
+        raise BenchError(f"{file.title}: shipped with the package ({file.path}); nothing to add")
     if not path.exists():
         raise BenchError(f"{path} does not exist; correct the path")
-    if not another or file.source.sha256:
+    if not another or file.sha256:
         try:
-            cache.verify(file.title, path, file.key, file.source.sha256)
+            cache.verify(file.title, path, file.key(cache), file.sha256)
         except BenchError as error:
-            way = "" if file.source.sha256 else "; --replace takes it all the same"
+            way = "" if file.sha256 else "; --replace takes it all the same"
             raise BenchError(f"{path} is not the file known as {file.title} (sha256 differs){way}") from error
     place = file.place(cache)
     try:
-        with cache.lock(file.key), writing(place) as temporary:
+        with cache.lock(file.key(cache)), writing(place) as temporary:
             if path.is_dir():
                 shutil.copytree(path, temporary)
             else:
                 shutil.copyfile(path, temporary)
-        cache.pin(file.key, place, added=path.name, url=file.source.url)
+        cache.pin(file.key(cache), place, added=path.name, url=file.url)
     except OSError as error:
         raise BenchError(f"{place}: cannot be written ({error.strerror}); check BENCH_CACHE_DIR") from error
     return FileState(file, "here", place, f"sha256 {cache.digest(place)[:12]}")

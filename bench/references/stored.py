@@ -138,10 +138,7 @@ def conditions(judges: Mapping[str, Judge], reference: Reference) -> str:
 def build_command(protocol: Protocol) -> str:
     """Return the command that builds the protocol's reference."""
     data = "FILE.npz" if protocol.reference["kind"] in ("npz", "statistics") else "DIR"
-    return (
-        f"bench reference build {protocol.reference['name']} --data {data} "
-        f"--protocol {protocol.name if protocol.shipped else protocol.path}"
-    )
+    return f"bench reference build {protocol.reference['name']} --data {data} --protocol {protocol.argument}"
 
 
 def prepare_reference(protocol: Protocol, judges: Mapping[str, Judge], runs: Path) -> Reference:

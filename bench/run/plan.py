@@ -14,7 +14,7 @@ from bench.contracts.card import ModelCard
 from bench.models.cards import find_card
 from bench.models.files import weights_digest
 from bench.models.registry import skeleton
-from protocols import Protocol, Sweep
+from protocols import Protocol, Sweep, find_protocol
 from protocols.schema import digest_of
 from results.errors import BenchError
 
@@ -120,6 +120,36 @@ class Cell:
 def judged_under(protocol: Protocol, conditions: str) -> str:
     """Return the digest of a protocol's measurement under `conditions`, the digest of judges and reference."""
     return digest_of([protocol.measurement_digest, conditions])
+
+
+DEFAULT_PROTOCOL = "digits"
+
+
+def home_protocol(model: str) -> str:
+    """Return what `--protocol` takes for the protocol that a model's card calls its home.
+
+    A `.toml` file is relative to the card. Raises BenchError for a card without one, unless the embedded default fits.
+    """
+    card = find_card(model)
+    named = [card, *(find_card(member.model) for member in card.members)]
+    home = next((found.home for found in named if found.home is not None), None)
+    if home is None:
+        if card.resolution == find_protocol(DEFAULT_PROTOCOL).resolution:
+            return DEFAULT_PROTOCOL
+        raise BenchError(
+            f"model '{model}' makes {card.resolution} pixel images and its card names no home protocol; choose one "
+            "with --protocol"
+        )
+    return str(card.path.parent / home) if home.endswith(".toml") and card.path is not None else home
+
+
+def by_home(models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the models of each home protocol, in the order asked for."""
+    homes: dict[str, tuple[str, ...]] = {}
+    for model in models:
+        home = home_protocol(model)
+        homes[home] = (*homes.get(home, ()), model)
+    return homes
 
 
 def make_plan(request: Request, conditions: str) -> list[Cell]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.contracts.plugins import BUILT_IN, Group, faults
-from bench.judges.base import JUDGES, judge_specs, missing_files
+from bench.judges.base import JUDGES
 from bench.judges.fidelity import EXTRACTORS
-from bench.judges.files import JudgeFile
 from bench.metrics.registry import METRICS, check_metrics
 from bench.models.cards import CARDS, cards
 from bench.models.compilation import check_compiler
@@ -19,9 +17,10 @@ from bench.models.files import model_files
 from bench.models.registry import ADAPTERS
 from bench.recordings.replay import REPLAYS
 from bench.references.datasets import DATASETS
-from bench.references.stored import SOURCES, build_command, built_references, check_kind, check_source
+from bench.references.stored import SOURCES, check_kind, check_source
 from bench.run.executors import EXECUTORS
-from bench.run.plan import Request, make_plan
+from bench.run.needs import needs_of_judging, needs_of_run, require
+from bench.run.plan import Request
 from bench.run.provenance import device_name, package_versions
 from bench.weights.cache import FileCache, cache_directory
 from protocols import Protocol, load_protocol, protocol_files
@@ -115,14 +114,13 @@ def _protocols() -> list[Finding]:
 
 def _remedies(protocol: Protocol) -> list[str]:
     """Return what a protocol lacks, each with the command that gets it."""
+    lacking = needs_of_judging(protocol).lacking()
     remedies = []
-    lacking = sorted({judge for judge, _ in lacking_judge_files(protocol)})
-    if lacking:
-        judges = f"judge{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
-        remedies.append(f"{judges}: bench weights fetch judges --protocol {protocol.name}")
-    if lacks_reference(protocol):
-        remedies.append(f"reference {protocol.reference['name']}: {build_command(protocol)}")
-    return remedies
+    judges = list(dict.fromkeys(file.owner.removeprefix("judge ").strip("'") for file in lacking.files))
+    if judges:
+        called = f"judge{'s' if len(judges) > 1 else ''} {', '.join(judges)}"
+        remedies.append(f"{called}: bench weights fetch judges --protocol {protocol.argument}")
+    return remedies + [f"reference {found.name}: {found.command}" for found in lacking.references]
 
 
 def _weights() -> list[Finding]:
@@ -141,7 +139,7 @@ def _weights() -> list[Finding]:
     findings = [Finding("ready", f"weights of {len(ready)} models", ", ".join(ready))] if ready else []
     findings += broken
     if missing:
-        detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench weights fetch MODEL'"
+        detail = f"{', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}; fetch with 'bench fetch --model MODEL'"
         findings.append(Finding("missing", f"weights of {len(missing)} models", detail))
     return findings
 
@@ -170,7 +168,16 @@ FREE_BYTES_NEEDED = 64 * 2**20
 
 
 def preflight(request: Request, runs: Path, database: Path) -> None:
-    """Meet every fault that can be met before the first sample. Raises BenchError for the first."""
+    """Meet every fault that can be met before the first sample.
+
+    Raises BenchError for the first, and for all files and references that are missing at once.
+    """
+    check_surroundings(request, runs, database)
+    require(needs_of_run([request]))
+
+
+def check_surroundings(request: Request, runs: Path, database: Path) -> None:
+    """Raise BenchError for what stands in the way of a run apart from files that it lacks."""
     if request.compile:
         check_compiler(request.device)
     try:
@@ -185,15 +192,7 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
         raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
     with connect(database, write=True, retry=True):
         pass
-    protocol = request.protocol
-    check_protocol(protocol)
-    for name, file in lacking_judge_files(protocol):
-        raise BenchError(f"judge '{name}' of protocol '{protocol.name}' lacks {file}; {_judge_remedy(file)}")
-    if lacks_reference(protocol):
-        raise BenchError(
-            f"reference '{protocol.reference['name']}' of protocol '{protocol.name}' is not built here: "
-            f"{build_command(protocol)}"
-        )
+    check_protocol(request.protocol)
 
 
 def check_protocol(protocol: Protocol) -> None:
@@ -201,44 +200,3 @@ def check_protocol(protocol: Protocol) -> None:
     check_metrics(protocol.metrics, protocol.metric_options, f"protocol {protocol.path}")
     check_source(protocol)
     check_kind(protocol)
-
-
-def lacks_reference(protocol: Protocol) -> bool:
-    """Tell whether the protocol's reference is a data set that is not judged here yet."""
-    facts = protocol.reference
-    return "source" not in facts and facts["kind"] != "none" and not built_references(str(facts["name"]))
-
-
-def missing(request: Request) -> list[str]:
-    """Return one line for every file of a judge, reference or checkpoint that a request needs and is not here."""
-    protocol = request.protocol
-    check_protocol(protocol)
-    absent = [
-        f"judge '{name}': {file}; fetch it with 'bench weights fetch judges'"
-        for name, file in lacking_judge_files(protocol)
-    ]
-    if lacks_reference(protocol):
-        absent.append(f"reference '{protocol.reference['name']}': {build_command(protocol)}")
-    if request.random_weights or request.weights is not None:
-        return absent
-    cache = FileCache(cache_directory())
-    names = {cell.card.name: cell.card for cell in make_plan(replace(request, random_weights=True), "")}
-    return absent + [
-        f"{file.title}: {file.remedy()}"
-        for card in names.values()
-        for file in model_files(card)
-        if file.find(cache) is None
-    ]
-
-
-def _judge_remedy(file: JudgeFile) -> str:
-    if file.path is not None:
-        return "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
-    return "fetch it with 'bench weights fetch judges'"
-
-
-def lacking_judge_files(protocol: Protocol) -> list[tuple[str, JudgeFile]]:
-    """Return (judge, file) of everything that the protocol's judges lack."""
-    root = protocol.path.parent
-    cache = cache_directory() / "judges"
-    return [(spec.name, file) for spec in judge_specs(protocol) for file in missing_files(spec, cache, root=root)]

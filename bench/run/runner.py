@@ -275,7 +275,6 @@ def _record_failure(
 def _row(cell: Cell, context: Context) -> dict[str, Any]:
     """Return the row of table `cells` as far as it is known before sampling."""
     protocol = context.protocol
-    name = protocol.name if protocol.shipped else str(protocol.path)
     return {
         "cell_id": cell.cell_id,
         "run_id": context.run["run_id"],
@@ -303,7 +302,7 @@ def _row(cell: Cell, context: Context) -> dict[str, Any]:
         "failures": 0,
         "device": context.run["device"],
         "latent_shape": "x".join(map(str, cell.card.latent_shape)),
-        "command": cell.command(name),
+        "command": cell.command(protocol.argument),
         "started": now().isoformat(),
         "finished": now().isoformat(),
     }

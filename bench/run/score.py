@@ -19,9 +19,10 @@ from bench.judges.threads import fixed_threads
 from bench.metrics.measure import SkippedMetric
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
+from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
 from bench.run.provenance import run_record, typed_command
-from bench.run.readiness import preflight
+from bench.run.readiness import check_surroundings
 from bench.run.record import (
     Context,
     cell_record,
@@ -87,7 +88,8 @@ def _score(
     first_label: int | None,
 ) -> str:
     database = runs / "bench.duckdb"
-    preflight(Request(protocol, device=device), runs, database)
+    check_surroundings(Request(protocol, device=device), runs, database)
+    require(needs_of_judging(protocol))
     judges = load_judges(protocol, device)
     reference = prepare_reference(protocol, judges, runs)
     used = {key: judge for key, judge in judges.items() if images.labels is not None or not judge.needs_labels}

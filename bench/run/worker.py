@@ -18,7 +18,6 @@ from bench.run.costs import sample_costs
 from bench.run.plan import Cell
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
-from bench.weights.cache import cache_directory
 from protocols import Protocol
 from results.cells import CellDirectory
 from results.store import now
@@ -32,12 +31,10 @@ def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
     specs = judge_specs(protocol)
     key = f"{protocol.measurement_digest} {device} {specs}"  # the digest knows paths as stated, not where they lead
     if key not in _judges:
-        root = protocol.path.parent
         judges = {}
         for spec in specs:
-            judge = load_judge(spec, device=device, cache_dir=cache_directory() / "judges", root=root)
-            judge.prepare(protocol.prompts)
-            judges[spec.name] = judge
+            judges[spec.name] = load_judge(spec, device=device, root=protocol.path.parent)
+            judges[spec.name].prepare(protocol.prompts)
         _judges[key] = judges
     return _judges[key]
 

@@ -67,7 +67,8 @@ class FileCache:
 
     def pinned(self, key: str) -> dict[str, Any]:
         """Return what was recorded under `key`, empty when nothing was."""
-        return dict(self._read("pins.json").get(key, {}))
+        tables = ("pins.json", "judges/pins.json")  # judges' files once had a table of their own
+        return dict(next((pin for name in tables if (pin := self._read(name).get(key))), {}))
 
     def verify(self, title: str, path: Path, key: str, published: str | None, *, fresh: bool = False) -> str:
         """Return the digest of `path`. Raises BenchError unless it is `published` (its beginning is enough) or pinned.
@@ -109,7 +110,7 @@ class FileCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise BenchError(f"{self.root / name}: cannot be read ({error}); mend or delete it") from error
+            raise BenchError(f"{self.root / name}: cannot be read ({error}); fix or delete it") from error
         return table if isinstance(table, dict) else {}
 
     def _write(self, name: str, key: str, value: Mapping[str, Any]) -> None:

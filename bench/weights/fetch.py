@@ -1,33 +1,20 @@
-"""Downloads, from the Hugging Face hub or a plain address: resumed, verified, and in place only when whole."""
+"""Files of the hub, in the hub client's own cache, and of plain addresses, in ours: found, fetched, pinned."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.weights.cache import FileCache, sha256_of
+from bench.weights.cache import FileCache
+from bench.weights.download import Progress, Remote, Unreachable, download, quiet, unreachable
 from results.errors import BenchError
-
-
-class Unreachable(BenchError):
-    """The file cannot be downloaded at present; it may be had otherwise."""
 
 
 class NotOnHub(Unreachable):
     """The hub answers, but has no such file."""
-
-
-class Remote(NamedTuple):
-    """One version of a file on a server."""
-
-    url: str
-    size: int | None
-    etag: str | None
-    """What changes with the content; for large files of the hub it is their sha256."""
-    commit: str | None = None
-    send_token: bool = False
 
 
 def hub_key(repository: str, file: str, revision: str | None) -> str:
@@ -36,51 +23,65 @@ def hub_key(repository: str, file: str, revision: str | None) -> str:
 
 
 def hub_path(cache: FileCache, repository: str, file: str, revision: str | None) -> Path:
-    """Return where a file of the hub lies in the cache once it is fetched; a repository's files lie together."""
+    """Return where a file of the hub lies that a person added; a repository's files lie together."""
     return cache.place("hub", repository, revision or "main", file)
 
 
 def find_hub(cache: FileCache, repository: str, file: str, revision: str | None) -> Path | None:
-    """Return a file of the hub that is on this machine, in this cache or in one of the hub client's, else None."""
+    """Return a file of the hub that is on this machine, else None.
+
+    Looked at are what a person added, the hub client's own cache, and the places of earlier versions of this program.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    own = hub_path(cache, repository, file, revision)
-    if own.exists():
-        return own
+    added = hub_path(cache, repository, file, revision)
+    if added.exists():
+        return added
     commit = cache.pinned(hub_key(repository, file, revision)).get("commit")
-    for directory in (cache.root / "huggingface", None):
+    for directory in (None, cache.root / "huggingface", cache.root / "judges" / "huggingface"):
         found = try_to_load_from_cache(repository, file, cache_dir=directory, revision=commit or revision)
         if isinstance(found, str):
             return Path(found)
-    return None
+    earlier = cache.place("judges", "hub", repository, revision or "main", file)
+    return earlier if earlier.exists() else None
 
 
 def fetch_hub(
-    cache: FileCache, repository: str, file: str, revision: str | None, published: str | None, title: str
+    cache: FileCache,
+    repository: str,
+    file: str,
+    revision: str | None,
+    published: str | None,
+    title: str,
+    progress: Progress = quiet,
 ) -> Path:
-    """Return a file of the hub, downloaded first if need be.
+    """Return a file of the hub, downloaded first if need be into the hub client's cache.
 
-    HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count as everywhere. What was downloaded once is asked for by its commit
-    and must have the pinned digest. Raises BenchError, one line, for whatever stands in the way.
+    HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE count as everywhere. What was downloaded once is asked for by its
+    commit and must have the pinned digest. Raises BenchError, one line, for whatever stands in the way.
     """
     key = hub_key(repository, file, revision)
     with cache.lock(key):
         path, commit = find_hub(cache, repository, file, revision), cache.pinned(key).get("commit")
         if path is None:
-            path = hub_path(cache, repository, file, revision)
-            _refuse_offline(f"{title}: {repository}/{file}")
-            remote = _ask_hub(repository, file, commit or revision, title)
+            remote = ask_hub(repository, file, commit or revision, title)
+            expected = published or cache.pinned(key).get("sha256") or remote.sha256
+            path = _into_hub_cache(remote, repository, file, commit or revision, expected, title, progress)
+            cache.verify(title, path, key, expected)
             commit = remote.commit
-            _download(cache, remote, path, published or cache.pinned(key).get("sha256"), title)
         return _keep(cache, key, path, published, title, repository=repository, file=file, commit=commit)
 
 
-def fetch_url(cache: FileCache, url: str, path: Path, published: str | None, title: str) -> Path:
+def fetch_url(
+    cache: FileCache, url: str, path: Path, published: str | None, title: str, progress: Progress = quiet
+) -> Path:
     """Return the file of a plain address at `path`, downloaded first if need be. Raises BenchError likewise."""
     with cache.lock(url):
         if not path.exists():
-            _refuse_offline(f"{title}: {url}")
-            _download(cache, _ask_server(url, title), path, published or cache.pinned(url).get("sha256"), title)
+            remote = ask_server(url, title)
+            version = hashlib.sha256(f"{url} {remote.etag} {remote.size}".encode()).hexdigest()[:24]
+            expected = published or cache.pinned(url).get("sha256")
+            download(remote, cache.root / "partial" / version, path, expected, title, "BENCH_CACHE_DIR", progress)
         return _keep(cache, url, path, published, title, url=url)
 
 
@@ -91,91 +92,92 @@ def _keep(cache: FileCache, key: str, path: Path, published: str | None, title: 
     return path
 
 
-def _refuse_offline(what: str) -> None:
-    from huggingface_hub.constants import is_offline_mode
+def _into_hub_cache(
+    remote: Remote,
+    repository: str,
+    file: str,
+    revision: str | None,
+    expected: str | None,
+    title: str,
+    progress: Progress,
+) -> Path:
+    """Bring a file into the hub client's cache, which diffusers and transformers read too, and return its path.
 
-    if is_offline_mode():
-        raise Unreachable(f"{what} is not here and HF_HUB_OFFLINE is set; unset it")
+    The client keeps contents under `blobs/ETAG` and links them where they belong. It takes a blob that is there for
+    its own; only the transfer is ours, because the client's begins anew after a kill (see `bench.weights.download`).
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    blob = None
+    if remote.etag is not None and remote.size is not None:
+        blobs = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "blobs"
+        blob = blobs / remote.etag
+        if not blob.exists():
+            download(remote, blobs / f"{remote.etag}.part", blob, expected, title, "HF_HOME", progress)
+    with _hub_faults(title, f"{repository}/{file}", repository):
+        path = Path(hf_hub_download(repository, file, revision=revision))
+    if blob is not None and not path.is_symlink():  # a file system without links: the client has made a copy
+        blob.unlink(missing_ok=True)
+    return path
 
 
-def _ask_hub(repository: str, file: str, revision: str | None, title: str) -> Remote:
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+def ask_hub(repository: str, file: str, revision: str | None, title: str) -> Remote:
+    """Return what the hub says of a file, without downloading it. Raises BenchError, one line, when it does not."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
 
     where = f"{repository}/{file}" + (f" at revision {revision}" if revision else "")
-    try:
+    _refuse_offline(title, f"{repository}/{file}")
+    with _hub_faults(title, where, repository):
         facts = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
-    except errors.GatedRepoError as error:
-        raise BenchError(
-            f"{title}: {repository} is gated; accept its terms on the hub and set HF_TOKEN to your token"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise BenchError(f"{title}: the hub has no {repository}, or it is private; set HF_TOKEN if it is") from error
-    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise NotOnHub(f"{title}: the hub has no {where}; correct its name or revision") from error
-    except Exception as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-            raise BenchError(f"{title}: the hub refuses {where}; set HF_TOKEN to a token that may read it") from error
-        raise _unreachable(title, where, error) from error
     # Asked for by its commit, so that the bytes are those of the metadata even if the branch moves meanwhile.
     url = hf_hub_url(repository, file, revision=facts.commit_hash or revision)
-    return Remote(url, facts.size, facts.etag, facts.commit_hash, send_token=True)
+    return Remote(url, facts.size, facts.etag, facts.commit_hash, build_hf_headers())
 
 
-def _ask_server(url: str, title: str) -> Remote:
-    from huggingface_hub.utils import get_session
+def ask_server(url: str, title: str) -> Remote:
+    """Return what a server says of the file at `url`. Raises Unreachable when it has none."""
+    from huggingface_hub import get_session
 
+    _refuse_offline(title, url)
     try:
         answer = get_session().head(url, headers={"Accept-Encoding": "identity"}, follow_redirects=True)
         if answer.status_code in (403, 405, 501):  # servers that know no HEAD; what they send can still be had whole
             return Remote(url, None, None)
         answer.raise_for_status()
     except Exception as error:
-        raise _unreachable(title, url, error) from error
+        raise unreachable(title, url, error) from error
     if answer.headers.get("Content-Type", "").startswith("text/html"):
         raise Unreachable(f"{title}: {url} answers with a page, not with a file; open it in a browser")
     size = answer.headers.get("Content-Length")
     return Remote(url, int(size) if size else None, answer.headers.get("ETag"))
 
 
-def _download(cache: FileCache, remote: Remote, path: Path, expected: str | None, title: str) -> None:
-    """Download into `partial/`, continue what an earlier call left there, verify, and move to `path`."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+def _refuse_offline(title: str, where: str) -> None:
+    from huggingface_hub import constants
 
-    version = hashlib.sha256(f"{remote.url} {remote.etag} {remote.size}".encode()).hexdigest()[:24]
-    partial = cache.root / "partial" / version
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    if remote.etag is None or remote.size is None:
-        partial.unlink(missing_ok=True)
-    done = partial.stat().st_size if partial.exists() else 0
-    free = shutil.disk_usage(partial.parent).free
-    if remote.size is not None and remote.size - done > free:
-        raise BenchError(
-            f"{title}: needs {(remote.size - done) / 2**30:.1f} GiB, {cache.root} has {free / 2**30:.1f}; make room or "
-            "choose another place with BENCH_CACHE_DIR"
-        )
-    headers = build_hf_headers(token=None if remote.send_token else False)
+    if constants.HF_HUB_OFFLINE:
+        raise Unreachable(f"{title}: {where} is not here and HF_HUB_OFFLINE is set; unset it")
+
+
+@contextmanager
+def _hub_faults(title: str, where: str, repository: str) -> Iterator[None]:
+    """Turn what the hub client raises into one line that says what to do."""
+    from huggingface_hub import errors
+
     try:
-        with partial.open("ab") as file:
-            http_get(
-                remote.url, file, resume_size=done, headers=headers, expected_size=remote.size,
-                displayed_filename=path.name,
-            )  # fmt: skip
-    except Exception as error:
-        raise _unreachable(title, remote.url, error) from error
-    found = sha256_of(partial)
-    if expected is None and remote.etag is not None and len(remote.etag) == 64:
-        expected = remote.etag
-    if expected is not None and not found.startswith(expected):
-        partial.unlink()
+        yield
+    except errors.GatedRepoError as error:
         raise BenchError(
-            f"{title}: {remote.url} has sha256 {found[:12]}..., expected {expected[:12]}...; nothing was kept, fetch "
-            "it again or tell the card's maintainers that the published file changed"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(path)
-
-
-def _unreachable(title: str, where: str, error: Exception) -> Unreachable:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return Unreachable(f"{title}: cannot download {where} ({reason}); the same command continues where it stopped")
+            f"{title}: {repository} is gated; accept its terms on the hub and set HF_TOKEN to your token"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BenchError(f"{title}: the hub has no {repository}, or it is private; set HF_TOKEN if it is") from error
+    except (errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise NotOnHub(f"{title}: the hub has no {where}; correct its name or revision") from error
+    except errors.HFValidationError as error:
+        raise BenchError(f"{title}: {repository} is no name of a repository; correct it") from error
+    except Exception as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise BenchError(f"{title}: the hub refuses {where}; set HF_TOKEN to a token that may read it") from error
+        raise unreachable(title, where, error) from error

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.judges.base import JudgeSpec, judge_kind
+from bench.judges.base import judge_files, judge_specs
 from bench.metrics.registry import check_metrics
 from bench.models.cards import cards
 from bench.references.source import POLICIES
@@ -21,9 +21,8 @@ WANTED = (
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_judges_are_of_known_kinds_with_known_options(name):
     protocol = PROTOCOLS[name]
-    for judge, table in protocol.judges.items():
-        spec = JudgeSpec(judge, table["kind"], {key: value for key, value in table.items() if key != "kind"})
-        judge_kind(spec).required_files(spec, protocol.path.parent)
+    for spec in judge_specs(protocol):
+        assert all(file.path or file.repo or file.url for file in judge_files(spec, root=protocol.path.parent))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

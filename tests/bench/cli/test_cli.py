@@ -66,7 +66,12 @@ def finished(tmp_path_factory):
         (["run", "--sampler", "best"], "--sampler: 'best' is unknown"),
         (["run", "--option", "x"], "--option: 'x' is not of the form key=value"),
         (["run", "--model", "digits-flow", "--option", "speed=2"], "unknown sampler setting 'speed'; it takes:"),
-        (["run", "--model", "sit-xl"], "model 'sit-xl' makes 256 pixel images, protocol 'digits' judges 8"),
+        (
+            ["run", "--model", "sit-xl", "--protocol", "digits"],
+            "model 'sit-xl' makes 256 pixel images, protocol 'digits' judges 8",
+        ),
+        (["run", "--model", "meanflow-cifar10"], "its card names no home protocol; choose one with --protocol"),
+        (["fetch"], "fetch: give --model or --protocol"),
         (["run", "--executor", "slurm"], "unknown executor 'slurm'"),
         (["run", "--num-samples", "1"], "--num-samples"),
         (["run", "--unknown"], "No such option"),
@@ -117,7 +122,8 @@ def test_a_dry_run_measures_nothing(bench, tmp_path):
 def test_a_dry_run_names_missing_weights_and_the_command_that_fetches_them(bench, cache):
     code, out, _ = bench("run", "--protocol", "imagenet-256-adm", "--model", "soflow-xl-2", "--steps", "1", "--dry-run")
     assert code == 0
-    assert "missing: weights of soflow-xl-2: fetch with 'bench weights fetch soflow-xl-2'" in out
+    assert "weights of soflow-xl-2" in out
+    assert "bench fetch --model soflow-xl-2 --protocol imagenet-256-adm" in out
 
 
 def test_a_scale_for_a_model_without_guidance_is_refused_not_replaced(bench):

@@ -92,11 +92,13 @@ def test_pickled_code_in_weights_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_altered_published_weights_are_refused(tmp_path):
-    (tmp_path / "downloads").mkdir()
-    torch.save({}, tmp_path / "downloads" / "weights-inception-2015-12-05-6726825d.pth")
-    with pytest.raises(BenchError, match="is not the published file"):
-        load_judge(spec(), device="cpu", cache_dir=tmp_path, root=tmp_path)
+def test_altered_published_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE_DIR", str(tmp_path))
+    downloads = tmp_path / "judges" / "downloads"
+    downloads.mkdir(parents=True)
+    torch.save({}, downloads / "weights-inception-2015-12-05-6726825d.pth")
+    with pytest.raises(BenchError, match="is not the file that was published"):
+        load_judge(spec(), device="cpu", root=tmp_path)
 
 
 @pytest.fixture(scope="module")

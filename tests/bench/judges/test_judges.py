@@ -11,9 +11,12 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bench.judges.base import JudgeSpec, fetch_judge, load_judge, missing_files
+from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import judge_files as judge_files_of
 from bench.judges.dinov2 import set_positions
 from bench.metrics.measure import ReferenceFeatures, measure
+from bench.weights.cache import FileCache, cache_directory
+from bench.weights.file import fetch_files
 from results.catalog import CATALOG
 from results.errors import BenchError
 
@@ -235,16 +238,25 @@ def test_digest_follows_weights_and_settings(judge_files, tmp_path):
     assert pick != loaded(PICK, tmp_path).digest
 
 
-def test_missing_file_is_known_before_loading(judge_files, tmp_path):
-    assert missing_files(CLIP, tmp_path, root=judge_files) == []
+def missing_files(spec, root):
+    cache = FileCache(cache_directory())
+    return [file for file in judge_files_of(spec, root=root) if file.find(cache) is None]
+
+
+def test_missing_file_is_known_before_loading(judge_files):
+    assert missing_files(CLIP, judge_files) == []
     spec = with_options(CLIP, weights="clip/gone.safetensors")
-    (missing,) = missing_files(spec, tmp_path, root=judge_files)
+    (missing,) = missing_files(spec, judge_files)
     assert str(missing).endswith("clip/gone.safetensors")
-    with pytest.raises(BenchError, match=r"judge 'clip': weights .*gone\.safetensors is not on this machine; correct"):
+    refusal = (
+        r"weights of judge 'clip': not on this machine \(.*gone\.safetensors\); .*correct the path in the protocol"
+    )
+    with pytest.raises(BenchError, match=refusal):
         load_judge(spec, device="cpu", root=judge_files)
-    with pytest.raises(BenchError, match=r"judge 'clip': weights: .*gone\.safetensors does not exist"):
-        fetch_judge(spec, tmp_path, root=judge_files)
-    assert fetch_judge(CLIP, tmp_path, root=judge_files)[0] == judge_files / "clip" / "model.safetensors"
+    with pytest.raises(BenchError, match=refusal):
+        fetch_files(judge_files_of(spec, root=judge_files))
+    states = fetch_files(judge_files_of(CLIP, root=judge_files))
+    assert states[0].path == judge_files / "clip" / "model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -263,22 +275,26 @@ def test_missing_file_is_known_before_loading(judge_files, tmp_path):
 )
 def test_published_weights_that_are_missing_name_the_command(tmp_path, monkeypatch, spec, title):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("BENCH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert title in str(missing_files(spec, tmp_path, root=tmp_path)[0])
+    assert title in str(missing_files(spec, tmp_path)[0])
     with pytest.raises(BenchError, match=f"judge '{spec.name}': .*bench weights fetch judges") as raised:
-        load_judge(spec, device="cpu", cache_dir=tmp_path, root=tmp_path)
+        load_judge(spec, device="cpu", root=tmp_path)
+    with pytest.raises(BenchError, match=f"judge '{spec.name}': .*bench fetch --protocol mine"):
+        load_judge(replace(spec, protocol="mine"), device="cpu", root=tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_hub_files_are_found_in_the_cache_directory(judge_files, tmp_path, images, labels):
-    snapshot = tmp_path / "huggingface" / "models--owner--preference" / "snapshots" / "abc"
+def test_hub_files_of_earlier_versions_are_found_in_the_cache_directory(judge_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE_DIR", str(tmp_path))
+    snapshot = tmp_path / "judges" / "huggingface" / "models--owner--preference" / "snapshots" / "abc"
     shutil.copytree(judge_files / "preference", snapshot)
-    reference = tmp_path / "huggingface" / "models--owner--preference" / "refs" / "main"
+    reference = tmp_path / "judges" / "huggingface" / "models--owner--preference" / "refs" / "main"
     reference.parent.mkdir(parents=True)
     reference.write_text("abc")
     spec = JudgeSpec("pick", "transformers-clip", {"hub": "owner/preference"})
-    assert missing_files(spec, tmp_path, root=tmp_path) == []
-    judge = load_judge(spec, device="cpu", cache_dir=tmp_path, root=tmp_path)
+    assert missing_files(spec, tmp_path) == []
+    judge = load_judge(spec, device="cpu", root=tmp_path)
     assert judge.digest == loaded(PICK, judge_files).digest
 
 

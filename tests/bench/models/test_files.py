@@ -77,7 +77,7 @@ def published(hub):
 
 
 def test_a_latent_model_is_fetched_with_its_autoencoder_and_samples_as_published(hub, published):
-    with pytest.raises(BenchError, match="weights of small-sit: not on this machine; fetch with 'bench weights fetch"):
+    with pytest.raises(BenchError, match="weights of small-sit: not on this machine; fetch with 'bench fetch --model"):
         build_adapter(CARD)
     states = fetch_model(CARD)
     assert [(state.file.role, state.state) for state in states] == [
@@ -140,7 +140,7 @@ def test_the_checkpoint_of_another_variant_is_named_with_its_keys(hub, published
     assert "unexpected: blocks.0.extra" in message
     assert "wrong shape: x_embedder.proj.bias (3,) instead of (16,)" in message
     assert str(tmp_path / "other.pt") in message
-    hub.files["vae.safetensors"] = save({"decoder.conv_in.weight": torch.zeros(1)})
+    hub.files["vae.safetensors"], hub.commit = save({"decoder.conv_in.weight": torch.zeros(1)}), "f" * 40
     other_vae = {
         **CARD.autoencoder,
         "weights": {"format": "safetensors", "file": "vae.safetensors", "revision": "v1", **HUB},
@@ -160,7 +160,7 @@ def test_a_family_that_stumbles_over_foreign_arrays_is_one_line(hub, published, 
 
 
 def test_a_pair_is_its_members_files(monkeypatch):
-    assert [file.model for file in model_files(cards()["digits-ucgm"])] == ["digits-ucgm-few", "digits-ucgm-multi"]
+    assert [file.owner for file in model_files(cards()["digits-ucgm"])] == ["digits-ucgm-few", "digits-ucgm-multi"]
 
 
 def test_every_card_can_be_read_and_says_where_its_file_is():

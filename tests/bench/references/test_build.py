@@ -399,7 +399,10 @@ def test_a_run_against_a_built_reference_equals_the_embedded_one(tmp_path, quiet
     np.savez(tmp_path / "digits.npz", arr_0=images, arr_1=split.labels.numpy())
     table = {"name": "digits-archive", "kind": "npz", "images": 599, "classes": 10}
     archived = replace(find_protocol("digits"), reference=table)
-    with pytest.raises(BenchError, match="'digits-archive' of protocol 'digits' is not built here"):
+    with pytest.raises(
+        BenchError,
+        match=r"missing for digits-flow-small under digits: reference digits-archive\n.*bench reference build digits",
+    ):
         run(digits_request(protocol=archived), tmp_path / "runs", progress=quiet(), workers=1)
     spec = archived.judges["inception"]
     options = {key: value for key, value in spec.items() if key != "kind"}

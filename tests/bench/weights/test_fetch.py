@@ -31,10 +31,19 @@ def repository(hub):
     return hub
 
 
-def files_in(directory):
-    """Every file of the cache but its tables and locks."""
-    found = [path for path in directory.rglob("*") if path.is_file()] if directory.exists() else []
-    return [path for path in found if path.suffix not in (".json", ".lock")]
+def files_in(cache):
+    """Every file of the cache but its tables and locks; of the hub client's the snapshots and what none links to."""
+    own = [path for path in cache.rglob("*") if path.is_file() and path.suffix not in (".json", ".lock")]
+    client = cache.with_name("hub-client")
+    snapshots = [path for path in client.glob("models--*/snapshots/*/**/*") if path.is_file()]
+    linked = {path.resolve() for path in snapshots}
+    return own + snapshots + [path for path in client.glob("models--*/blobs/*") if path not in linked]
+
+
+def remove(state):
+    """Remove a file of the hub client's cache with its content."""
+    state.path.resolve().unlink()
+    state.path.unlink()
 
 
 def refused(source=SOURCE):
@@ -45,7 +54,7 @@ def refused(source=SOURCE):
 
 
 def test_a_fetched_file_is_whole_pinned_and_read(repository, cache):
-    with pytest.raises(BenchError, match="not on this machine; fetch with 'bench weights fetch model'"):
+    with pytest.raises(BenchError, match="not on this machine; fetch with 'bench fetch --model model'"):
         locate(SOURCE, "model")
     (state,) = fetch_model(card())
     assert state.state == "fetched"
@@ -86,18 +95,23 @@ def test_a_killed_fetch_is_continued_by_the_next(hub, tmp_path):
         '[weights]\nformat = "torch"\nrepo = "owner/repository"\nfile = "large.bin"\n'
     )
     command = [sys.executable, "-m", "bench", "weights", "fetch", str(card_file)]
-    settings = {"HF_ENDPOINT": hub.url, "BENCH_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    client = tmp_path / "hub-client"
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(client), "HF_HUB_OFFLINE": "0"}
+    settings["BENCH_CACHE_DIR"] = str(tmp_path / "cache")
     environment = os.environ | settings
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     assert hub.stalled.wait(60)
-    (partial,) = wait_for(lambda: [path for path in (tmp_path / "cache").glob("partial/*") if path.stat().st_size])
+    (partial,) = wait_for(lambda: [path for path in client.glob("models--*/blobs/*.part") if path.stat().st_size])
     first.kill()
     first.wait()
     kept = partial.stat().st_size
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "weights of large: fetched, 25 MiB" in done.stderr
     assert hub.content_requests()[-1].headers["Range"] == f"bytes={kept}-"
-    assert (tmp_path / "cache" / "hub" / "owner" / "repository" / "main" / "large.bin").read_bytes() == content
+    repository = client / "models--owner--repository"
+    assert (repository / "snapshots" / hub.commit / "large.bin").read_bytes() == content
+    assert [path.name for path in (repository / "blobs").iterdir()] == [hashlib.sha256(content).hexdigest()]
+    assert (repository / "refs" / "main").read_text() == hub.commit  # so that diffusers and transformers find it
 
 
 def wait_for(condition):
@@ -139,17 +153,17 @@ def test_a_wrong_digest_leaves_nothing(repository, cache):
 
 
 def test_a_file_that_changed_on_the_hub_is_not_taken_for_the_pinned_one(repository, cache):
-    fetch_model(card())[0].path.unlink()
+    remove(fetch_model(card())[0])
     repository.files["folder/model.safetensors"] = save({"w": torch.zeros(3)})
     assert f"expected {SHA256[:12]}" in refused()
     assert files_in(cache) == []
 
 
 def test_a_pinned_file_is_asked_for_by_its_commit(repository, cache):
-    fetch_model(card())[0].path.unlink()
+    remove(fetch_model(card())[0])
     fetch_model(card())
-    heads = [request.path for request in repository.requests if request.method == "HEAD"]
-    assert heads == [
+    heads = dict.fromkeys(request.path for request in repository.requests if request.method == "HEAD")
+    assert list(heads) == [
         f"/owner/repository/resolve/{name}/folder/model.safetensors" for name in ("main", repository.commit)
     ]
 
