@@ -14,6 +14,15 @@ class BenchWarning(UserWarning):
     """What the user should know and need not fix: one line, shown as `Warning: ...`."""
 
 
+class MissingError(BenchError):
+    """Files or references that a plan needs and this machine lacks: one line each, between heading and remedy."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The heading, what is missing, and what gets it."""
+        return str(self).split("\n")
+
+
 class StoreError(BenchError):
     """A fault of the database, its cells or a query."""
 

@@ -17,7 +17,7 @@ import typer
 
 from bench.cli import browse, contribute, fetching, measure, mmhm, reference, weights
 from bench.cli.terminal import prepare_streams, write_line
-from results.errors import BenchError, BenchWarning
+from results.errors import BenchError, BenchWarning, MissingError
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
@@ -80,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BenchError as error:
         if debug:
             raise
-        write_line(f"Error: {error}")
+        first, *more = error.lines if isinstance(error, MissingError) else [str(error)]
+        for line in (f"Error: {first}", *more):
+            write_line(line)
         sys.exit(2)
     except Exception as error:
         from bench.contracts.plugins import faults

@@ -16,7 +16,7 @@ from bench.run.plan import Request, home_protocol, make_plan
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, NeededFile, size_text
 from protocols import Protocol
-from results.errors import BenchError
+from results.errors import MissingError
 
 
 class ReferenceSet(NamedTuple):
@@ -143,10 +143,10 @@ def joined(parts: Sequence[Needs]) -> Needs:
 
 
 def require(needs: Needs) -> None:
-    """Raise BenchError, a block of lines, unless all of it is on this machine."""
+    """Raise MissingError unless all of it is on this machine."""
     lacking = needs.lacking()
     if lacking:
-        raise BenchError(lacking.block())
+        raise MissingError(lacking.block())
 
 
 def _needs(
