@@ -62,9 +62,9 @@ def _card_json(card: Any) -> dict[str, Any]:
 
 def protocols(as_json: Annotated[bool, JSON] = False) -> None:
     """List the protocols."""
-    from protocols import load_protocol, protocol_files
+    from protocols import protocol_files
 
-    found = [load_protocol(path) for path in protocol_files().values()]
+    found = [_protocol(path) for path in protocol_files().values()]
     if as_json:
         print_json([{"title": p.title, "digest": p.digest, **p.canonical()} for p in found])
         return
@@ -74,6 +74,16 @@ def protocols(as_json: Annotated[bool, JSON] = False) -> None:
     ]
     columns = ["protocol", "px", "samples", "reference", "metrics", "title"]
     print_table(page(), plain_table(columns, rows, right=["px", "samples"]))
+
+
+def _protocol(path: Path) -> Any:
+    """Return a protocol, checked as far as can be without the libraries that measure."""
+    from bench.judges.options import check_judges
+    from protocols import load_protocol
+
+    protocol = load_protocol(path)
+    check_judges(protocol)
+    return protocol
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
@@ -123,13 +133,13 @@ def show(
 ) -> None:
     """Show all that is known of one model, protocol or cell."""
     from bench.models.cards import cards
-    from protocols import load_protocol, protocol_files
+    from protocols import protocol_files
 
     if name in cards():
         card = cards()[name]
         value = {**_card_json(card), "settings": _settings(card)}
     elif name in protocol_files():
-        protocol = load_protocol(protocol_files()[name])
+        protocol = _protocol(protocol_files()[name])
         value = {"title": protocol.title, "notes": protocol.notes, "digest": protocol.digest, **protocol.canonical()}
     else:
         value = _cell(name, runs_directory(runs_dir), [*cards(), *protocol_files()])

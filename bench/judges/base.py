@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.contracts.plugins import Group
 from bench.judges.files import PATH_OPTIONS, facts_digest, of_judge
+from bench.judges.options import check_judges
 from bench.judges.pixels.precision import full_precision
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile, here
@@ -116,7 +117,11 @@ JUDGES: Group[JudgeKind] = Group(
 
 
 def judge_specs(protocol: Definition) -> list[JudgeSpec]:
-    """Return the judges of a protocol; local paths are made absolute, each from the file that states it."""
+    """Return the judges of a protocol; local paths are made absolute, each from the file that states it.
+
+    Raises ProtocolError for an option whose value is wrong.
+    """
+    check_judges(protocol)
     specs = []
     for name, table in protocol.judges.items():
         options = protocol.judge_options(name)

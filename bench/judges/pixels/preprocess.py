@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.judges.options import BACKENDS, GEOMETRIES
 from bench.judges.pixels.resize import center_crop, pillow_resize, shortest_edge_size, torch_resize
 from results.errors import BenchError
 
@@ -18,8 +19,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-GEOMETRIES = ("shortest-edge", "crop-square", "squash", "longest")
-BACKENDS = ("pillow", "torchvision", "torch-float")
 IN_CACHE = 4
 """Images prepared at once on a processor: their intermediate results then stay in its cache (2 to 4 times faster)."""
 PILLOW_KERNELS = {1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
