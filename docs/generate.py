@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/cli.md (the help of every command) and docs/models.md (every card).
+"""Write the generated pages: docs/cli.md (every command's help), docs/models.md (every card) and docs/schema/.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with 1 if one is out of date
@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
 from bench.models.card_file import ANY_STEPS
-from bench.models.cards import cards, find_card
+from bench.models.cards import card_schema, cards, find_card
 from bench.models.meter import Meter
 from bench.models.registry import skeleton
+from protocols import protocol_schema
 
 DOCS = Path(__file__).parent
 COMMANDS = (
@@ -116,7 +119,17 @@ def _nfe(card: ModelCard) -> str:
     return f"{meter.rows:g}" + (f" + {meter.guide_rows:g} of the guide" if meter.guide_rows else "")
 
 
-PAGES = {"cli.md": cli_page, "models.md": models_page}
+def schema_file(schema: Callable[[], dict[str, Any]]) -> Callable[[], str]:
+    """Return what writes a JSON Schema of docs/schema/."""
+    return lambda: json.dumps(schema(), indent=2) + "\n"
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "models.md": models_page,
+    "schema/card.schema.json": schema_file(card_schema),
+    "schema/protocol.schema.json": schema_file(protocol_schema),
+}
 
 
 def main() -> None:
@@ -128,6 +141,7 @@ def main() -> None:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(name)
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if stale:
         sys.exit(f"out of date: {', '.join(stale)}; run python docs/generate.py")

@@ -10,7 +10,7 @@ from typing import Any
 
 from protocols.tables import LabelsTable, ProtocolTable
 from results.digests import digest_of, measurement_digest
-from results.documents import found, read_text, read_toml, shown, validated
+from results.documents import found, json_schema, read_text, read_toml, shown, validated
 from results.errors import ProtocolError, did_you_mean, nearest
 
 
@@ -175,6 +175,16 @@ def load_protocol(path: Path) -> Protocol:
         folders=folders,
         smoke=checked.smoke,
     )
+
+
+def protocol_schema() -> dict[str, Any]:
+    """Return the JSON Schema of protocol files: with `extends` a file may leave out every key but those it changes."""
+    tables = ("LabelsTable", "SamplingTable", "ReferenceTable", "MetricsTable", "JudgeTable", "BoundsTable")
+    schema = json_schema(ProtocolTable, "A protocol of fewstep-bench", tables)
+    required = schema.pop("required")
+    extends = {"type": "string", "description": "The protocol that this one changes: a name, or a path.toml."}
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return {**schema, "anyOf": [{"required": ["extends"]}, {"required": required}]}
 
 
 REPLACED = {

@@ -182,6 +182,15 @@ def validated(
     raise error(_line(f"{subject}: key '{dotted(at)}' {_reason(model, first, errors, prefix)}"))
 
 
+def json_schema(model: type[BaseModel], title: str, partial: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a file, for editors; tables named in `partial` need no key."""
+    schema = model.model_json_schema(by_alias=True)
+    for name, table in schema.get("$defs", {}).items():
+        if name in partial:
+            table.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
 def dotted(at: Iterable[str | int]) -> str:
     """Return the place of a value, `presets[0].steps`."""
     text = ""

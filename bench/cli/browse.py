@@ -10,6 +10,8 @@ import typer
 from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, print_table, runs_directory
 from results.errors import BenchError, unknown
 
+SCHEMA = typer.Option("--schema", help="Print the JSON Schema of the files, for editors.")
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
@@ -20,10 +22,14 @@ def register(app: typer.Typer) -> None:
 def models(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     as_json: Annotated[bool, JSON] = False,
+    schema: Annotated[bool, SCHEMA] = False,
 ) -> None:
     """List every model card that is installed."""
-    from bench.models.cards import cards
+    from bench.models.cards import card_schema, cards
 
+    if schema:
+        print_json(card_schema())
+        return
     found = [card for card in cards().values() if family in (None, card.family)]
     if family is not None and not found:
         raise unknown("family", family, {card.family for card in cards().values()})
@@ -60,10 +66,13 @@ def _card_json(card: Any) -> dict[str, Any]:
     return dataclasses.asdict(card)
 
 
-def protocols(as_json: Annotated[bool, JSON] = False) -> None:
+def protocols(as_json: Annotated[bool, JSON] = False, schema: Annotated[bool, SCHEMA] = False) -> None:
     """List the protocols."""
-    from protocols import protocol_files
+    from protocols import protocol_files, protocol_schema
 
+    if schema:
+        print_json(protocol_schema())
+        return
     found = [_protocol(path) for path in protocol_files().values()]
     if as_json:
         print_json([{"title": p.title, "digest": p.digest, **p.canonical()} for p in found])

@@ -7,11 +7,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from bench.contracts.card import ModelCard
 from bench.contracts.plugins import Group, report
 from bench.models.card_file import CardTable
-from results.documents import read_toml, shown, validated
+from results.documents import json_schema, read_toml, shown, validated
 from results.errors import BenchError, unknown
 
 
@@ -28,6 +29,11 @@ CARDS: Group[ModuleType] = Group(
     lambda found: isinstance(found, ModuleType) and hasattr(found, "__path__"),
     unique=False,
 )
+
+
+def card_schema() -> dict[str, Any]:
+    """Return the JSON Schema of card files."""
+    return json_schema(CardTable, "A model card of fewstep-bench")
 
 
 @cache

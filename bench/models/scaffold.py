@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 from pathlib import Path
 from string import Template
 
+from bench.models.cards import card_schema
 from results.errors import BenchError
 from results.files import disk_error
 
@@ -108,6 +110,8 @@ class $klass(Adapter):
 '''
 
 CARD = """\
+#:schema card.schema.json
+
 name = "$name"
 family = "$name"
 title = "$name (an example to be replaced)"
@@ -152,6 +156,7 @@ def write_adapter(name: str, directory: Path) -> list[Path]:
         f"{package}/adapter.py": ADAPTER,
         f"{package}/cards/__init__.py": '"""Model cards."""\n',
         f"{package}/cards/{name}.toml": CARD,
+        f"{package}/cards/card.schema.json": json.dumps(card_schema(), indent=2).replace("$", "$$") + "\n",
         f"tests/test_{package}.py": TEST,
     }
     paths = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.contracts.plugins import BUILT_IN, Group, faults
-from bench.judges.base import JUDGES
+from bench.judges.base import JUDGES, judge_specs
 from bench.judges.fidelity import EXTRACTORS
 from bench.metrics.registry import METRICS, check_metrics
 from bench.models.cards import CARDS, cards
@@ -17,6 +17,7 @@ from bench.models.files import model_files
 from bench.models.registry import ADAPTERS
 from bench.recordings.replay import REPLAYS
 from bench.references.datasets import DATASETS
+from bench.references.source import check_policy
 from bench.references.stored import SOURCES, check_kind, check_source
 from bench.run.executors import EXECUTORS
 from bench.run.needs import needs_of_judging, needs_of_run, require
@@ -24,6 +25,7 @@ from bench.run.plan import Request
 from bench.run.provenance import device_name, package_versions
 from bench.weights.cache import FileCache, cache_directory
 from protocols import Protocol, load_protocol, protocol_files
+from results.documents import shown
 from results.errors import BenchError, StoreError, one_line
 from results.files import disk_error
 from results.store import connect
@@ -178,6 +180,7 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
 
 def check_surroundings(request: Request, runs: Path, database: Path) -> None:
     """Raise BenchError for what stands in the way of a run apart from files that it lacks."""
+    check_protocol(request.protocol)
     if request.compile:
         check_compiler(request.device)
     try:
@@ -192,11 +195,13 @@ def check_surroundings(request: Request, runs: Path, database: Path) -> None:
         raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
     with connect(database, write=True, retry=True):
         pass
-    check_protocol(request.protocol)
 
 
 def check_protocol(protocol: Protocol) -> None:
-    """Raise BenchError for the first plug-in or metric option that the protocol asks for and that is not known."""
-    check_metrics(protocol.metrics, protocol.metric_options, f"protocol {protocol.path}")
+    """Raise BenchError for the first thing the protocol asks for that is not known here, or wrong."""
+    check_metrics(protocol.metrics, protocol.metric_options, f"protocol {shown(protocol.path)}")
+    judge_specs(protocol)
     check_source(protocol)
     check_kind(protocol)
+    if "kind" in protocol.reference:
+        check_policy(str(protocol.reference.get("resize", "none")))
