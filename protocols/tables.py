@@ -126,8 +126,8 @@ class ReferenceTable(Table):
     """`[reference]`: a data set by `kind`, or images that a registered `source` gives."""
 
     name: Name
-    kind: Text | None = None
-    source: Text | None = None
+    kind: str | None = None
+    source: str | None = None
     part: Text | None = None
     variant: str = ""
     resize: Annotated[str, Field(description="How images are cut to the protocol's size.")] = "none"
@@ -149,7 +149,7 @@ class JudgeTable(Table):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: Text
+    kind: str
 
     @model_validator(mode="after")
     def _plain_options(self) -> Self:

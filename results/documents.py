@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from results.errors import BenchError, nearest
+from results.errors import BenchError, nearest, one_line
 
 MAX_BYTES = 16 * 2**20
 """The largest text that is read: the class names of a protocol of a million prompts."""
@@ -68,7 +68,7 @@ def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> di
     except RecursionError as fault:
         raise error(f"{what} {shown(path)}: is nested too deeply; flatten its tables") from fault
     except ValueError as fault:
-        raise error(f"{what} {shown(path)}: not valid TOML ({_line(str(fault))}); fix the file") from fault
+        raise error(f"{what} {shown(path)}: not valid TOML ({one_line(str(fault))}); fix the file") from fault
 
 
 def _depth(table: dict[str, Any]) -> int:
@@ -179,7 +179,7 @@ def validated(
     first = min(errors, key=lambda entry: entry["type"] != "extra_forbidden")
     loc = [part for part in first["loc"] if part != "[key]"]  # of a wrong key the key itself is told
     at = (*prefix, *loc, *first.get("ctx", {}).get("at", ()))
-    raise error(_line(f"{subject}: key '{dotted(at)}' {_reason(model, first, errors, prefix)}"))
+    raise error(f"{subject}: " + one_line(f"key '{dotted(at)}' {_reason(model, first, errors, prefix)}", 1000))
 
 
 def json_schema(model: type[BaseModel], title: str, partial: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def found(value: Any) -> str:
 
 def shown(path: Path) -> str:
     """Return a path on one line, whatever its name holds."""
-    return _line(str(path))
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path))
 
 
 WANTED = {
@@ -246,7 +246,7 @@ def _reason(
             return f"must be {what} {words} {context[key]}, {got}"
     if kind in ("too_short", "string_too_short"):
         return f"must not be empty, {got}"
-    return f"{_line(fault['msg'][:1].lower() + fault['msg'][1:])}, {got}"
+    return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}, {got}"
 
 
 def _unknown_key(
@@ -283,7 +283,3 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
 def _meant(value: Any, names: Iterable[str]) -> str:
     near = nearest(value, names, 1) if isinstance(value, str) else []
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)

@@ -42,10 +42,10 @@ class ReportError(BenchError):
 LINE_LENGTH = 300
 
 
-def one_line(text: str) -> str:
-    """Return `text` on one line of printable characters, cut after LINE_LENGTH."""
+def one_line(text: str, length: int = LINE_LENGTH) -> str:
+    """Return `text` on one line of printable characters, cut after `length`."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..."
+    return line if len(line) <= length else f"{line[:length]} ..."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
