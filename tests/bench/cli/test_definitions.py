@@ -48,8 +48,11 @@ def test_the_embedded_default_is_extended_from_any_folder(bench, tmp_path, monke
         ("[composite]\nbounds = { fid = [0.365] }", "key 'composite.bounds.fid' must be two numbers [low, high]"),
         ('[composite]\neps = "small"', "key 'composite.eps' must be a number, found 'small'"),
         ('[composite]\nmetrics = ["fid"]', "key 'composite.metrics' is not known"),
-        ('[metrics.options]\nis_splits = "ten"', "key 'metrics.options.is_splits' must be an integer, found 'ten'"),
-        ('[metrics.options]\ncomparison = "<<"', "key 'metrics.options.comparison' must be one of <=, <, found '<<'"),
+        (
+            '[metrics.options]\nis_splits = "ten"',
+            "key 'metrics.options.is_splits' must be an integer of at least 1, found 'ten'",
+        ),
+        ('[metrics.options]\ncomparison = "<<"', "key 'metrics.options.comparison' must be '<=' or '<', found '<<'"),
         ("[judges.clip]\nscale = true", "key 'judges.clip.scale' must be a number, found True"),
         ("[judges.pick]\npath = 3", "key 'judges.pick.path' must be text, found 3"),
         ('[judges.inception]\nspatial = "yes"', "key 'judges.inception.spatial' must be true or false, found 'yes'"),
