@@ -46,3 +46,13 @@ def test_what_is_no_archive_is_one_clear_line(tmp_path):
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
     with pytest.raises(DatasetError, match=r"is no \.npz file"):
         read_statistics(tmp_path / "s.npz")
+
+
+def test_a_covariance_that_is_none_is_refused_before_it_becomes_a_reference(tmp_path):
+    wide = np.random.default_rng(0).standard_normal((3, 40))
+    np.savez(tmp_path / "few.npz", mu=np.zeros(40, np.float32), sigma=np.cov(wide, rowvar=False).astype(np.float32))
+    assert read_statistics(tmp_path / "few.npz").pooled.sigma.shape == (40, 40)
+    for sigma in (-SIGMA, np.diag([1.0, 1.0, -0.01])):
+        np.savez(tmp_path / "s.npz", mu=MU, sigma=sigma)
+        with pytest.raises(DatasetError, match="sigma has a negative eigenvalue"):
+            read_statistics(tmp_path / "s.npz")

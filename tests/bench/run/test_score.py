@@ -1,6 +1,7 @@
 """Images made elsewhere go through the same shards, arrays and record as a run's own."""
 
 import pickle
+import shlex
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from bench.run.score import score_images
 from protocols import find_protocol
 from results.cells import CellDirectory
 from results.errors import BenchError
+from results.leaderboard import missing_metrics, rows
+from results.store import connect
 
 
 def archive(path, count, seed=0):
@@ -48,3 +51,38 @@ def test_a_worker_keeps_the_reference_from_task_to_task(tmp_path):
     factor = context.reference_features()["inception.features"].frechet
     sent: Context = pickle.loads(pickle.dumps(context))
     assert sent.reference_features()["inception.features"].frechet is factor
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"nfe": float("nan")}, "--nfe: nan"), ({"nfe": float("inf")}, "--nfe: inf"), ({"nfe": -3.0}, "--nfe: -3"),
+        ({"name": " "}, "--name: ' '"), ({"name": "a\nb"}, "--name: .*control"), ({"name": "\x1b[31m"}, "--name"),
+    ],
+)  # fmt: skip
+def test_what_no_row_may_hold_is_refused_at_the_door(tmp_path, options, reason):
+    source = archive(tmp_path / "a.npz", 20)
+    with pytest.raises(BenchError, match=reason):
+        score_images(source, find_protocol("digits"), tmp_path / "runs", **{"name": "a", **options})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_tells_its_command_what_is_missing_and_what_its_pixels_look_like(tmp_path):
+    (tmp_path / "dir with space").mkdir()
+    source = tmp_path / "dir with space" / "a b.npz"
+    np.savez(source, arr_0=np.ones((20, 8, 8, 3), np.uint8), y=np.arange(20))
+    cell_id = score_images(source, find_protocol("digits"), tmp_path / "runs", name="x; rm -r y", nfe=4)
+    record = CellDirectory(tmp_path / "runs", cell_id).read_result()
+    words = shlex.split(record["cell"]["command"])
+    assert words[:6] == ["bench", "score", "--protocol", "digits", "--name", "x; rm -r y"]
+    assert words[6:] == ["--nfe", "4", "--device", "cpu", "--", str(source)]
+    reasons = {row["metric"]: row["reason"] for row in record["skipped_metrics"]}
+    why = "no labels (arr_1, labels or label); the file also holds: y"
+    assert reasons == {"clip": why, "pick": why, "accuracy": why}
+    assert record["cell"]["pixels"]["remarks"][0] == "all pixels are 0 or 1: scale to 0..255"
+    with connect(tmp_path / "runs" / "bench.duckdb") as connection:
+        (row,) = rows(connection)
+        assert row.remarks == record["cell"]["pixels"]["remarks"]
+        assert missing_metrics(connection, [row]) == [
+            "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also holds: y"
+        ]
