@@ -41,6 +41,7 @@ class Comparison(NamedTuple):
     title_a: str
     title_b: str
     differences: list[Difference]
+    rows: tuple[Row, Row]
 
 
 def paired(a: Row, b: Row, metric: str) -> PairedDifference | None:
@@ -106,9 +107,9 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
         cells = _pair(found[0], found[1], a, b)
         ids = [cell["cell_id"] for cell in cells]
         read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
-    differences = compare_rows(read[ids[0]], read[ids[1]], database.parent)
+    pair = read[ids[0]], read[ids[1]]
     titles = [_title(cell) for cell in cells]
-    return Comparison(titles[0], titles[1], differences)
+    return Comparison(titles[0], titles[1], compare_rows(*pair, database.parent), pair)
 
 
 def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:

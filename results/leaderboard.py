@@ -72,7 +72,7 @@ class Row:
             rank["mmhm"],
             rank.get("low"),
             rank.get("high"),
-            n=self.cell["num_samples"],
+            n=self.cell.get("num_samples", 0),
             rank_low=rank.get("rank_low"),
             rank_high=rank.get("rank_high"),
             method="blocks resampled jointly",

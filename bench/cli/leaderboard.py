@@ -15,7 +15,6 @@ from bench.cli.output import (
     OFF_REGIME,
     RUNS_DIR,
     console,
-    digits_for,
     leaderboard_table,
     page,
     plain_table,
@@ -23,6 +22,7 @@ from bench.cli.output import (
     print_remarks,
     print_table,
     room,
+    with_interval,
 )
 from bench.cli.output import runs_directory as directory_of
 from results.errors import BenchError
@@ -224,6 +224,7 @@ def compare(
 
 
 def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: bool) -> None:
+    from results import numbers
     from results.comparing import compare_cells
 
     outcome = compare_cells(database, a, b, seed)
@@ -233,7 +234,13 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
     page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
     columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
     rows = [
-        [d.metric, f"{d.a:.4g}", f"{d.b:.4g}", f"{d.difference:+.3g}", f"{d.low:+.3g} .. {d.high:+.3g}", d.verdict]
+        [
+            d.metric,
+            *(with_interval(row.measured(d.metric)) for row in outcome.rows),
+            numbers.difference(d.difference, d.low, d.high),
+            numbers.limits(d.low, d.high),
+            d.verdict,
+        ]
         for d in outcome.differences
     ]
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
@@ -244,6 +251,7 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
+    from results import numbers
     from results.published import published_claims
 
     found, elsewhere = published_claims(database, name, seed)
@@ -258,16 +266,16 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
     rows = []
     for claim in found:
         half = claim.half_width
-        digits = 3 if half is None else digits_for(half)
+        ends = (None, None) if half is None else (claim.difference - half, claim.difference + half)
         rows.append(
             [
                 claim.model,
                 str(claim.steps),
                 f"{claim.cfg:g}",
                 claim.metric,
-                f"{claim.measured:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"),
+                numbers.with_interval(claim.measured, claim.low, claim.high),
                 f"{claim.published:g}",
-                f"{claim.difference:+.{digits}f}",
+                numbers.difference(claim.difference, *ends),
                 "-" if claim.half_widths is None else f"{claim.half_widths:+.1f}",
                 claim.source,
             ]

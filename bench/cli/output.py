@@ -108,22 +108,13 @@ def print_table(out: Console, table: Table) -> None:
     out.print(table)
 
 
-def with_interval(value: Value | None) -> str:
-    """Return a value with half its interval, cut to the digits that the interval leaves."""
+def with_interval(value: Value | None, digits: int = 4) -> str:
+    """Return a value with its interval, cut to the digits that the interval leaves."""
+    from results import numbers
+
     if value is None or value.value is None:
         return "-"
-    if value.low is None or value.high is None:
-        return f"{value.value:.4g}"
-    half = (value.high - value.low) / 2
-    digits = digits_for(half)
-    return f"{value.value:.{digits}f} ± {half:.{digits}f}"
-
-
-def digits_for(half_width: float) -> int:
-    """Return the decimals that show two digits of an interval's half width."""
-    if half_width <= 0 or not math.isfinite(half_width):
-        return 3
-    return max(0, min(4, 1 - math.floor(math.log10(half_width))))
+    return numbers.with_interval(value.value, value.low, value.high, digits)
 
 
 USUAL = {"sampler": ("native", "images"), "dtype": ("float32", "uint8")}
@@ -156,7 +147,7 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
                 "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
                 *[_value(row, name) for name in sorted_by],
-                *[with_interval(row.metrics.get(name)) for name in names],
+                *[_value(row, name) for name in names],
                 _mmhm(row),
                 "-" if row.rank.get("p_first") is None else f"{row.rank['p_first']:.0%}",
                 "-" if cell["images_per_second"] is None else f"{cell['images_per_second']:,.0f}",
@@ -179,10 +170,13 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 def _value(row: Row, name: str) -> str:
+    from results.numbers import number
+
+    digits = row.fact(name).digits
     if name in row.metrics:
-        return with_interval(row.metrics[name])
+        return with_interval(row.metrics[name], digits)
     value = row.value(name)
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else number(value, digits=digits)
 
 
 def print_remarks(out: Console, shown: Sequence[Row]) -> None:
@@ -202,16 +196,10 @@ def _name(cell: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
 
 
 def _rank(row: Row) -> str:
-    rank = row.rank
-    if not rank or rank.get("rank_low") is None:
-        return "-"
-    low, high = round(rank["rank_low"]), round(rank["rank_high"])
-    return str(low) if low == high else f"{low}-{high}"
+    from results.numbers import rank
+
+    return "-" if row.rank.get("rank_low") is None else rank(row.rank["rank_low"], row.rank["rank_high"])
 
 
 def _mmhm(row: Row) -> str:
-    from results.leaderboard import Value
-
-    if row.rank.get("mmhm") is None:
-        return "-"
-    return with_interval(Value(row.rank["mmhm"], row.rank.get("low"), row.rank.get("high")))
+    return with_interval(row.measured("mmhm"))

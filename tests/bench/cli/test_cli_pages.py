@@ -32,7 +32,7 @@ def test_the_leaderboard_is_whole_at_any_width(width):
     heading, line = printed(leaderboard_table([row()], width), width)
     shown = heading.split()
     assert shown[:6] == ["rank", "model", "steps", "cfg", "NFE", "FID"] and shown[-1] == "img/s"
-    assert line.count("12.346 ± 0.050") == len({"FID", "IS", "CLIP", "PICK", "ACCURACY"} & set(shown))
+    assert line.count("12.35 ± 0.05") == len({"FID", "IS", "CLIP", "PICK", "ACCURACY"} & set(shown))
     assert line.rstrip().endswith("1,234")
     assert len(heading) <= max(width, 80)
     assert ("ACCURACY" in shown) == (width == 160)
