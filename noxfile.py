@@ -11,7 +11,7 @@ def lint(session: nox.Session) -> None:
     """Rules, format and imports."""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports", "--no-logo")
+    session.run("lint-imports")
 
 
 @nox.session

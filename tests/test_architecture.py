@@ -93,7 +93,7 @@ def complaints(tmp_path_factory):
     (copy / "bench" / "attic").mkdir()
     (copy / "bench" / "attic" / "__init__.py").touch()
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    command = [sys.executable, "-c", code, "--no-cache", "--no-logo"]
+    command = [sys.executable, "-c", code, "--no-cache"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     sections = re.split(r"^(.+)\n-+\n", done.stdout.partition("Broken contracts\n")[2], flags=re.M)
