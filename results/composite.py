@@ -218,7 +218,7 @@ def read_bounds(path: Path) -> PartialBounds:
         BenchError: the file cannot be read or has another form.
     """
     try:
-        bounds: Any = json.loads(path.read_text(encoding="utf-8"))
+        bounds: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BenchError(f"bounds file {path} cannot be read ({error}): give a JSON file of bounds") from error
     if not isinstance(bounds, dict):

@@ -96,7 +96,7 @@ def check_baseline(path: Path, device: str, workers: int, progress: Progress) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        baseline = json.loads(path.read_text(encoding="utf-8"))
+        baseline = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BenchError(f"baseline {path}: cannot be read ({error.strerror}); make one with --write") from error
     except ValueError as error:

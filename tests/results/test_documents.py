@@ -8,7 +8,9 @@ import tomllib
 import pytest
 
 from bench.models.cards import cards, load_card
+from bench.run.gate import check_baseline
 from protocols import load_protocol, protocol_files
+from results.composite import read_bounds
 from results.documents import read_text, read_toml
 from results.errors import BenchError
 
@@ -22,6 +24,19 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     text = protocol_files()["gaussian"].read_text()
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert load_protocol(path).digest == load_protocol(protocol_files()["gaussian"]).digest
+
+
+def test_bounds_with_a_byte_order_mark_are_read(tmp_path):
+    path = tmp_path / "bounds.json"
+    path.write_bytes(b'\xef\xbb\xbf{"FID": {"min": 1, "max": 2}}')
+    assert read_bounds(path) == {"FID": {"min": 1, "max": 2}}
+
+
+def test_a_baseline_with_a_byte_order_mark_is_read_as_json(tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_bytes(b"\xef\xbb\xbf{}")
+    with pytest.raises(BenchError, match="not a baseline of format"):
+        check_baseline(path, "cpu", 1, None)
 
 
 @pytest.mark.parametrize(
