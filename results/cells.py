@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from results.files import disk_error, write_atomically
+
+
+def _is_array_name(name: str) -> bool:
+    """Tell whether a shard's array may become a file: `<judge>.<array>` or `thumbnails`, nothing of a path."""
+    return re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None and len(name) < 100
 
 
 class CellDirectory:
@@ -47,8 +53,8 @@ class CellDirectory:
         try:
             with safe_open(path, framework="numpy") as shard:
                 facts: dict[str, Any] = json.loads((shard.metadata() or {})["facts"])
-                return facts
-        except (OSError, SafetensorError, KeyError, ValueError):
+                return facts if isinstance(facts, dict) else None
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             return None
 
     def assemble(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -65,6 +71,8 @@ class CellDirectory:
                 for start, stop in ranges:
                     with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
                         for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                            if not _is_array_name(name):
+                                continue  # nothing of ours wrote it; a name must not choose a place on the disk
                             part = shard.get_tensor(name)
                             if name == "thumbnails":
                                 thumbnails.append(part)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from bench.cli import browse, contribute, fetching, measure, mmhm, reference, weights
+from bench.cli.parsing import check_words
 from bench.cli.terminal import prepare_streams, write_line
 from results.errors import BenchError, BenchWarning, MissingError
 
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
         _check_words(words)
+        check_words(words)
         result = app(args=words, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()

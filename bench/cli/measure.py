@@ -24,6 +24,7 @@ from bench.cli.output import (
     room,
     runs_directory,
 )
+from bench.cli.parsing import LARGEST_COUNT, LARGEST_SEED
 from bench.cli.terminal import write_line
 from results.errors import BenchError
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from bench.run.plan import Request
     from bench.run.runner import Summary
 
+COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples a cell [the protocol's].")
+BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch [the protocol's].")
+SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise [the protocol's].")
+SELECT_ON = typer.Option(
+    min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
+)
+WORKERS = typer.Option(min=0, max=1024, help="Worker processes [one per core, or one for a GPU].")
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated [the protocol's].")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
 
@@ -54,11 +62,14 @@ def run(
     ] = None,
     steps: Annotated[str | None, typer.Option(help="Step counts, e.g. 1,2,4 [the protocol's].")] = None,
     cfg: Annotated[str | None, typer.Option(help="Guidance scales, 1.0 = none [the protocol's].")] = None,
-    num_samples: Annotated[int | None, typer.Option(min=2, help="Samples a cell [the protocol's].")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch [the protocol's].")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise [the protocol's].")] = None,
+    num_samples: Annotated[int | None, COUNT_OF_SAMPLES] = None,
+    batch_size: Annotated[int | None, BATCH_OF_IMAGES] = None,
+    seed: Annotated[int | None, SEED] = None,
     select_on: Annotated[
-        int | None, typer.Option(min=0, help="Measure on this seed too, and choose each model's setting on it alone.")
+        int | None,
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
+        ),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain [the protocol's].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -69,8 +80,9 @@ def run(
     random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights: speed only, never ranked.")] = False,
     fresh: Annotated[bool, typer.Option(help="Measure again what is already measured.")] = False,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes [one per core, or one for a GPU].")] = 0,
+    workers: Annotated[int, WORKERS] = 0,
     fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that a batch may take [any].")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
@@ -130,11 +142,12 @@ def run(
                 workers=workers,
                 fresh=fresh,
                 arguments=typed_command(),
+                timeout=timeout,
             )
         _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
-        failed = failed or bool(summary.failed)
+        failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(1)  # a run in which nothing could be measured is no success
 
 
 def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -> Mapping[str, tuple[str, ...] | None]:
@@ -290,9 +303,9 @@ def check(
     model: Names = None,
     protocol: ProtocolName = "digits",
     steps: Annotated[str, typer.Option(help="Step counts of the subset, with --write.")] = "1,4",
-    num_samples: Annotated[int, typer.Option(min=20, help="Samples a cell, with --write.")] = 500,
+    num_samples: Annotated[int, typer.Option(min=20, max=LARGEST_COUNT, help="Samples a cell, with --write.")] = 500,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes [one per core, or one for a GPU].")] = 0,
+    workers: Annotated[int, WORKERS] = 0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure a small subset and fail, naming each metric that moved beyond its interval."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from bench.cli.output import JSON, page, plain_table, print_json, print_table
+from bench.cli.parsing import NUMBER
 from results.errors import BenchError
 
 if TYPE_CHECKING:
-    from results.composite import Bounds
+    from results.composite import Bounds, PartialBounds
 
 
 class ScoreTable(NamedTuple):
@@ -48,6 +49,8 @@ def mmhm(
     except BenchError as error:
         raise BenchError(f"{file}: {error}") from error
     _check_bounds(result.bounds, bounds)
+    if bounds is not None and given is not None:
+        _check_complete(given, bounds)
     if write_bounds is not None:
         _write(write_bounds, result.bounds)
     scores = five_significant(result.scores)
@@ -101,6 +104,9 @@ def read_table(path: Path) -> ScoreTable:
         raise BenchError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from error
     if not lines:
         raise BenchError(f"{path}: the file is empty; it needs a header and one row a model")
+    for sign, named in ((";", "';'"), ("\t", "tabs")):
+        if len(lines[0][1]) < 3 and lines[0][1][0].count(sign) > 2:
+            raise BenchError(f"{path}: its columns are separated by {named}; save it with ',' (and decimal points)")
     header = [name.strip() for name in lines[0][1]]
     if len(lines) == 1:
         raise BenchError(f"{path}: a header but no rows; give one row a model")
@@ -117,19 +123,45 @@ def read_table(path: Path) -> ScoreTable:
             if column_of(name) is not None:
                 metrics.setdefault(name, []).append(_number(path, number, name, text))
         others.append({name: text for name, text in cells.items() if name not in metrics})
+    _check_scale(path, metrics)
     return ScoreTable(metrics, others)
 
 
+LOWEST = {"FID": 0.0, "IS": 1.0}
+"""The least that a metric can be."""
+
+
 def _number(path: Path, line: int, column: str, text: str) -> float | None:
+    from results.composite import column_of
+
     if not text:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value):
         raise BenchError(f"{path}, line {line}, column '{column}': '{text}' is not a number; fix it or leave it empty")
-    return value
+    metric = column_of(column) or column
+    if value < LOWEST.get(metric, -math.inf):
+        raise BenchError(
+            f"{path}, line {line}, column '{column}': {text} is impossible, {metric} is never below "
+            f"{LOWEST[metric]:g}; fix it or leave it empty"
+        )
+    return value + 0.0  # -0.0 is 0.0
+
+
+def _check_scale(path: Path, metrics: dict[str, list[float | None]]) -> None:
+    """Refuse a column of CLIP scores of which some are in 0..1 and others in 0..100."""
+    from results.composite import column_of
+
+    for column, values in metrics.items():
+        if column_of(column) != "CLIP Score":
+            continue
+        small = [value for value in values if value is not None and 0 < value <= 1]
+        large = [value for value in values if value is not None and value > 2]
+        if small and large:
+            raise BenchError(
+                f"{path}, column '{column}': {small[0]:g} beside {large[0]:g}; CLIP scores are in 0..1 or in 0..100, "
+                "not in both: multiply the small ones by 100"
+            )
 
 
 def _column(table: ScoreTable, column: str) -> list[float | None]:
@@ -137,6 +169,16 @@ def _column(table: ScoreTable, column: str) -> list[float | None]:
 
     (name,) = (name for name in table.metrics if column_of(name) == column)
     return table.metrics[name]
+
+
+def _check_complete(given: PartialBounds, path: Path) -> None:
+    """Refuse a file of bounds that leaves some to the rows: what is frozen in part is not frozen."""
+    from results.composite import COLUMNS, column_of
+
+    held = {column_of(name) for name in given}
+    lacking = [column for column in COLUMNS if column not in held]
+    if lacking:
+        raise BenchError(f"{path}: no bounds of {', '.join(lacking)}; give all four columns (null: those of the rows)")
 
 
 def _check_bounds(used: Bounds, path: Path | None) -> None:

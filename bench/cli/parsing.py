@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from results.errors import BenchError
 
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+"""Numbers as people write them; Python's own reading takes `1_0` for 10, and letters of every script."""
+MOST_STEPS, LARGEST_SCALE = 10**6, 1e6
+LARGEST_COUNT = 2**31 - 1
+"""What the store keeps of a count of samples."""
+LARGEST_SEED = 2**63 - 1
+"""What the store keeps of a seed."""
+
 
 def parse_models(text: str) -> tuple[str, ...]:
     """Return the names of a comma-separated list. Raises BenchError when there is none."""
-    return tuple(_words(text, "model"))
+    return tuple(dict.fromkeys(_words(text, "model")))
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
     """Return step counts of a comma-separated list. Raises BenchError unless they are integers above zero."""
     counts = []
     for word in _words(text, "steps"):
-        try:
-            count = int(word)
-        except ValueError:
-            raise BenchError(f"--steps: '{word}' is not an integer; write for example 1,2,4") from None
+        if not WHOLE.fullmatch(word):
+            raise BenchError(f"--steps: '{word}' is not an integer; write for example 1,2,4")
+        count = int(word)
         if count <= 0:
             raise BenchError(f"--steps: {count} is not above zero; write for example 1,2,4")
+        if count > MOST_STEPS:
+            raise BenchError(f"--steps: {count} is above {MOST_STEPS:,}; write for example 1,2,4")
         counts.append(count)
-    return tuple(counts)
+    return tuple(dict.fromkeys(counts))
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
     """Return guidance scales of a comma-separated list. Raises BenchError unless they are finite numbers."""
     scales = []
     for word in _words(text, "cfg"):
-        try:
-            scale = float(word)
-        except ValueError:
-            raise BenchError(f"--cfg: '{word}' is not a number; write for example 1.0,1.5") from None
-        if not math.isfinite(scale):
+        if word.lower().lstrip("+-") in ("nan", "inf", "infinity"):
             raise BenchError(f"--cfg: '{word}' is not finite; write for example 1.0,1.5")
-        scales.append(scale)
-    return tuple(scales)
+        if not NUMBER.fullmatch(word):
+            raise BenchError(f"--cfg: '{word}' is not a number; write for example 1.0,1.5")
+        scale = float(word)
+        if abs(scale) > LARGEST_SCALE:
+            raise BenchError(f"--cfg: {word} is beyond {LARGEST_SCALE:g}; write for example 1.0,1.5")
+        scales.append(scale + 0.0)  # -0.0 is 0.0
+    return tuple(dict.fromkeys(scales))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse numbers in Python's own spelling (`1_0`), which the option parser would take."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)+", value):
+            raise BenchError(f"'{value}' is not a number here; write {value.replace('_', '')}")
 
 
 def _words(text: str, option: str) -> list[str]:
@@ -68,9 +87,10 @@ def parse_option(text: str) -> Any:
         return text.lower() == "true"
     if text.lower() in ("null", "none"):
         return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    if WHOLE.fullmatch(text):
+        return int(text)
+    if NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() and abs(float(text)) < float("inf"):
+        return float(text) + 0.0
+    if re.fullmatch(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|nan|inf|infinity)(e[+-]?[0-9]+)?", text.lower()):
+        raise BenchError(f"--option: '{text}' is no finite number; correct it")
     return text

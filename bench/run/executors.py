@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 
 from bench.contracts.plugins import Group
 from results.errors import BenchError
+from results.printable import printable
 
 
 class Executor(ABC):
@@ -43,7 +45,9 @@ class InProcess(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(function(*arguments))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             future.set_exception(error)
         return future
 
@@ -170,9 +174,14 @@ def _interrupts_deferred() -> Iterator[None]:
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent does, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.formatwarning = _in_one_line
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _in_one_line(message: Warning | str, *where: Any, **facts: Any) -> str:
+    return f"Warning: {printable(str(message))}\n"
 
 
 def _end_with(sentinel: int) -> None:

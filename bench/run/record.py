@@ -33,6 +33,8 @@ class Context:
     judge_digests: Mapping[str, str]
     run: Mapping[str, Any]
     device: str
+    timeout: float | None = None
+    """Seconds that a batch may take."""
 
     def reference_features(self) -> dict[str, ReferenceFeatures]:
         """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.

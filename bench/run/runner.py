@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
 from bench.run.readiness import preflight
 from bench.run.record import Context, cell_record, model_row, ranking_of
-from bench.run.shard import CellFailure
+from bench.run.shard import SHARD_FACTS, CellFailure
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
 from protocols.labels import plan_labels
@@ -87,6 +87,7 @@ def run(
     workers: int = 0,
     fresh: bool = False,
     arguments: Sequence[str] = (),
+    timeout: float | None = None,
 ) -> Summary:
     """Measure every cell of a request that is not measured yet.
 
@@ -112,6 +113,7 @@ def run(
             judge_digests={name: judge.digest for name, judge in judges.items()},
             run=run_record(arguments, request.device, threads),
             device=request.device,
+            timeout=timeout,
         )
         cells = make_plan(request, conditions(judges, reference))
         summary = Summary(database)
@@ -194,7 +196,10 @@ def _has_metrics(record: Mapping[str, Any], protocol: Protocol) -> bool:
 def _continues(directory: CellDirectory, span: tuple[int, int], batch_size: int) -> bool:
     """Tell whether a shard from an earlier run can stay: whole, and sampled with the same batch size."""
     facts = directory.shard_facts(*span)
-    return facts is not None and facts["batch_size"] == batch_size
+    if facts is None or facts.get("batch_size") != batch_size:
+        return False
+    numbers = [facts.get(name) for name in SHARD_FACTS]
+    return all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
 
 
 def _execute(
@@ -210,14 +215,15 @@ def _execute(
 
     def measure(item: _Work) -> None:
         arguments = (context, item.cell, item.labels, item.ranges, runs, item.row)
-        running[pool.submit(measure_task, *arguments)] = (item, None)
+        running[_submit(pool, item.cell, measure_task, *arguments)] = (item, None)
 
     while True:
         while ready and len(running) < window + 2:
             measure(ready.pop())
         while len(running) < window and (entry := next(queue, None)) is not None:
             item, span = entry
-            running[pool.submit(sample_task, context, item.cell, item.labels, *span, runs)] = (item, span)
+            task = _submit(pool, item.cell, sample_task, context, item.cell, item.labels, *span, runs)
+            running[task] = (item, span)
         if not running:
             break
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -226,10 +232,7 @@ def _execute(
             try:
                 failure = future.result()
             except BrokenProcessPool as error:
-                raise BenchError(
-                    f"a worker died while it sampled {item.cell.label} (out of memory?); run the same command to "
-                    "continue, with a smaller --batch-size or --workers 1"
-                ) from error
+                raise _died(item.cell) from error
             cell_id = item.cell.cell_id
             if failure is not None:
                 if cell_id not in failed:
@@ -246,6 +249,20 @@ def _execute(
             progress.shard(item.cell, item.total - remaining[cell_id], item.total, samples)
             if remaining[cell_id] == 0 and cell_id not in failed:
                 ready.append(item)
+
+
+def _submit(pool: Executor, cell: Cell, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    try:
+        return pool.submit(function, *arguments)
+    except BrokenProcessPool as error:  # it died before its first result
+        raise _died(cell) from error
+
+
+def _died(cell: Cell) -> BenchError:
+    return BenchError(
+        f"a worker died while it sampled {cell.label} (out of memory, or the adapter ended its process?); run the same "
+        "command to continue, with a smaller --batch-size or --workers 1"
+    )
 
 
 def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,12 +16,18 @@ from bench.contracts.noise import PhiloxNoise
 from bench.judges.base import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, clock
+from bench.run.containment import TimedOut, contained, time_limit
 from bench.run.plan import Cell
 from bench.run.quantise import quantise
 from protocols import Protocol
-from results.errors import BenchError
+from results.errors import BenchError, BenchWarning
 
 THUMBNAIL_SIDE = 96
+SHARD_FACTS = (
+    "network_rows", "guide_rows", "decode_seconds", "network_seconds", "judge_seconds", "timed_seconds",
+    "timed_samples", "peak_memory",
+)  # fmt: skip
+"""Numbers that every shard states beside its arrays."""
 _WARM: WeakKeyDictionary[Adapter, tuple[str, int]] = WeakKeyDictionary()
 """The cell and batch size that each adapter sampled last: only a repetition is timed, the first one compiles and
 allocates."""
@@ -46,11 +53,13 @@ def sample_shard(
     labels: np.ndarray,
     start: int,
     stop: int,
+    timeout: float | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return (arrays, facts) of samples [start, stop), in batches aligned to the sample index.
 
     `labels` int64 [N] are those of the whole cell. Arrays are `<judge>.<name>` [stop - start, ...] and `thumbnails`
-    uint8 [n, 3, h, w]. Raises CellFailure when the adapter raises or returns a wrong shape, dtype or value.
+    uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Raises CellFailure when the adapter raises, ends, takes
+    longer, replaces functions of others, or returns a wrong shape, dtype or value.
     """
     parts: dict[str, list[np.ndarray]] = {}
     thumbnails: list[np.ndarray] = []
@@ -66,7 +75,7 @@ def sample_shard(
             batch_labels = torch.from_numpy(labels[first:last])
             memory = PeakMemory(adapter)
             began = clock(adapter.device)
-            images = _checked_sample(cell, adapter, batch_labels, first, last, protocol.resolution)
+            images = _checked_sample(cell, adapter, batch_labels, first, last, protocol.resolution, timeout)
             seconds = clock(adapter.device) - began
             sample_seconds += seconds
             peak = max(peak, memory.read())
@@ -98,14 +107,26 @@ def sample_shard(
     return arrays, facts
 
 
-def _checked_sample(cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, resolution: int) -> Tensor:
+def _checked_sample(
+    cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, resolution: int, timeout: float | None = None
+) -> Tensor:
     noise = PhiloxNoise(cell.seed, range(first, last), adapter.device)
     try:
-        images = adapter.sample(labels, cell.steps, cell.cfg, noise=noise, **cell.settings)
+        with contained() as changes, time_limit(timeout):
+            images = adapter.sample(labels, cell.steps, cell.cfg, noise=noise, **cell.settings)
     except BenchError as error:
         raise CellFailure(str(error)) from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except TimedOut as error:
+        raise CellFailure(f"samples {first}..{last - 1}: {error}") from error
+    except BaseException as error:  # sys.exit() and the like: an adapter may break, never end the run
         raise CellFailure(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    if changes.patched:
+        raise CellFailure(f"the adapter replaced {', '.join(changes.patched)}; an adapter sets no global state")
+    if changes.settings:
+        line = f"{cell.label}: the adapter changed {', '.join(changes.settings)}; put back, fix the adapter"
+        warnings.warn(line, BenchWarning, stacklevel=2)
     expected = (last - first, 3, resolution, resolution)
     if not isinstance(images, Tensor) or tuple(images.shape) != expected:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__

@@ -61,7 +61,7 @@ def sample_task(
     adapter = load_cell_adapter(cell, context.device)
     try:
         with full_precision():
-            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop)
+            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
     except CellFailure as failure:
         return failure
     CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ CALLS = [call for call in CASE["calls"] if all(None not in values for values in 
 def test_a_csv_scores_as_the_papers_script_recorded(score, tmp_path, call):
     words = [write(tmp_path / "t.csv", call["table"]), "--eps", call["options"].get("eps", 1e-3), "--json"]
     if call["options"].get("bounds"):
-        (tmp_path / "b.json").write_text(json.dumps(call["options"]["bounds"]))
+        stated = {**dict.fromkeys(NAMES), **call["options"]["bounds"]}  # null says: those of the rows
+        (tmp_path / "b.json").write_text(json.dumps(stated))
         words += ["--bounds", tmp_path / "b.json"]
     result = json.loads(score(*words))
     assert [row["MMHM"] for row in result["rows"]] == call["expected"]["scores_5_significant"]
@@ -113,3 +115,33 @@ def test_malformed_bounds_are_one_line(score, tmp_path, bounds, message):
         score(table, "--bounds", path)
     with pytest.raises(BenchError, match="cannot be written"):
         score(table, "--write-bounds", tmp_path / "none" / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ("2_27,278,30,20", "'2_27' is not a number"),
+        ("-0.5,278,30,20", "-0.5 is impossible, FID is never below 0"),
+        ("2.27,0.3,30,20", "0.3 is impossible, IS is never below 1"),
+        ("2.27,278,0.311,20", "CLIP scores are in 0..1 or in 0..100, not in both"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(tmp_path, cells, reason):
+    table = tmp_path / "table.csv"
+    table.write_text(f"model,FID,IS,CLIP Score,Pick Score\na,{cells}\nb,3,250,30.8,21\n")
+    with pytest.raises(BenchError, match=re.escape(reason)):
+        mmhm.read_table(table)
+
+
+def test_columns_separated_otherwise_are_named(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("model;FID;IS;CLIP Score;Pick Score\na;2,27;278,2;30,8;21\n")
+    with pytest.raises(BenchError, match="separated by ';'"):
+        mmhm.read_table(table)
+
+
+def test_bounds_of_some_columns_are_refused(tmp_path, score):
+    (tmp_path / "table.csv").write_text("model,FID,IS,CLIP Score,Pick Score\na,2,278,30,20\nb,3,250,31,21\n")
+    (tmp_path / "bounds.json").write_text('{"FID": {"min": 1, "max": 9}}')
+    with pytest.raises(BenchError, match="no bounds of IS, CLIP Score, Pick Score"):
+        score("--bounds", tmp_path / "bounds.json", tmp_path / "table.csv")

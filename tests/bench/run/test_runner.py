@@ -1,5 +1,6 @@
 """Runs can stop at any moment and continue, and the numbers depend on nothing but the setting."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import safe_open
+from safetensors.numpy import save
 
 import bench.run.runner
 from bench.contracts.adapter import Adapter
@@ -77,6 +80,25 @@ def test_a_torn_shard_is_sampled_again(measure, tmp_path, monkeypatch, quiet):
     (shard, *_) = sorted((tmp_path / "torn").glob("cells/*/shard-*"))
     shard.write_bytes(shard.read_bytes()[:100])
     assert metrics_of(measure(tmp_path / "torn")) == undisturbed
+
+
+def test_a_shard_whose_facts_or_names_are_foreign_harms_nothing(measure, tmp_path, monkeypatch, quiet):
+    monkeypatch.setattr(bench.run.runner, "SHARD_SAMPLES", 50)
+    undisturbed = metrics_of(measure(tmp_path / "whole"))
+    for facts in ([1], 3, {"batch_size": 50}, {"batch_size": 50, "network_rows": "many"}):
+        with pytest.raises(KeyboardInterrupt):
+            measure(tmp_path / str(facts), progress=quiet(stop_after=2))
+        (path, *_) = sorted((tmp_path / str(facts)).glob("cells/*/shard-*"))
+        path.write_bytes(save({"../../../out": np.ones(50)}, metadata={"facts": json.dumps(facts)}))
+        assert metrics_of(measure(tmp_path / str(facts))) == undisturbed
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "named", progress=quiet(stop_after=2))
+    (path, *_) = sorted((tmp_path / "named").glob("cells/*/shard-*"))
+    with safe_open(path, framework="numpy") as shard:
+        arrays, facts = {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata()  # noqa: SIM118
+    path.write_bytes(save({**arrays, "../../../out": np.ones(50)}, metadata=facts))
+    assert metrics_of(measure(tmp_path / "named")) == undisturbed
+    assert not list(tmp_path.rglob("out*"))
 
 
 def test_workers_and_shards_do_not_change_the_bits(measure, tmp_path, monkeypatch, digits_request, quiet):
