@@ -106,8 +106,8 @@ def add(
     replace: Annotated[bool, typer.Option(help="Take another file than the one added before.")] = False,
 ) -> None:
     """Copy a file that only a person can download into the cache, with its digest pinned."""
+    from bench.models.adding import add_file
     from bench.models.cards import find_card
-    from bench.models.files import add_file
 
     state = add_file(find_card(model), path, role, another=replace)
     console().print(f"{state.file.title}: {state.path}, {state.detail}", markup=False, soft_wrap=True)

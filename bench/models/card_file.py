@@ -141,7 +141,9 @@ class CardTable(Table):
     title: Annotated[Text, Field(description="One line for people.")]
     resolution: Annotated[int, Field(ge=1, le=65536, description="Side of the images in pixels.")]
     num_classes: Annotated[int, Field(ge=0, le=1_000_000, description="Classes; 0 for an unconditional model.")]
-    home: Annotated[Name | None, Field(description="The protocol that a run without --protocol takes.")] = None
+    home: Annotated[
+        Text | None, Field(description="The protocol that a run without --protocol takes: its name, or a .toml file.")
+    ] = None
     latent_shape: Annotated[
         list[Annotated[int, Field(ge=1, le=1_000_000)]],
         Field(min_length=1, max_length=4, description="Shape of one sample's noise."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ from bench.contracts.card import ModelCard, WeightsSource
 from bench.models.cards import cards, find_card
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, FileState, NeededFile, fetch_files, here, model_file, verify_file
-from results.errors import BenchError, unknown
-from results.files import writing
+from results.errors import BenchError
 
 
 def model_files(card: ModelCard) -> list[NeededFile]:
@@ -102,38 +100,3 @@ def fetch_model(card: ModelCard, told: Callable[[FileState], None] = lambda stat
 def verify_model(card: ModelCard) -> list[FileState]:
     """Hash every file of `card` anew and tell which are missing or altered."""
     return [verify_file(file) for file in model_files(card)]
-
-
-def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool = False) -> FileState:
-    """Copy a file that a person got into the cache, pinned; `another` takes another one than was pinned before.
-
-    Raises BenchError when it is not the published file, or not the one pinned before.
-    """
-    if card.members:
-        names = ", ".join(member.model for member in card.members)
-        raise BenchError(f"{card.name} stands for {names}; name one of them")
-    files = {file.role: file for file in model_files(card)}
-    if role not in files:
-        raise unknown(f"file of {card.name}", role, files)
-    file, cache = files[role], FileCache(cache_directory())
-    if file.path is not None:
-        raise BenchError(f"{file.title}: shipped with the package ({file.path}); nothing to add")
-    if not path.exists():
-        raise BenchError(f"{path} does not exist; correct the path")
-    if not another or file.sha256:
-        try:
-            cache.verify(file.title, path, file.key(cache), file.sha256)
-        except BenchError as error:
-            way = "" if file.sha256 else "; --replace takes it all the same"
-            raise BenchError(f"{path} is not the file known as {file.title} (sha256 differs){way}") from error
-    place = file.place(cache)
-    try:
-        with cache.lock(file.key(cache)), writing(place) as temporary:
-            if path.is_dir():
-                shutil.copytree(path, temporary)
-            else:
-                shutil.copyfile(path, temporary)
-        cache.pin(file.key(cache), place, added=path.name, url=file.url)
-    except OSError as error:
-        raise BenchError(f"{place}: cannot be written ({error.strerror}); check BENCH_CACHE_DIR") from error
-    return FileState(file, "here", place, f"sha256 {cache.digest(place)[:12]}")

@@ -56,18 +56,18 @@ def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
         for role, source in card.extra_weights.items()
     }
     state = read_state(path, card.weights, card.name)
-    with _naming(card, path):
+    with naming_files(card, path):
         adapter.load(state, extra)
     if adapter.autoencoder is not None:
         sources = autoencoder_sources(card)
         paths = {role: locate(source, card.name, role) for role, source in sources.items()}
         states = {role: read_state(paths[role], source, card.name, role) for role, source in sources.items()}
-        with _naming(card, *paths.values()):
+        with naming_files(card, *paths.values()):
             adapter.autoencoder.load(states)
 
 
 @contextmanager
-def _naming(card: ModelCard, *paths: Path) -> Iterator[None]:
+def naming_files(card: ModelCard, *paths: Path) -> Iterator[None]:
     """Name the files in whatever a family says about them."""
     files = ", ".join(map(str, paths))
     try:

@@ -184,6 +184,7 @@ def test_the_command_line_fetches_verifies_and_adds(capsys, hub, published, tmp_
     card_file.write_text(
         'name = "small"\nfamily = "sit"\ntitle = "t"\nresolution = 8\nnum_classes = 3\nlatent_shape = [4, 4, 4]\n'
         '[weights]\nformat = "torch"\nrepo = "owner/repository"\nfile = "checkpoints/last.pt"\ntree = "ema?"\n'
+        "[architecture]\n" + "".join(f"{key} = {value}\n" for key, value in CARD.architecture.items())
     )
     name = str(card_file)
     code, out, _ = command(capsys, "verify", name)
@@ -201,6 +202,13 @@ def test_the_command_line_fetches_verifies_and_adds(capsys, hub, published, tmp_
     code, out, _ = command(capsys, "verify", name)
     assert code == 1
     assert "altered" in out
+    foreign = tmp_path / "foreign.pt"
+    foreign.write_bytes(torch_bytes({"ema": {"x_embedder.proj.bias": torch.zeros(3)}}))
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
+    for file, reason in ((foreign, "wrong shape: x_embedder.proj.bias (3,)"), (tmp_path / "x.npy", "x.npy")):
+        code, _, err = command(capsys, "add", name, str(file), "--replace")
+        assert code == 2 and reason in err and len(err.splitlines()) == 1
+        assert "altered" in command(capsys, "verify", name)[1]  # what was there is still there
     whole = tmp_path / "last.pt"
     whole.write_bytes(hub.files["checkpoints/last.pt"])
     code, _, err = command(capsys, "add", name, str(whole))

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 
 from bench.contracts.card import ModelCard, WeightsSource
-from bench.models.files import add_file, fetch_model, verify_model, weights_digest
+from bench.models.adding import add_file
+from bench.models.files import fetch_model, verify_model, weights_digest
 from bench.weights.file import locate, read_state
 from results.errors import BenchError
 
