@@ -74,8 +74,9 @@ class Page:
         note = element(
             "p",
             element("span", f"Rank intervals by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
-            "; overlapping bars are ties. Small figures are 95% intervals. Click a heading to rank by it. The best "
-            "setting of each model is picked on the samples it is scored on, which favours models with many settings.",
+            "; shaded places are tied with the first. Small figures are 95% intervals. Click a heading to rank by it. "
+            "The best setting of each model is picked on the samples it is scored on, which favours models with many "
+            "settings.",
             class_="note",
         )
         return _section(

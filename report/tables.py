@@ -112,7 +112,7 @@ def _line(
 
 
 def _rank_bar(low: float | None, high: float | None, count: int) -> Markup | None:
-    """A strip from first (left) to last place (right) in which overlapping bars are ties."""
+    """A strip from first (left) to last place (right) of the places that the data leave to a row."""
     if not (text.known(low) and text.known(high)) or low is None or high is None:
         return element("span", element("i"), class_="bar", hidden=True)
     left, width = 100 * (low - 1) / count, 100 * (high - low + 1) / count
