@@ -14,8 +14,9 @@ from bench.recordings.replay import open_replay
 from bench.references.datasets import open_image_set
 from bench.references.stored import prepare_reference
 from bench.run.executors import open_executor
+from bench.run.needs import needs_of_run
 from bench.run.plan import Request
-from bench.run.readiness import missing, preflight
+from bench.run.readiness import check_protocol, preflight
 from protocols import load_protocol
 from results.errors import BenchError
 
@@ -43,6 +44,12 @@ HOSTILE = [
     "../side_effect.py",
     "fewstep-bench",
 ]
+
+
+def dry_run(request):
+    """What `--dry-run` asks of a protocol before anything is sampled."""
+    check_protocol(request.protocol)
+    return needs_of_run([request])
 
 
 @pytest.fixture(params=HOSTILE)
@@ -74,14 +81,14 @@ def test_a_source_is_no_code(tmp_path, text):
         return protocol(tmp_path, f"[reference]\nsource = {json.dumps(text)}\npart = 'id > PWNED'\n")
 
     refused(lambda: prepare_reference(evil(), {}, tmp_path / "runs"))
-    refused(lambda: missing(Request(evil(), random_weights=True)))  # what --dry-run asks
+    refused(lambda: dry_run(Request(evil(), random_weights=True)))  # what --dry-run asks
     refused(lambda: preflight(Request(evil()), tmp_path / "runs", tmp_path / "runs" / "bench.duckdb"))
 
 
 def test_an_extractor_is_no_code(tmp_path, text):
     refused(load_judge, JudgeSpec("j", "torch-fidelity", {"extractor": text}), device="cpu", root=tmp_path)
     refused(
-        lambda: missing(
+        lambda: dry_run(
             Request(protocol(tmp_path, f"[judges.inception]\nextractor = {json.dumps(text)}\n"), random_weights=True)
         )
     )
@@ -91,7 +98,7 @@ def test_a_kind_of_judge_or_of_data_set_is_no_code(tmp_path, text):
     refused(load_judge, JudgeSpec("j", text), device="cpu", root=tmp_path)
     refused(open_image_set, text, tmp_path)
     refused(
-        lambda: missing(
+        lambda: dry_run(
             Request(protocol(tmp_path, f'[reference]\nname = "x"\nkind = {json.dumps(text)}\n'), random_weights=True)
         )
     )
