@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline file. Raises BenchError when it cannot be read or is not one of this format."""
+    """Read a baseline file. Raises BenchError when it cannot be read, is not one of this format, or holds nothing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -98,6 +99,9 @@ def read_baseline(path: Path) -> Baseline:
         or content["format"] != FORMAT
     ):
         raise BenchError(f"baseline {path}: not a baseline of format {FORMAT}; make it again with --write")
+    fault = _fault(content)
+    if fault is not None:
+        raise BenchError(f"baseline {path}: {fault}; make it again with --write")
     return Baseline(
         content["protocol"],
         tuple(content["models"]),
@@ -105,3 +109,26 @@ def read_baseline(path: Path) -> Baseline:
         content["num_samples"],
         content["cells"],
     )
+
+
+def _fault(content: dict[str, Any]) -> str | None:
+    """Return what is wrong with a baseline's values, None for one that there is something to compare with."""
+    models, steps, cells = content["models"], content["steps"], content["cells"]
+    if not isinstance(content["protocol"], str):
+        return "'protocol' is no name"
+    if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
+        return "'models' is no list of names"
+    if not isinstance(steps, list) or not steps or not all(type(step) is int and step >= 1 for step in steps):
+        return "'steps' is no list of numbers from 1"
+    if type(content["num_samples"]) is not int or content["num_samples"] < 2:
+        return "'num_samples' is no number from 2"
+    if not isinstance(cells, dict) or not all(isinstance(metrics, dict) for metrics in cells.values()):
+        return "'cells' is no table of metrics by cell"
+    if not any(cells.values()):
+        return "it holds no metric, so there is nothing to compare"
+    for cell, metrics in cells.items():
+        for metric, entry in metrics.items():
+            numbers = [entry.get(key) for key in ("value", "low", "high")] if isinstance(entry, dict) else [None]
+            if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+                return f"'{metric}' of '{cell}' lacks numbers value, low and high"
+    return None
