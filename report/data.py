@@ -126,7 +126,7 @@ def read_measurements(database: Path, protocol: str | None = None) -> Measuremen
     Raises `ReportError` when the file is missing, locked, of another schema, or without a finished cell.
     """
     try:
-        with store.connect(database) as connection:
+        with store.connect(database, retry=True) as connection:
             return _read(connection, database, protocol)
     except StoreError as error:
         raise ReportError(str(error)) from error

@@ -13,20 +13,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from results.files import disk_error, write_atomically
+from results.errors import StoreError
+from results.files import disk_error, remove, sweep, write_atomically
+from results.records import checked, is_cell_id, parsed
 
 
-def _is_array_name(name: str) -> bool:
-    """Tell whether a shard's array may become a file: `<judge>.<array>` or `thumbnails`, nothing of a path."""
+def is_array_name(name: str) -> bool:
+    """Tell whether an array may become a file: `<judge>.<array>` or `thumbnails`, nothing of a path."""
     return re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None and len(name) < 100
 
 
@@ -71,7 +74,7 @@ class CellDirectory:
                 for start, stop in ranges:
                     with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
                         for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                            if not _is_array_name(name):
+                            if not is_array_name(name):
                                 continue  # nothing of ours wrote it; a name must not choose a place on the disk
                             part = shard.get_tensor(name)
                             if name == "thumbnails":
@@ -107,13 +110,26 @@ class CellDirectory:
         """Write the cell's record: from now on the cell is finished."""
         write_atomically(self.result_path, json.dumps(record, indent=1, allow_nan=False).encode())
 
+    def load_result(self) -> dict[str, Any]:
+        """Return the record. Raises StoreError, saying why, when there is none or it is not this cell's."""
+        if self.result_path.exists() and not self.result_path.is_file():
+            raise StoreError("not a file")
+        try:
+            text = self.result_path.read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError("not finished") from error
+        except OSError as error:
+            raise StoreError(f"cannot be read ({error.strerror or error})") from error
+        record = parsed(text)
+        checked(record, self.path.name)
+        return cast("dict[str, Any]", record)
+
     def read_result(self) -> dict[str, Any] | None:
         """Return the record, None when the cell is not finished (or its record is unreadable)."""
         try:
-            record: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return self.load_result()
+        except StoreError:
             return None
-        return record if "cell" in record else None
 
     def rename(self, cell_id: str) -> CellDirectory:
         """Make this the directory of `cell_id`, in place of what was there, and return it."""
@@ -125,3 +141,60 @@ class CellDirectory:
     def clear(self) -> None:
         """Remove everything measured of this cell."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def cell_directories(runs: Path) -> list[CellDirectory]:
+    """Return the directories of all cells, finished or not, by name."""
+    found = sorted((runs / "cells").glob("*"))
+    return [CellDirectory(runs, path.name) for path in found if is_cell_id(path.name) and path.is_dir()]
+
+
+def run_lock(runs: Path) -> FileLock:
+    """Return the lock of who samples in a runs directory, or moves cells in and out of it."""
+    return FileLock(runs / "run.lock")
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Hold the directory's cells for a moment, and clean up first. Raises StoreError while a run is at work there."""
+    lock = run_lock(runs)
+    try:
+        lock.acquire(timeout=10)
+    except Timeout as error:
+        raise StoreError(f"{runs}: 'bench run' is at work here; wait for it to finish, then try again") from error
+    except OSError as error:
+        raise disk_error(runs, error) from error
+    try:
+        sweep_runs(runs)
+        yield
+    finally:
+        lock.release()
+
+
+def sweep_if_idle(runs: Path) -> None:
+    """Clean up as `sweep_runs` does, unless a run is at work in the directory."""
+    lock = run_lock(runs)
+    with suppress(Timeout, OSError):
+        lock.acquire(timeout=0)
+        try:
+            sweep_runs(runs)
+        finally:
+            lock.release()
+
+
+def sweep_runs(runs: Path) -> None:
+    """Remove what killed commands left: temporary files and directories, and shards beside a finished result.
+
+    Call it while no run is at work here. What another process still uses stays.
+    """
+    sweep(runs, "*.tmp", ".write-*", "merging-*", "removing-*")
+    sweep(runs / "references", "*.tmp")
+    for path in (runs / "cells").glob("*"):
+        if path.name.startswith("scoring-"):
+            sweep(path.parent, path.name)
+            continue
+        sweep(path, "*.tmp")
+        if (path / "result.json").is_file():
+            for shard in path.glob("shard-*.safetensors"):
+                with suppress(OSError):
+                    remove(shard)

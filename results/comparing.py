@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ class Comparison(NamedTuple):
     title_b: str
     differences: list[Difference]
     rows: tuple[Row, Row]
+    without_win_rate: list[str]
+    """Why there is no win rate for metrics that have one: a line for each row that lacks its images' scores."""
 
 
 def paired(a: Row, b: Row, metric: str) -> PairedDifference | None:
@@ -109,7 +112,23 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
         read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
     pair = read[ids[0]], read[ids[1]]
     titles = [_title(cell) for cell in cells]
-    return Comparison(titles[0], titles[1], compare_rows(*pair, database.parent), pair)
+    differences = compare_rows(*pair, database.parent)
+    lacking = [] if any(d.win_rate is not None for d in differences) else _scoreless(pair, differences, database.parent)
+    return Comparison(titles[0], titles[1], differences, pair, lacking)
+
+
+def _scoreless(pair: Sequence[Row], differences: Sequence[Difference], runs: Path) -> list[str]:
+    """Return a line for each row whose images' scores are not here, as those of a merged database."""
+    arrays = [array for d in differences if (array := pair[0].facts[d.metric].array).endswith(".score")]
+    lines = []
+    for row in pair:
+        directory = CellDirectory(runs, row.cell["cell_id"])
+        if arrays and not any((directory.path / f"{array}.npy").is_file() for array in arrays):
+            lines.append(
+                f"no win rates: the scores of the images of {row.cell['cell_id']} are not here (a merged database "
+                "holds none); 'bench merge' of its runs directory, or 'bench run --fresh', brings them"
+            )
+    return lines
 
 
 def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
@@ -117,12 +136,15 @@ def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     if not array.endswith(".score") or not directories:
         return None
     paths = [directory.path / f"{array}.npy" for directory in directories]
-    if not all(path.is_file() for path in paths):  # a merged database has the rows without their directories
+    if not all(path.is_file() for path in paths):  # a merged database has no scores of images
         return None
     import numpy as np
 
-    a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
-    return win_rate(a, b)
+    try:
+        a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+    except (OSError, ValueError, EOFError):
+        return None
+    return win_rate(a, b) if a.shape == b.shape else None
 
 
 def _title(cell: dict[str, Any]) -> str:

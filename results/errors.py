@@ -27,6 +27,14 @@ class StoreError(BenchError):
     """A fault of the database, its cells or a query."""
 
 
+class DatabaseInUseError(StoreError):
+    """Another process holds the database; what was measured lies in the cells' directories."""
+
+
+class DamagedDatabaseError(StoreError):
+    """A file that is no readable database."""
+
+
 class ProtocolError(BenchError):
     """A protocol that cannot be used: the line names the file, the key and the reason."""
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +25,7 @@ def writing(target: Path) -> Iterator[Path]:
     the place of the one that was there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f"{target.name}.{mark()}.tmp")
     try:
         yield temporary
         if temporary.is_dir():
@@ -45,6 +49,51 @@ def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> 
             _fill(temporary, payload)
     except OSError as error:
         raise disk_error(path, error, option) from error
+
+
+DAY = 24 * 3600
+"""Seconds after which the leftovers of another machine, or of older versions, are taken for abandoned."""
+_made: set[str] = set()
+
+
+def mark() -> str:
+    """Return a name for something temporary that tells whose it is: machine, process, and a random part."""
+    made = f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    _made.add(made)
+    return made
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def abandoned(path: Path) -> bool:
+    """Tell whether the process that made a temporary file or directory, named by its `mark`, has ended."""
+    found = re.search(r"([0-9a-f]{8})-([0-9]{1,10})-[0-9a-f]{8}(?=\.|$)", path.name)
+    if found is None or found[1] != _machine():
+        try:
+            return time.time() - path.lstat().st_mtime > DAY
+        except OSError:
+            return False
+    process = int(found[2])
+    if process == os.getpid():
+        return found[0] not in _made
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def sweep(directory: Path, *patterns: str) -> None:
+    """Remove what killed commands left in a directory under names of these patterns; what lives stays."""
+    for pattern in patterns:
+        for path in directory.glob(pattern):
+            if abandoned(path):
+                with suppress(OSError):
+                    remove(path)
 
 
 def _fill(path: Path, payload: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -227,9 +227,9 @@ def rankings(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]
 def measured_facts(found: Sequence[Row]) -> list[MetricFact]:
     """Return what each metric of these rows is, the composite among them, in the order of tables.
 
-    Raises StoreError for a metric that the database does not describe.
+    A metric that the database does not describe, as one of a plug-in that is not installed, has no place there.
     """
-    facts = {name: row.fact(name) for row in found for name in row.metrics}
+    facts = {name: row.facts[name] for row in found for name in row.metrics if name in row.facts}
     if any(row.value(COMPOSITE) is not None for row in found):
         facts[COMPOSITE] = FACTS[COMPOSITE]
     return ordered(facts.values())
@@ -241,23 +241,28 @@ def headline(found: Sequence[Row]) -> str:
     return next((name for name in (COMPOSITE, "fid") if name in measured), measured[0] if measured else "fid")
 
 
-def sorted_rows(found: Sequence[Row], metric: str | None = None) -> list[Row]:
+def sorted_rows(found: Sequence[Row], metric: str | None = None, known: Collection[str] = ()) -> list[Row]:
     """Return the rows best first by `metric` (None: their `headline`); rows without it come last.
 
-    The order means something only among rows of one ranking: `by_ranking` takes them apart. Raises StoreError for an
-    unknown metric.
+    The order means something only among rows of one ranking: `by_ranking` takes them apart. Raises StoreError for a
+    metric that neither these rows have nor is `known` from others.
     """
-    _check_metric(found, metric)
+    check_metric(found, metric, known)
     return _ordered(found, metric or headline(found))
 
 
-def best_of_each(found: Sequence[Row], metric: str | None = None, by: Sequence[str] = ("model",)) -> list[Row]:
+def best_of_each(
+    found: Sequence[Row],
+    metric: str | None = None,
+    by: Sequence[str] = ("model",),
+    known: Collection[str] = (),
+) -> list[Row]:
     """Return the best row of each group (say of each model) by `metric`, ranking by ranking, best first.
 
-    `metric` None is the `headline` of each ranking; `by` names columns of `cells`. Raises StoreError for an unknown
-    metric.
+    `metric` None is the `headline` of each ranking; `by` names columns of `cells`. Raises StoreError for a metric that
+    neither these rows have nor is `known` from others.
     """
-    _check_metric(found, metric)
+    check_metric(found, metric, known)
     best: dict[tuple[Any, ...], Row] = {}
     for ranking, members in by_ranking(found).items():
         for row in _ordered(members, metric or headline(members)):
@@ -271,8 +276,9 @@ def sortable(found: Sequence[Row]) -> list[str]:
     return sorted(measured | {name for name, fact in FACTS.items() if fact.kind != "metric"})
 
 
-def _check_metric(found: Sequence[Row], metric: str | None) -> None:
-    if found and metric is not None and metric not in sortable(found):
+def check_metric(found: Sequence[Row], metric: str | None, known: Collection[str] = ()) -> None:
+    """Raise StoreError for a metric that neither these rows have nor is `known` from others; None is no metric."""
+    if found and metric is not None and metric not in known and metric not in sortable(found):
         raise StoreError(f"unknown metric '{metric}': the metrics here are {', '.join(sortable(found))}")
 
 
@@ -320,7 +326,11 @@ class Choice(NamedTuple):
 
 
 def chosen_on(
-    found: Sequence[Row], seed: int, metric: str | None = None, candidates: Sequence[Row] | None = None
+    found: Sequence[Row],
+    seed: int,
+    metric: str | None = None,
+    candidates: Sequence[Row] | None = None,
+    known: Collection[str] = (),
 ) -> list[Choice]:
     """Return each model's best setting on cells of `seed`, with the same setting's rows of other seeds.
 
@@ -331,12 +341,12 @@ def chosen_on(
     pool = [row for row in pool if not row.cell["random_weights"]]
     if not pool:
         raise StoreError(f"no finished cell of seed {seed} to choose on; 'bench run --select-on {seed}' measures them")
-    _check_metric(found, metric)
+    check_metric(found, metric, known)
     elsewhere = [row for row in found if row.cell["seed"] != seed]
     choices = []
     for members in by_ranking(pool).values():
         by = metric or headline(members)
-        for row in best_of_each(members, by):
+        for row in best_of_each(members, by, known={by}):
             if row.value(by) is not None:
                 choices.append(Choice(row, by, [other for other in elsewhere if _setting(other) == _setting(row)]))
     return choices

@@ -18,7 +18,16 @@ from results.digests import measurement_digest
 from results.errors import StoreError
 from results.files import remove, writing
 from results.ranking import rank
-from results.store import RANKING_TABLES, TABLES, create_schema
+from results.records import columns_of
+from results.store import (
+    RANKING_TABLES,
+    TABLES,
+    create_schema,
+    dictionaries,
+    insert_many,
+    transaction,
+    write_ahead_log,
+)
 
 WORKED_OUT = ("schema_version", "published", *RANKING_TABLES)
 """Tables that are made, not copied."""
@@ -35,7 +44,7 @@ def rebuilt(old: duckdb.DuckDBPyConnection, path: Path, *, in_place: bool) -> It
         if in_place:
             with writing(path) as temporary:
                 _copy(old, temporary)
-                remove(path.with_name(f"{path.name}.wal"))
+                remove(write_ahead_log(path))
             yield path
         else:
             with tempfile.TemporaryDirectory(prefix="bench-schema-") as folder:
@@ -50,27 +59,17 @@ def rebuilt(old: duckdb.DuckDBPyConnection, path: Path, *, in_place: bool) -> It
 
 
 def _copy(old: duckdb.DuckDBPyConnection, place: Path) -> None:
-    row = old.execute("SELECT current_database()").fetchone()
-    name = str(row[0]) if row else ""
     with closing(duckdb.connect(str(place))) as new:
         create_schema(new)
-    escaped = str(place).replace("'", "''")
-    old.execute(f"ATTACH '{escaped}' AS new_schema (READ_WRITE)")
-    for table in TABLES:
-        if table in WORKED_OUT:
-            continue
-        shared = _columns(old, name, table) & _columns(old, "new_schema", table)
-        columns = ", ".join(f'"{column}"' for column in sorted(shared))
-        old.execute(f'INSERT INTO new_schema."{table}" BY NAME SELECT {columns} FROM "{name}"."{table}"')
-    old.execute("DETACH new_schema")
-    with closing(duckdb.connect(str(place))) as new:
+        for table in TABLES:
+            if table in WORKED_OUT:
+                continue
+            there = {name for (name, *_) in old.execute(f'DESCRIBE "{table}"').fetchall()}
+            shared = ", ".join(f'"{column.name}"' for column in columns_of(table) if column.name in there)
+            with transaction(new):
+                insert_many(new, table, dictionaries(old, f'SELECT {shared} FROM "{table}"'))
         _fill_measurements(new)
         rank(new)
-
-
-def _columns(connection: duckdb.DuckDBPyConnection, database: str, table: str) -> set[str]:
-    query = "SELECT column_name FROM duckdb_columns() WHERE database_name = ? AND table_name = ?"
-    return {column for (column,) in connection.execute(query, [database, table]).fetchall()}
 
 
 def _fill_measurements(connection: duckdb.DuckDBPyConnection) -> None:

@@ -1,44 +1,68 @@
-"""The DuckDB store: an index of measured cells, one transaction per cell, rebuilt from their directories at will."""
+"""The DuckDB store: an index of measured cells, one transaction per cell, rebuilt from their directories at will.
+
+A database may come from anywhere, so no connection reaches other files, the network or extensions, and our tables must
+be tables: a view of the same name would answer with whatever its author wrote.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import duckdb
 
-from results.errors import StoreError
+from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError, one_line
+from results.files import disk_error, writing
+from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema
 
 SCHEMA_VERSION = 3
 TABLES = (
     "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
-    "ranks", "metric_ranks", "rankings", "references", "published",
+    "ranks", "metric_ranks", "rankings", "references", "published", "schema_version",
 )  # fmt: skip
-CELL_TABLES = ("metrics", "skipped_metrics", "per_class", "thumbnails")
 RANKING_TABLES = ("rankings", "ranks", "metric_ranks")
 """What is computed over the cells of a ranking, and so never copied from one database to another."""
 ROWS_PER_INSERT = 100
-LOCK_RETRIES, LOCK_WAIT_SECONDS = 20, 0.25
+WAIT_SECONDS, POLL_SECONDS = 10.0, 0.1
+"""How long a command waits for another to let go of the database, and how often it looks."""
+ALONE: dict[str, str | bool | int | float | list[str]] = {
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+}
+OTHER_FILES = {
+    b"SQLite format 3": "an SQLite database",
+    b"PAR1": "a Parquet file",
+    b"PK": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer ('git lfs pull' gets the file)",
+    b"<": "a page of HTML or XML",
+    b"{": "JSON",
+}
+"""First bytes of what is mistaken for a database."""
 
 
 @contextmanager
-def connect(path: Path, *, write: bool = False, retry: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(
+    path: Path, *, write: bool = False, retry: bool = False, scratch: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the database and close it in the end.
 
-    `write` creates it when it is absent; `retry` waits up to five seconds for another writer to finish. A database of
-    an older schema is brought to this one: in place when it is opened for writing, else as a temporary copy. Raises
-    StoreError in one line when the file is absent, locked, damaged, or of a newer schema; nothing is overwritten.
+    `write` creates it when it is absent; `retry` waits up to ten seconds for another process to let go of it;
+    `scratch` is the one directory whose files the connection may write. A database of an older schema is brought to
+    this one: in place when it is opened for writing, else as a temporary copy. Raises StoreError in one line when the
+    file is absent, in use, damaged, or of a newer schema; nothing is overwritten.
     """
     if not write and not path.exists():
         raise StoreError(f"{path}: no database here; 'bench run' makes one (or give --runs-dir)")
     with ExitStack() as stack:
-        connection = stack.enter_context(closing(_open(path, write, LOCK_RETRIES if retry else 1)))
+        connection = stack.enter_context(_closing(_open(path, write, retry, scratch)))
         try:
             version = _schema_version(connection, path, write)
             if version < SCHEMA_VERSION:
@@ -46,19 +70,29 @@ def connect(path: Path, *, write: bool = False, retry: bool = False) -> Iterator
 
                 place = stack.enter_context(rebuilt(connection, path, in_place=write))
                 connection.close()
-                connection = stack.enter_context(closing(_open(place, write, LOCK_RETRIES)))
+                connection = stack.enter_context(_closing(_open(place, write, True, scratch)))
             yield connection
-        except duckdb.IOException as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(
-                f"{path}: cannot write ({reason}); free space or fix permissions, then run the same command again"
-            ) from error
+        except duckdb.Error as error:
+            fault = fault_of(path, error)
+            if fault is None:
+                raise
+            raise fault from error
+
+
+@contextmanager
+def _closing(connection: duckdb.DuckDBPyConnection) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Close the connection; what closing says of a full or broken disk has been said by the write before."""
+    try:
+        yield connection
+    finally:
+        with suppress(duckdb.Error):
+            connection.close()
 
 
 def create_schema(connection: duckdb.DuckDBPyConnection) -> None:
     """Make the tables in an empty database."""
     with transaction(connection):
-        connection.execute((files("results") / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute(schema())
         connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
 
 
@@ -70,42 +104,107 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        with suppress(duckdb.Error):  # a commit that failed has ended the transaction: its own error tells why
+            connection.execute("ROLLBACK")
         raise
 
 
-def _open(path: Path, write: bool, attempts: int) -> duckdb.DuckDBPyConnection:
-    for attempt in range(attempts):
+def write_ahead_log(path: Path) -> Path:
+    """Return the file beside a database that holds what was written last, until the database takes it in."""
+    return path.with_name(f"{path.name}.wal")
+
+
+def _open(path: Path, write: bool, retry: bool, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
+    _check_first_bytes(path)
+    deadline = time.monotonic() + (WAIT_SECONDS if retry else 0.0)
+    config = ALONE if scratch is not None else {**ALONE, "enable_external_access": "false"}
+    while True:
         try:
-            return duckdb.connect(str(path), read_only=not write)
+            connection = duckdb.connect(str(path), read_only=not write, config=config)
         except duckdb.Error as error:
-            message = str(error)
-            locked = "lock" in message.lower()
-            if locked and attempt + 1 < attempts:
-                time.sleep(LOCK_WAIT_SECONDS)
+            if _in_use(error) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
                 continue
-            if locked:
-                raise StoreError(
-                    f"{path}: the database is in use by another process; wait for it to finish, then try again"
-                ) from error
-            if "version number" in message or "newer version" in message:
-                raise StoreError(
-                    f"{path}: written by a newer DuckDB than {duckdb.__version__}; upgrade duckdb to read it"
-                ) from error
-            if "permission denied" in message.lower():
-                raise StoreError(
-                    f"{path}: permission denied; ask its owner, or give another place with --runs-dir"
-                ) from error
-            raise StoreError(
-                f"{path}: not a readable database ({message.splitlines()[0][:120]}); "
-                "move it away and run 'bench reindex' to rebuild it from the cells"
-            ) from error
-    raise AssertionError("unreachable")
+            fault = fault_of(path, error)
+            if fault is not None and not isinstance(fault, DamagedDatabaseError):
+                raise fault from error
+            raise _damaged(path, str(error)) from error
+        if scratch is not None:
+            place = str(scratch.resolve()).replace("'", "''")
+            connection.execute(f"SET allowed_directories = ['{place}']")
+            connection.execute("SET enable_external_access = false")
+        return connection
+
+
+def _check_first_bytes(path: Path) -> None:
+    """Raise StoreError for a file that is no DuckDB database, before a library looks for one that reads it."""
+    try:
+        if not path.exists():
+            return
+        if path.is_dir():
+            raise StoreError(f"{path}: a directory, not a database; give its bench.duckdb")
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error}); ask its owner") from error
+    if not start or start[8:12] == b"DUCK":
+        return  # of an empty file DuckDB says what is wrong, or who may not read it
+    for beginning, kind in OTHER_FILES.items():
+        if start.lstrip().startswith(beginning):
+            raise _damaged(path, f"it begins like {kind}")
+    raise _damaged(path, "it is no DuckDB file")
+
+
+def _in_use(error: duckdb.Error) -> bool:
+    return any(words in str(error) for words in ("Could not set lock", "Conflicting lock", "being used by another"))
+
+
+def fault_of(path: Path, error: duckdb.Error) -> StoreError | None:
+    """Return the one line for what the disk or the file did to a query; None for a fault of the query."""
+    message = str(error)
+    if _in_use(error):
+        return DatabaseInUseError(
+            f"{path}: the database is in use by another process; wait for it to finish, then try again"
+        )
+    if "different configuration" in message:
+        return DatabaseInUseError(f"{path}: the database is open in this process with other settings; close it first")
+    if "version number" in message or "newer version" in message:
+        return StoreError(f"{path}: written by a newer DuckDB than {duckdb.__version__}; upgrade duckdb to read it")
+    if "permission denied" in message.lower():
+        return StoreError(f"{path}: permission denied; ask its owner, or give another place with --runs-dir")
+    if "no space left" in message.lower() or "quota" in message.lower():
+        return StoreError(f"{path}: no space left on the device; free some, then run the same command again")
+    signs = ("corrupt", "checksum", "wal file", "deserializ", "not a valid duckdb", "magic bytes")
+    kinds = (duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+    if any(sign in message.lower() for sign in signs) or isinstance(error, kinds):
+        return _damaged(path, message)
+    if isinstance(error, duckdb.IOException):
+        reason = one_line(message.splitlines()[0], 160)
+        return StoreError(
+            f"{path}: cannot be read or written ({reason}); free space or fix permissions, then try again"
+        )
+    if isinstance(error, (duckdb.CatalogException, duckdb.BinderException)):
+        reason = one_line(message.splitlines()[0], 120)
+        return _damaged(path, f"its tables are not ours: {reason}")
+    return None
+
+
+def _damaged(path: Path, reason: str) -> DamagedDatabaseError:
+    log = write_ahead_log(path)
+    both = f"it and {log.name}" if log.exists() else "it"
+    return DamagedDatabaseError(
+        f"{path}: not a readable database ({one_line((reason.splitlines() or [''])[0], 120)}); "
+        f"'bench reindex' rebuilds it from the cells and moves {both} aside"
+    )
 
 
 def _schema_version(connection: duckdb.DuckDBPyConnection, path: Path, write: bool) -> int:
     """Return the schema version of a database, at most this program's; an empty one that may be written is filled."""
-    tables = {name for (name,) in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()}
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    for (view,) in views:
+        if view in TABLES:
+            raise StoreError(f"{path}: '{view}' is a view, not a table; only tables are read")
     if not tables:
         if not write:
             raise StoreError(f"{path}: the database is empty; 'bench run' fills it")
@@ -115,29 +214,46 @@ def _schema_version(connection: duckdb.DuckDBPyConnection, path: Path, write: bo
         raise StoreError(f"{path}: not a database of this program; give another --runs-dir")
     row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     version = row[0] if row else None
-    if version is None or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise StoreError(
             f"{path}: its schema is version {version}, this program knows {SCHEMA_VERSION}; upgrade fewstep-bench"
         )
-    return int(version)
+    return version
+
+
+def check_foreign(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raise StoreError for a database of other people that holds more than tables of plain columns."""
+    for kind, query in (
+        ("a view", "SELECT view_name FROM duckdb_views() WHERE NOT internal"),
+        ("a macro", "SELECT function_name FROM duckdb_functions() WHERE NOT internal"),
+        (
+            "a table with computed columns",
+            "SELECT table_name FROM duckdb_tables() WHERE regexp_matches(sql, '(?i)GENERATED ALWAYS')",
+        ),
+    ):
+        for (name,) in connection.execute(query).fetchall():
+            raise StoreError(f"{path}: '{one_line(name, 60)}' is {kind}; only plain tables are read from others")
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], *, replace: bool = False) -> None:
     """Insert one row; mappings and lists of mappings become JSON. `replace` overwrites a row of the same key."""
-    columns = ", ".join(f'"{column}"' for column in row)
-    marks = ", ".join("?" for _ in row)
-    verb = "INSERT OR REPLACE" if replace else "INSERT"
-    connection.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', [_plain(value) for value in row.values()])
+    insert_many(connection, table, [row], verb="INSERT OR REPLACE" if replace else "INSERT")
 
 
-def insert_many(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that share their columns, many to a statement (DuckDB prepares each anew)."""
+def insert_many(
+    connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]], *, verb: str = "INSERT"
+) -> None:
+    """Insert rows that share their columns, many to a statement (DuckDB prepares each anew).
+
+    Only columns of the schema become part of a statement.
+    """
     for start in range(0, len(rows), ROWS_PER_INSERT):
         part = rows[start : start + ROWS_PER_INSERT]
-        columns = ", ".join(f'"{column}"' for column in part[0])
-        marks = ", ".join([f"({', '.join('?' for _ in part[0])})"] * len(part))
-        values = [_plain(value) for row in part for value in row.values()]
-        connection.execute(f'INSERT INTO "{table}" ({columns}) VALUES {marks}', values)
+        names = [column.name for column in columns_of(table) if column.name in part[0]]
+        columns = ", ".join(f'"{name}"' for name in names)
+        marks = ", ".join([f"({', '.join('?' for _ in names)})"] * len(part))
+        values = [_plain(row[name]) for row in part for name in names]
+        connection.execute(f'{verb} INTO "{table}" ({columns}) VALUES {marks}', values)
 
 
 def _plain(value: Any) -> Any:
@@ -147,25 +263,33 @@ def _plain(value: Any) -> Any:
 
 
 def write_cell(connection: duckdb.DuckDBPyConnection, record: Mapping[str, Any]) -> None:
-    """Replace everything stored of one cell, in one transaction.
+    """Replace everything stored of one cell, in one transaction; see `write_record`."""
+    with transaction(connection):
+        write_record(connection, record)
+
+
+def write_record(connection: duckdb.DuckDBPyConnection, record: Mapping[str, Any], *, shared: bool = True) -> None:
+    """Replace everything stored of one cell, within the caller's transaction.
 
     `record` holds the rows by table: `cell`, the optional `run`, `model`, `protocol`, and the optional lists
     `references`, `metric_facts` (of metrics that are not built in) and `metrics`, `skipped_metrics`, `per_class`,
-    `thumbnails` (without cell_id).
+    `thumbnails` (without cell_id). `shared` False keeps what the database already says of runs, models, protocols,
+    references and metrics. Raises StoreError for a record that is none.
     """
-    cell = record["cell"]
-    with transaction(connection):
-        for key, table in (("run", "runs"), ("model", "models"), ("protocol", "protocols")):
-            if record.get(key):
-                insert(connection, table, record[key], replace=True)
-        for table in ("references", "metric_facts"):
-            for row in record.get(table, []):
-                insert(connection, table, row, replace=True)
-        for table in CELL_TABLES:
-            connection.execute(f"DELETE FROM {table} WHERE cell_id = ?", [cell["cell_id"]])
-            rows = [{"cell_id": cell["cell_id"], **row} for row in record.get(table, [])]
-            insert_many(connection, table, rows)
-        insert(connection, "cells", cell, replace=True)
+    rows = checked(record)
+    cell_id = rows["cell"]["cell_id"]
+    verb = "INSERT OR REPLACE" if shared else "INSERT OR IGNORE"
+    for part, table in SINGLE.items():
+        if part in rows and part != "cell":
+            insert_many(connection, table, [rows[part]], verb=verb)
+    for table in LISTS:
+        if table not in CELL_TABLES:
+            for row in rows.get(table, []):  # a key twice in one statement is refused
+                insert_many(connection, table, [row], verb=verb)
+            continue
+        connection.execute(f"DELETE FROM {table} WHERE cell_id = ?", [cell_id])
+        insert_many(connection, table, [{"cell_id": cell_id, **row} for row in rows.get(table, [])])
+    insert(connection, "cells", rows["cell"], replace=True)
 
 
 def finish_runs(connection: duckdb.DuckDBPyConnection, moment: str, run_id: str | None = None) -> None:
@@ -199,46 +323,40 @@ def replace_rankings(
         insert_many(connection, "published", published)
 
 
-def merge(connection: duckdb.DuckDBPyConnection, other: Path) -> int:
-    """Add what `other` holds and this database lacks (by key); return the number of cells added.
+def export(database: Path, table: str, format: str, output: Path | BinaryIO, *, raw: bool = False) -> int:
+    """Write one table as `parquet`, `csv` or `json`, whole or not at all; return its number of rows.
 
-    Ranks are not copied: rank anew afterwards.
-    """
-    before = _count(connection, "cells")
-    with connect(other) as source:
-        query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
-        place = source.execute(query).fetchone()
-        source.close()
-        connection.execute(f"ATTACH '{_quoted(Path(place[0] if place else other))}' AS other (READ_ONLY)")
-        try:
-            with transaction(connection):
-                fresh = "cell_id NOT IN (SELECT cell_id FROM main.cells)"
-                for table in (*CELL_TABLES, "cells"):
-                    connection.execute(f"INSERT INTO main.{table} BY NAME SELECT * FROM other.{table} WHERE {fresh}")
-                for table in ("runs", "models", "protocols", "metric_facts", '"references"'):
-                    connection.execute(f"INSERT OR IGNORE INTO main.{table} BY NAME SELECT * FROM other.{table}")
-        finally:
-            connection.execute("DETACH other")
-    return _count(connection, "cells") - before
-
-
-def export(connection: duckdb.DuckDBPyConnection, table: str, format: str, output: Path, *, raw: bool = False) -> int:
-    """Write one table as `parquet`, `csv` or `json`; return its number of rows.
-
-    In a CSV, texts that a spreadsheet would take for formulas begin with a quote, unless `raw`.
+    `output` is a file's path or a stream of bytes. In a CSV, texts that a spreadsheet would take for formulas begin
+    with a quote, unless `raw`. Raises StoreError for an unknown table or format, or a file that cannot be written.
     """
     if table not in TABLES:
         raise StoreError(f"unknown table '{table}': the tables are {', '.join(TABLES)}")
     options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true"}
     if format not in options:
         raise StoreError(f"unknown format '{format}': choose parquet, csv or json")
-    try:
-        rows = f'"{table}"' if raw or format != "csv" else f"({_for_spreadsheet(connection, table)})"
-        connection.execute(f"COPY {rows} TO '{_quoted(output)}' ({options[format]})")
-    except duckdb.Error as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(f"{output}: cannot be written ({reason}); choose another place with --output") from error
-    return _count(connection, table)
+    with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
+        place = Path(folder).resolve() / f"table.{format}"
+        with connect(database, retry=True, scratch=place.parent) as connection:
+            rows = f'"{table}"' if raw or format != "csv" else f"({_for_spreadsheet(connection, table)})"
+            try:
+                connection.execute(f"COPY {rows} TO '{_quoted(place)}' ({options[format]})")
+            except duckdb.IOException as error:
+                reason = one_line(str(error).splitlines()[0], 160)
+                raise StoreError(f"{place.parent}: cannot be written ({reason}); set TMPDIR to another disk") from error
+            count = _count(connection, table)
+        try:
+            with place.open("rb") as source:
+                if isinstance(output, Path):
+                    with writing(output) as temporary, temporary.open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                else:
+                    shutil.copyfileobj(source, output)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = output if isinstance(output, Path) else Path("-")
+            raise disk_error(where, error, "--output") from error
+    return count
 
 
 def _for_spreadsheet(connection: duckdb.DuckDBPyConnection, table: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands that look: models, protocols, references, show, doctor; and that move data: export, merge, reindex."""
+"""Commands that look: models, protocols, references, show, doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = typer.Option("--schema", help="Print the JSON Schema of the files, for 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (models, protocols, references, show, doctor, export, merge, reindex):
+    for command in (models, protocols, references, show, doctor):
         app.command()(command)
 
 
@@ -179,16 +179,18 @@ def _settings(card: Any) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
+    from results.moving import fits, title
     from results.store import connect, dictionaries
 
     database = runs / "bench.duckdb"
     if not database.exists():
         raise unknown("model, protocol or cell", name, known)
     with connect(database, retry=True) as connection:
-        cells = dictionaries(connection, "SELECT * FROM cells WHERE starts_with(cell_id, ?)", [name])
+        cells = [cell for cell in dictionaries(connection, "SELECT * FROM cells ORDER BY finished") if fits(cell, name)]
         if len(cells) != 1:
             if len(cells) > 1:
-                raise BenchError(f"'{name}' is the beginning of {len(cells)} cell ids; give more of it")
+                fitting = "; ".join(f"{cell['cell_id']} ({title(cell)})" for cell in cells[:4])
+                raise BenchError(f"'{name}' fits {len(cells)} cells: {fitting}; give the id of one")
             raise unknown("model, protocol or cell", name, known)
         cell = cells[0]
         by_id = [cell["cell_id"]]
@@ -230,53 +232,3 @@ def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | No
         print_table(page(), plain_table(["", "what", "detail"], rows))
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
-
-
-def export(
-    table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
-    format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
-    output: Annotated[Path | None, typer.Option(help="The file [TABLE.FORMAT in the working directory].")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="CSV texts as they are, formulas of spreadsheets too.")] = False,
-    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
-) -> None:
-    """Write one table of the database to a file."""
-    from results.store import connect
-    from results.store import export as export_table
-
-    path = output or Path(f"{table}.{format}")
-    with connect(runs_directory(runs_dir) / "bench.duckdb", retry=True) as connection:
-        count = export_table(connection, table, format, path, raw=raw)
-    console().print(f"{count:,} rows: {path}", markup=False)
-
-
-def merge(
-    other: Annotated[Path, typer.Argument(help="Another bench.duckdb.")],
-    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
-) -> None:
-    """Add the cells of another database that this one lacks, and rank anew."""
-    from results.files import disk_error
-    from results.ranking import rank_all
-    from results.store import connect
-    from results.store import merge as merge_database
-
-    database = runs_directory(runs_dir) / "bench.duckdb"
-    if not other.is_file():
-        raise BenchError(f"{other}: no such file; give the path of another bench.duckdb")
-    if database.exists() and database.samefile(other):
-        raise BenchError(f"{other}: this is the database itself; give another, or another --runs-dir to merge into")
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(database.parent, error) from error
-    with connect(database, write=True, retry=True) as connection:
-        added = merge_database(connection, other)
-    rank_all(database)
-    console().print(f"{added} cells added to {database}", markup=False)
-
-
-def reindex(runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """Rebuild the database from the cells' directories."""
-    from results.index import reindex as rebuild
-
-    count = rebuild(runs_directory(runs_dir))
-    console().print(f"{count} cells indexed: {runs_directory(runs_dir) / 'bench.duckdb'}", markup=False)

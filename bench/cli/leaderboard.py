@@ -53,10 +53,12 @@ def leaderboard(
     from results.leaderboard import (
         best_of_each,
         by_ranking,
+        check_metric,
         chosen_on,
         headline,
         rankings,
         rows,
+        sortable,
         sorted_rows,
         within_budget,
     )
@@ -66,18 +68,24 @@ def leaderboard(
     if every and select_on is not None:
         raise BenchError("--all shows every setting, --select-on one of each model: give one of the two")
     with connect(directory_of(runs_dir) / "bench.duckdb", retry=True) as connection:
-        found = rows(connection, protocol=protocol)
+        everything = rows(connection)
+        found = [row for row in everything if protocol in (None, row.cell["protocol"])]
         failed = rows(connection, protocol=protocol, status="failed")
         facts = rankings(connection)
     candidates = within_budget(found, nfe=at_nfe, seconds=at_seconds, steps=at_steps)
     choices: list[Choice] = []
+    check_metric(everything, sort)
+    known = sortable(everything)
     if select_on is not None:
-        choices = chosen_on(found, select_on, sort, candidates)
-        chosen = best_of_each([row for choice in choices for row in choice.reported], sort)
+        choices = chosen_on(found, select_on, sort, candidates, known)
+        chosen = best_of_each([row for choice in choices for row in choice.reported], sort, known=known)
     else:
-        chosen = sorted_rows(candidates, sort) if every else best_of_each(candidates, sort)
+        chosen = sorted_rows(candidates, sort, known) if every else best_of_each(candidates, sort, known=known)
     everyone = by_ranking(found)
-    groups = {name: sorted_rows(rows, sort or headline(everyone[name])) for name, rows in by_ranking(chosen).items()}
+    by = {name: sort or headline(members) for name, members in everyone.items()}
+    groups = {name: sorted_rows(rows, by[name], {by[name]}) for name, rows in by_ranking(chosen).items()}
+    # Groups that lack what is sorted by come last, as rows without it do.
+    groups = dict(sorted(groups.items(), key=lambda group: all(row.value(by[group[0]]) is None for row in group[1])))
     if as_json:
         selected = {row.cell["cell_id"]: choice for choice in choices for row in choice.reported}
         table = [row_json(row, selected.get(row.cell["cell_id"])) for rows in groups.values() for row in rows]
@@ -89,6 +97,11 @@ def leaderboard(
         title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}{view}"
         if select_on is not None:
             title += f", settings chosen on seed {select_on} by {choices[0].metric}"
+        if not any(row.metrics for row in everyone[name]):
+            for row in members:
+                page().print(f"{title}: {_label(row)}: nothing could be measured", markup=False, soft_wrap=True)
+            page().print("")
+            continue
         ranked = [row for row in everyone[name] if row.rank]
         among = f"ranks among {len(ranked)} row{'s' if len(ranked) != 1 else ''}" if ranked else "not ranked"
         page().print(f"{title} (ranking {name[:8]}, {among})", markup=False)
@@ -99,6 +112,8 @@ def leaderboard(
             if any(row.cell["off_regime"] for row in members):
                 page().print(OFF_REGIME)
             print_remarks(page(), members)
+            if sort is not None and all(row.value(sort) is None for row in members):
+                page().print(f"no row here has '{sort}': in the order of measurement", markup=False)
         note = facts.get(name, {}).get("note")
         if note and (composites or note != INCOMPLETE):
             page().print(f"no MMHM: {note}", markup=False, soft_wrap=True)
@@ -243,7 +258,12 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
         ]
         for d in outcome.differences
     ]
+    if not rows:
+        page().print("no metric that both rows have can be compared", markup=False)
+        return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
+    for line in outcome.without_win_rate:
+        page().print(line, markup=False, soft_wrap=True)
     for d in outcome.differences:
         if d.win_rate is not None:
             share, low, high = (f"{100 * (value or 0.0):.1f}" for value in (d.win_rate, d.win_low, d.win_high))

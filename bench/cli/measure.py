@@ -131,7 +131,7 @@ def run(
     if fetch and (fetchable := needs.lacking().fetchable()):
         get(replace(needs, files=fetchable))
     require(needs)
-    failed = False
+    failed, behind = False, None
     for request in requests:
         with RunProgress(out) as progress:
             summary = run_request(
@@ -144,8 +144,13 @@ def run(
                 arguments=typed_command(),
                 timeout=timeout,
             )
-        _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
+        if summary.behind is None:
+            _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
+        else:
+            behind = summary
         failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
+    if behind is not None:
+        raise BenchError(f"{behind.behind}; all cells are measured and kept, and the same command adds them")
     if failed:
         raise typer.Exit(1)  # a run in which nothing could be measured is no success
 

@@ -13,7 +13,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
@@ -26,9 +26,9 @@ from bench.run.shard import SHARD_FACTS, CellFailure
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
 from protocols.labels import plan_labels
-from results.cells import CellDirectory
-from results.errors import BenchError
-from results.index import index_cells
+from results.cells import CellDirectory, run_lock, sweep_runs
+from results.errors import BenchError, DatabaseInUseError
+from results.index import Indexer, index_cells
 from results.ranking import rank_all
 from results.store import connect, finish_runs, now
 
@@ -57,10 +57,13 @@ class Summary:
     """What a run did."""
 
     database: Path
+    indexer: Indexer
     measured: list[Cell] = field(default_factory=list)
     reused: list[Cell] = field(default_factory=list)
     failed: list[tuple[Cell, str]] = field(default_factory=list)
     unsupported: list[tuple[Cell, str]] = field(default_factory=list)
+    behind: DatabaseInUseError | None = None
+    """Why the database lacks what was measured."""
 
 
 @dataclass
@@ -116,7 +119,7 @@ def run(
             timeout=timeout,
         )
         cells = make_plan(request, conditions(judges, reference))
-        summary = Summary(database)
+        summary = Summary(database, Indexer(database))
         work = _sort(cells, context, runs, fresh, summary)
         ahead = [(item.cell.steps, stop - start) for item in work for start, stop in item.missing]
         samples = sum(count for _, count in ahead)
@@ -125,23 +128,33 @@ def run(
         for cell, reason in summary.unsupported:
             progress.cell(cell, "unsupported", reason)
         _execute(pool, work, context, runs, progress, summary)
-    index_cells(database, [CellDirectory(runs, cell.cell_id) for cell in summary.reused], only_new=True)
-    rank_all(database)
-    with connect(database, write=True, retry=True) as connection:
-        finish_runs(connection, now().isoformat(), context.run["run_id"])
+        try:
+            _finish(summary, context.run["run_id"], runs)
+        except DatabaseInUseError as error:  # the measured cells are safe, and the next run adds them
+            summary.behind = error
     return summary
+
+
+def _finish(summary: Summary, run_id: str, runs: Path) -> None:
+    """Bring the database up to the cells' directories, and rank."""
+    summary.indexer.catch_up()
+    index_cells(summary.database, [CellDirectory(runs, cell.cell_id) for cell in summary.reused], only_new=True)
+    rank_all(summary.database)
+    with connect(summary.database, write=True, retry=True) as connection:
+        finish_runs(connection, now().isoformat(), run_id)
 
 
 @contextmanager
 def _alone(runs: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other run is at work in the directory: two at once would take the shards from each other."""
-    lock = FileLock(runs / "run.lock")
+    lock = run_lock(runs)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         progress.wait(runs)
         lock.acquire()
     try:
+        sweep_runs(runs)
         yield
     finally:
         lock.release()
@@ -171,7 +184,7 @@ def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary:
                 "finished": now().isoformat(),
             }
             directory.write_result(cell_record(context, row, {}) | {"model": model_row(cell.card)})
-            index_cells(summary.database, [directory])
+            summary.indexer.add(directory)
             summary.unsupported.append((cell, cell.unsupported))
             continue
         ranges = shard_ranges(cell.num_samples, cell.batch_size)
@@ -240,7 +253,7 @@ def _execute(
                     _record_failure(item, context, runs, failure, summary, progress)
                 continue
             if finished is None:
-                index_cells(summary.database, [CellDirectory(runs, cell_id)])
+                summary.indexer.add(CellDirectory(runs, cell_id))
                 summary.measured.append(item.cell)
                 progress.cell(item.cell, "done", None)
                 continue
@@ -284,7 +297,7 @@ def _record_failure(
     }
     directory = CellDirectory(runs, item.cell.cell_id)
     directory.write_result(cell_record(context, row, {}) | {"model": model_row(item.cell.card)})
-    index_cells(summary.database, [directory])
+    summary.indexer.add(directory)
     summary.failed.append((item.cell, reason))
     progress.cell(item.cell, "failed", reason)
 

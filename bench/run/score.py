@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,12 @@ from bench.run.worker import load_judges
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
 from results.catalog import CATALOG
-from results.cells import CellDirectory
-from results.errors import BenchError
+from results.cells import CellDirectory, sweep_if_idle
+from results.errors import BenchError, StoreError
+from results.files import mark
 from results.index import index_cells
 from results.ranking import rank_all
-from results.store import now
+from results.store import connect, finish_runs, now
 
 BATCH = 64
 """Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""
@@ -89,6 +89,7 @@ def _score(
 ) -> str:
     database = runs / "bench.duckdb"
     check_surroundings(Request(protocol, device=device), runs, database)
+    sweep_if_idle(runs)
     require(needs_of_judging(protocol))
     judges = load_judges(protocol, device)
     reference = prepare_reference(protocol, judges, runs)
@@ -101,7 +102,7 @@ def _score(
         device=device,
     )
     ranges = shard_ranges(len(images), BATCH)
-    directory = CellDirectory(runs, f"scoring-{uuid.uuid4().hex[:12]}")  # named when the images are known
+    directory = CellDirectory(runs, f"scoring-{mark()}")  # named when the images are known
     pixels = Pixels()
     try:
         content = _judge_images(images, protocol, used, device, directory, ranges, pixels)
@@ -128,8 +129,11 @@ def _score(
         "thumbnails": [] if thumbnails is None else thumbnail_rows(protocol, thumbnails, images.labels),
     }
     directory.write_result(cell_record(context, row, rows))
-    index_cells(database, [directory])
+    for fault in index_cells(database, [directory]):
+        raise StoreError(f"{directory.result_path}: {fault.reason}")
     rank_all(database)
+    with connect(database, write=True, retry=True) as connection:
+        finish_runs(connection, now().isoformat(), context.run["run_id"])
     return cell_id
 
 

@@ -8,31 +8,12 @@ import pytest
 
 from results.errors import StoreError
 from results.leaderboard import best_of_each, rows, sorted_rows
-from results.store import SCHEMA_VERSION, connect, export, merge, write_cell
-
-
-def cell(cell_id, **changes):
-    row = {
-        "cell_id": cell_id, "run_id": "r", "model": "m", "checkpoint": "m", "family": "f", "protocol": "digits",
-        "protocol_digest": "d", "ranking": "k", "status": "done", "reason": None, "steps": 4, "cfg": 1.0,
-        "sampler": "native", "settings": {}, "options": {}, "dtype": "float32", "seed": 0, "num_samples": 100,
-        "batch_size": 10, "off_regime": False, "random_weights": False, "weights_sha256": None, "nfe": 4.0,
-        "failures": 0, "device": "cpu", "latent_shape": "1x8x8", "command": "bench run", "started": "2026-01-01",
-        "finished": "2026-01-01",
-    }  # fmt: skip
-    return row | changes
-
-
-def metric(name, value):
-    return {
-        "metric": name, "value": value, "low": value - 1, "high": value + 1, "standard_error": 0.5, "corrected": value,
-        "n": 100, "method": "x", "judge": "j", "judge_digest": "", "reference": None, "reference_digest": None,
-        "jackknife": [value, value],
-    }  # fmt: skip
+from results.moving import merge
+from results.store import SCHEMA_VERSION, connect, export, write_cell
 
 
 @pytest.fixture
-def database(tmp_path):
+def database(tmp_path, cell, metric):
     path = tmp_path / "bench.duckdb"
     with connect(path, write=True) as connection:
         write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 3.0), metric("is", 7.0)]})
@@ -40,16 +21,16 @@ def database(tmp_path):
     return path
 
 
-def test_a_cell_is_replaced_whole(database):
+def test_a_cell_is_replaced_whole(database, cell, metric):
     with connect(database, write=True) as connection:
         write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 9.0)]})
         assert connection.execute("SELECT metric, value FROM metrics WHERE cell_id = 'a'").fetchall() == [("fid", 9.0)]
 
 
-def test_a_cell_that_cannot_be_written_leaves_nothing(database):
+def test_a_cell_that_cannot_be_written_leaves_nothing(database, cell, metric):
     broken = {"cell": cell("c"), "metrics": [metric("fid", 1.0), metric("fid", 1.0)]}
     with connect(database, write=True) as connection:
-        with pytest.raises(duckdb.Error):
+        with pytest.raises(StoreError, match="metrics: 'fid' is there twice"):
             write_cell(connection, broken)
         assert connection.execute("SELECT count(*) FROM metrics WHERE cell_id = 'c'").fetchone() == (0,)
 
@@ -105,14 +86,14 @@ def test_a_database_locked_by_another_process_is_one_line(database):
         holder.communicate("")
 
 
-def test_merge_adds_only_what_is_new(database, tmp_path):
+def test_merge_adds_only_what_is_new(database, tmp_path, cell, metric):
     other = tmp_path / "other.duckdb"
     shutil.copy(database, other)
     with connect(other, write=True) as connection:
         write_cell(connection, {"cell": cell("c"), "metrics": [metric("fid", 1.0)]})
         write_cell(connection, {"cell": cell("a"), "metrics": [metric("fid", 99.0)]})
-    with connect(database, write=True) as connection:
-        assert merge(connection, other) == 1
+    assert merge(database.parent, [other]).added == ["c"]
+    with connect(database) as connection:
         values = dict(connection.execute("SELECT cell_id, value FROM metrics WHERE metric = 'fid'").fetchall())
     assert values == {"a": 3.0, "b": 2.0, "c": 1.0}
 
@@ -120,16 +101,14 @@ def test_merge_adds_only_what_is_new(database, tmp_path):
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
 def test_any_table_exports(database, tmp_path, format):
     path = tmp_path / f"metrics.{format}"
-    with connect(database) as connection:
-        assert export(connection, "metrics", format, path) == 4
-        assert connection.execute(f"SELECT count(*) FROM '{path}'").fetchone() == (4,)
+    assert export(database, "metrics", format, path) == 4
+    assert duckdb.connect().execute(f"SELECT count(*) FROM '{path}'").fetchone() == (4,)
     if format == "json":
         assert {row["metric"] for row in json.loads(path.read_text())} == {"fid", "is"}
 
 
 def test_unknown_tables_and_formats_are_named(database, tmp_path):
-    with connect(database) as connection:
-        with pytest.raises(StoreError, match="unknown table 'metric'"):
-            export(connection, "metric", "csv", tmp_path / "x")
-        with pytest.raises(StoreError, match="unknown format 'xlsx'"):
-            export(connection, "metrics", "xlsx", tmp_path / "x")
+    with pytest.raises(StoreError, match="unknown table 'metric'"):
+        export(database, "metric", "csv", tmp_path / "x")
+    with pytest.raises(StoreError, match="unknown format 'xlsx'"):
+        export(database, "metrics", "xlsx", tmp_path / "x")

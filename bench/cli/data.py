@@ -1,0 +1,122 @@
+"""Commands that move what was measured: export, merge, reindex, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from bench.cli.output import RUNS_DIR, console, runs_directory
+from results.errors import BenchError
+
+if TYPE_CHECKING:
+    from results.index import Fault
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (export, merge, reindex, remove):
+        app.command()(command)
+
+
+def export(
+    table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
+    format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option(help="The file, - for stdout [TABLE.FORMAT in the working directory].")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="CSV texts as they are, formulas of spreadsheets too.")] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Write one table of the database to a file."""
+    from results.store import export as export_table
+
+    path = output or Path(f"{table}.{format}")
+    if path == Path("-"):
+        target: Path | BinaryIO = typer.get_binary_stream("stdout")
+    else:
+        target = path
+    count = export_table(runs_directory(runs_dir) / "bench.duckdb", table, format, target, raw=raw)
+    console().print(f"{count:,} rows: {path}", markup=False)
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Runs directories, or databases (bench.duckdb) of others.")],
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Add the cells of other runs directories and databases that this one lacks, and rank anew."""
+    from results.files import disk_error
+    from results.moving import merge as merge_cells
+
+    runs = runs_directory(runs_dir)
+    for source in sources:
+        if not source.exists():
+            raise BenchError(f"{source}: no such file; give a runs directory or its bench.duckdb")
+        mine = runs if source.is_dir() else runs / "bench.duckdb"
+        if mine.exists() and mine.samefile(source):
+            what = "the runs directory" if source.is_dir() else "the database"
+            raise BenchError(f"{source}: this is {what} itself; give another, or another --runs-dir to merge into")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(runs, error) from error
+    merged = merge_cells(runs, sources)
+    count = len(merged.added)
+    console().print(f"{count} cell{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
+    _print_faults(merged.faults)
+
+
+def _print_faults(faults: Sequence[Fault]) -> None:
+    """Name the cells that could not be taken, and end with exit code 1 if there are some."""
+    for fault in faults:
+        console().print(f"left out: {fault.cell}: {fault.reason}", markup=False, soft_wrap=True)
+    if faults:
+        raise typer.Exit(1)
+
+
+def reindex(
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop rows whose directory is gone, instead of writing it anew from them.")
+    ] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Rebuild the database from the cells' directories."""
+    from results.index import reindex as rebuild
+
+    runs = runs_directory(runs_dir)
+    rebuilt = rebuild(runs, drop=drop)
+    count = rebuilt.indexed
+    console().print(f"{count} cell{'s' if count != 1 else ''} indexed: {runs / 'bench.duckdb'}", markup=False)
+    for path in rebuilt.aside:
+        console().print(f"unreadable, moved aside: {path}", markup=False, soft_wrap=True)
+    for names, what in (
+        (rebuilt.kept, "had no readable record but a row, which is kept (--drop drops those without a record)"),
+        (rebuilt.dropped, "had a row but no record: dropped"),
+    ):
+        for name in names:
+            console().print(f"{name}: {what}", markup=False, soft_wrap=True)
+    _print_faults(rebuilt.faults)
+
+
+def remove(
+    names: Annotated[
+        list[str], typer.Argument(help="Cell ids (their beginning), MODEL, MODEL@STEPS, MODEL@STEPS@CFG.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Forget measured rows, failed and unsupported ones too: their directories and what the database says of them."""
+    from results.moving import find_rows, forget
+
+    runs = runs_directory(runs_dir)
+    found = find_rows(runs, names)
+    for row in found:
+        console().print(f"{row.cell}  {row.title}", markup=False, soft_wrap=True)
+    rows = f"{len(found)} row{'s' if len(found) != 1 else ''}"
+    if not yes and not typer.confirm(f"Remove {rows} with all that was measured?", err=True):
+        console().print("nothing removed")
+        raise typer.Exit(1)
+    forget(runs, [row.cell for row in found])
+    console().print(f"{rows} removed from {runs / 'bench.duckdb'}", markup=False)

@@ -1,0 +1,250 @@
+"""Cells that come from another runs directory or database, and cells that go: whole, with their directories."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from results.cells import CellDirectory, alone, cell_directories, is_array_name
+from results.errors import BenchError, StoreError, one_line
+from results.files import disk_error, mark, remove
+from results.index import Fault, reindex
+from results.ranking import rank
+from results.records import checked, is_cell_id, records_of
+from results.store import check_foreign, connect, dictionaries, finish_runs, now, transaction, write_record
+
+
+class Incoming(NamedTuple):
+    """A cell of another place: its record, and the files of its arrays where there are some."""
+
+    record: Mapping[str, Any]
+    arrays: Sequence[Path] = ()
+
+
+class Merged(NamedTuple):
+    """What a merge added, and which cells it could not take."""
+
+    added: list[str]
+    faults: list[Fault]
+
+
+def read_source(source: Path) -> tuple[dict[str, Incoming], list[Fault]]:
+    """Return the finished cells of a database or of a runs directory, by id, and those that cannot be read.
+
+    Raises StoreError when `source` is neither.
+    """
+    if source.is_dir():
+        return _of_directory(source)
+    if not source.is_file():
+        raise StoreError(f"{source}: no such file; give a runs directory or its bench.duckdb")
+    return _of_database(source)
+
+
+def _of_directory(runs: Path) -> tuple[dict[str, Incoming], list[Fault]]:
+    found: dict[str, Incoming] = {}
+    faults = []
+    for directory in cell_directories(runs):
+        if not directory.result_path.exists():
+            continue
+        try:
+            found[directory.path.name] = Incoming(directory.load_result(), _arrays(directory))
+        except StoreError as error:
+            faults.append(Fault(directory.path.name, f"{directory.result_path}: {error}"))
+    database = runs / "bench.duckdb"
+    if database.exists():
+        try:
+            rows, more = _of_database(database)
+        except StoreError:
+            if not found:
+                raise
+        else:
+            found = rows | found
+            faults += [fault for fault in more if fault.cell not in found]
+    elif not found and not faults:
+        raise StoreError(f"{runs}: no finished cells here; give a runs directory or its bench.duckdb")
+    return found, [fault for fault in faults if fault.cell not in found]
+
+
+def _arrays(directory: CellDirectory) -> list[Path]:
+    return [path for path in sorted(directory.path.glob("*.npy")) if is_array_name(path.stem)]
+
+
+def _of_database(database: Path) -> tuple[dict[str, Incoming], list[Fault]]:
+    found: dict[str, Incoming] = {}
+    faults = []
+    with connect(database, retry=True) as connection:
+        check_foreign(connection, database)
+        for name, record in records_of(connection).items():
+            try:
+                checked(record)
+            except StoreError as error:
+                faults.append(Fault(one_line(name, 60), f"{database}: {error}"))
+                continue
+            found[name] = Incoming(record)
+    return found, faults
+
+
+def merge(runs: Path, sources: Sequence[Path]) -> Merged:
+    """Add the cells of other databases and runs directories that `runs` lacks: directories first, then the rows.
+
+    Nothing is added when one of the sources cannot be read, or the disk refuses. Cells that cannot be taken are named
+    in the outcome.
+    """
+    incoming: dict[str, Incoming] = {}
+    faults: list[Fault] = []
+    for source in sources:
+        found, bad = read_source(source)
+        faults += bad
+        for name, cell in found.items():
+            there = incoming.get(name)
+            if there is None or (not there.arrays and cell.arrays):
+                incoming[name] = cell
+    with alone(runs), connect(runs / "bench.duckdb", write=True, retry=True) as connection:
+        mine = records_of(connection)
+        moved: list[CellDirectory] = []
+        try:
+            _move_in(runs, incoming, mine, moved)
+            added = [name for name in incoming if name not in mine]
+            with transaction(connection):
+                for name in added:
+                    write_record(connection, CellDirectory(runs, name).load_result(), shared=False)
+                finish_runs(connection, now().isoformat())
+        except BaseException as error:
+            for target in moved:
+                target.clear()
+            if isinstance(error, OSError):
+                raise disk_error(runs, error) from error
+            raise
+        rank(connection)
+    return Merged(added, faults)
+
+
+def _move_in(
+    runs: Path, incoming: Mapping[str, Incoming], mine: Mapping[str, Mapping[str, Any]], moved: list[CellDirectory]
+) -> None:
+    """Write the directories that are lacking, all of them beside the cells first; note in `moved` what was put there.
+
+    A row that this database has without a directory gets its own record; the arrays of others only where they gave it.
+    """
+    staged = runs / f"merging-{mark()}"
+    try:
+        for name, cell in incoming.items():
+            if CellDirectory(runs, name).read_result() is None:
+                own = mine.get(name)
+                same = own is None or own.get("metrics") == checked_metrics(cell.record)
+                _stage(staged, name, cell if own is None else Incoming(own, cell.arrays if same else ()))
+        for path in sorted((staged / "cells").glob("*")):
+            target = CellDirectory(runs, path.name)
+            target.clear()
+            target.path.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target.path)
+            moved.append(target)
+    finally:
+        remove(staged)
+
+
+def checked_metrics(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a record's metrics as a database gives them back."""
+    return list(checked(record).get("metrics", []))
+
+
+def _stage(staged: Path, name: str, cell: Incoming) -> None:
+    directory = CellDirectory(staged, name)
+    for path in cell.arrays:
+        if path.is_symlink():
+            raise BenchError(f"{path}: a link; only files of the runs directory itself are merged")
+        try:
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BenchError(f"{path}: not an array of numbers ({one_line(str(error), 80)})") from error
+        directory.path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, directory.path / path.name)
+    directory.write_result(json.loads(json.dumps(cell.record)))
+
+
+class Found(NamedTuple):
+    """A cell that is to go."""
+
+    cell: str
+    title: str
+
+
+def find_rows(runs: Path, names: Sequence[str]) -> list[Found]:
+    """Return the cells, of any status, that names stand for: the beginning of an id, MODEL[@STEPS[@CFG]].
+
+    Raises BenchError for a name that fits none.
+    """
+    database = runs / "bench.duckdb"
+    cells: dict[str, Mapping[str, Any]] = {}
+    for directory in cell_directories(runs):
+        record = directory.read_result()
+        if record is not None:
+            cells[directory.path.name] = record["cell"]
+    if database.exists():
+        with connect(database, retry=True) as connection:
+            for row in dictionaries(connection, "SELECT * FROM cells"):
+                cells.setdefault(str(row["cell_id"]), row)
+    found: dict[str, Found] = {}
+    for name in names:
+        fitting = [cell for cell in cells.values() if fits(cell, name)]
+        if not fitting:
+            raise BenchError(f"no row '{one_line(name, 80)}' in {runs}; 'bench leaderboard --all' lists them")
+        for cell in fitting:
+            found[cell["cell_id"]] = Found(cell["cell_id"], title(cell))
+    return list(found.values())
+
+
+def fits(cell: Mapping[str, Any], name: str) -> bool:
+    """Tell whether a row of `cells` is meant by the beginning of its id, its model's name, or MODEL@STEPS[@CFG]."""
+    if not name:
+        return False
+    if cell["model"] == name or cell["cell_id"].startswith(name):
+        return True
+    for parts in (1, 2):
+        model, *rest = name.rsplit("@", parts)
+        if model != cell["model"] or len(rest) != parts:
+            continue
+        try:
+            wanted = (int(rest[0]), *map(float, rest[1:]))
+        except ValueError:
+            continue
+        if wanted == (cell["steps"], cell["cfg"])[:parts]:
+            return True
+    return False
+
+
+def title(cell: Mapping[str, Any]) -> str:
+    """Return a row's setting and status for people."""
+    steps = "images" if cell["steps"] is None else f"{cell['steps']} steps, cfg {cell['cfg']:g}"
+    status = "" if cell["status"] == "done" else f", {cell['status']}"
+    return f"{cell['model']}, {steps}, {cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}{status}"
+
+
+def forget(runs: Path, cells: Sequence[str]) -> None:
+    """Remove cells with their directories and rows. Raises BenchError, with nothing removed, when that cannot be."""
+    chosen = [name for name in cells if is_cell_id(name)]
+    with alone(runs):
+        aside = runs / f"removing-{mark()}"
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for name in chosen:
+                directory = CellDirectory(runs, name)
+                if directory.path.exists():
+                    aside.mkdir(exist_ok=True)
+                    directory.path.rename(aside / name)
+                    moved.append((directory.path, aside / name))
+            reindex(runs, without=cells)
+        except BaseException as error:
+            for path, place in moved:
+                place.rename(path)
+            if aside.exists():
+                aside.rmdir()
+            if isinstance(error, OSError):
+                raise disk_error(runs, error) from error
+            raise
+        remove(aside)
