@@ -9,20 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.networks.layers import (
-    Float32Buffers,
-    FusedQKV,
-    LabelEmbedder,
-    Mlp,
-    PatchEmbed,
-    RMSNorm,
-    SwiGLU,
-    adaln,
-    attention,
-    modulate,
-    sincos_table,
-    unpatchify,
-)
+from adapters.networks.layers import Float32Buffers, LabelEmbedder, PatchEmbed, sincos_table, unpatchify
+from adapters.networks.lightningdit import LightningBlock, LightningFinalLayer, feed_forward
 from adapters.networks.tit import Rope
 from results.errors import BenchError
 
@@ -49,75 +37,14 @@ class FourierEmbedder(Float32Buffers):
         return embedding
 
 
-class DiTDHAttention(FusedQKV):
-    """Self-attention with optional norms of q and k, then optional rotary positions."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool, rms_norm: bool) -> None:
-        super().__init__(width, heads)
-        head = width // heads
-
-        def norm() -> nn.Module:
-            return RMSNorm(head) if rms_norm else nn.LayerNorm(head)
-
-        self.q_norm = norm() if qk_norm else nn.Identity()
-        self.k_norm = norm() if qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, rope: nn.Module) -> Tensor:
-        """Attend over the tokens of x [B, N, D]."""
-        q, k, v = self.split(x)
-        return self.merge(attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v))
-
-
-def token_norm(width: int, rms_norm: bool) -> nn.Module:
-    """Return the norm of tokens: RMS with a weight, or a layer norm without."""
-    return RMSNorm(width) if rms_norm else nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-
-
-class DiTDHBlock(nn.Module):
-    """adaLN block under a condition per token: shift, scale, gate for attention, then for the MLP.
-
-    The modulation applies SiLU to a condition that has been through SiLU already, as published.
-    """
-
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, *, swiglu: bool, rms_norm: bool, qk_norm: bool
-    ) -> None:
-        super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm1 = token_norm(width, rms_norm)
-        self.attn = DiTDHAttention(width, heads, qk_norm, rms_norm)
-        self.norm2 = token_norm(width, rms_norm)
-        self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if swiglu else Mlp(width, hidden)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, x: Tensor, c: Tensor, rope: nn.Module) -> Tensor:
-        """Tokens x [B, N, D] under the condition c [B, 1 or N, D]."""
-        attend = (self.norm1, lambda y: self.attn(y, rope))
-        return adaln(x, self.adaLN_modulation(c), attend, (self.norm2, self.mlp))
-
-
-class DiTDHFinalLayer(nn.Module):
-    """Norm modulated per token and a linear map to patch pixels."""
-
-    def __init__(self, width: int, outputs: int, rms_norm: bool) -> None:
-        super().__init__()
-        self.norm_final = token_norm(width, rms_norm)
-        self.linear = nn.Linear(width, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """Tokens x [B, N, D] under the condition s [B, N, D] -> [B, N, outputs]."""
-        shift, scale = self.adaLN_modulation(s).chunk(2, dim=-1)
-        out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
-        return out
-
-
 class DiTDH(nn.Module):
     """DiT-DH. `hidden_size`, `depth` and `num_heads` are pairs (trunk, head); one number stands for both.
 
     The trunk sees time and label; the head sees the same noisy input again, and of the label only what the trunk makes
-    of it. With `class_dropout_prob` above 0 the label table has a last row for the null label, num_classes. Raises
-    BenchError for options that no published model has and that cannot be run (`wo_shift`, unequal patches).
+    of it. A block applies SiLU to a condition that has been through SiLU already, as published. `scalars` names the
+    embedders of times in argument order (MF-RAE has `r_embedder` too, which embeds t - r). With `class_dropout_prob`
+    above 0 the label table has a last row for the null label, num_classes. Raises BenchError for options that no
+    published model has and that cannot be run (`wo_shift`, unequal patches).
     """
 
     pos_embed: Tensor
@@ -140,6 +67,7 @@ class DiTDH(nn.Module):
         use_rmsnorm: bool = True,
         wo_shift: bool = False,
         use_pos_embed: bool = True,
+        scalars: Sequence[str] = ("t_embedder",),
     ) -> None:
         super().__init__()
         if wo_shift:
@@ -155,7 +83,9 @@ class DiTDH(nn.Module):
         self.s_embedder = PatchEmbed(patch, in_channels, trunk)
         self.x_embedder = PatchEmbed(patch, in_channels, head)
         self.s_projector = nn.Linear(trunk, head) if trunk != head else nn.Identity()
-        self.t_embedder = FourierEmbedder(trunk)
+        self.scalars = tuple(scalars)
+        for name in self.scalars:
+            self.add_module(name, FourierEmbedder(trunk))
         self.y_embedder = LabelEmbedder(num_classes + (class_dropout_prob > 0), trunk)
         if use_pos_embed:
             self.register_buffer("pos_embed", sincos_table(trunk, side))
@@ -165,14 +95,18 @@ class DiTDH(nn.Module):
         self.dec_feat_rope = Rope(head // head_heads, side) if use_rope else nn.Identity()
         shapes = [(trunk, trunk_heads)] * depth[0] + [(head, head_heads)] * depth[1]
         self.blocks = nn.ModuleList(
-            DiTDHBlock(width, heads, mlp_ratio, swiglu=use_swiglu, rms_norm=use_rmsnorm, qk_norm=use_qknorm)
+            LightningBlock(
+                width, heads, feed_forward(width, mlp_ratio, use_swiglu), rms_norm=use_rmsnorm, qk_norm=use_qknorm
+            )
             for width, heads in shapes
         )
-        self.final_layer = DiTDHFinalLayer(head, patch**2 * in_channels, use_rmsnorm)
+        self.final_layer = LightningFinalLayer(head, patch**2 * in_channels, use_rmsnorm)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """x float32 [B, C, H, W], t float32 [B] in [0, 1], labels int64 [B] -> float32, shape of x."""
-        time = self.t_embedder(t)[:, None]
+    def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        """x float32 [B, C, H, W]; `conditions`: times float32 [B] in [0, 1], then labels int64 [B] -> shape of x."""
+        *times, labels = conditions
+        vectors = [self.get_submodule(name)(t) for name, t in zip(self.scalars, times, strict=True)]
+        time = sum(vectors[1:], vectors[0])[:, None]
         c = F.silu(time + self.y_embedder(labels)[:, None])
 
         s = self.s_embedder(x)

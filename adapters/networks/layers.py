@@ -171,13 +171,13 @@ class SwiGLU(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """w2(SiLU(w1 x) w3 x) without biases: keys w1, w2 and w3, SwiGLU's halves as two layers."""
+    """w2(SiLU(w1 x) w3 x): keys w1, w2 and w3, SwiGLU's halves as two layers."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, width, bias=bias)
+        self.w3 = nn.Linear(width, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated MLP to the last axis."""

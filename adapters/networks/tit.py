@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +46,11 @@ class Rope(Float32Buffers):
 
 
 class RopeAttention(FusedQKV):
-    """Self-attention with rotary positions and, if `qk_norm`, weightless RMS norms of q and k before them."""
+    """Self-attention with weightless RMS norms of q and k, then rotary positions."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
-        norm = RMSNorm(width // heads, affine=False) if qk_norm else nn.Identity()
-        self.q_norm = self.k_norm = norm
+        self.q_norm = self.k_norm = RMSNorm(width // heads, affine=False)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         """Attend over the tokens of x [B, N, D]."""
@@ -64,11 +61,11 @@ class RopeAttention(FusedQKV):
 class TiTBlock(nn.Module):
     """adaLN block: shift, scale, gate for attention, then for the MLP."""
 
-    def __init__(self, width: int, heads: int, norm_weights: bool, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(width, affine=norm_weights)
-        self.attn = RopeAttention(width, heads, qk_norm)
-        self.norm2 = RMSNorm(width, affine=norm_weights)
+        self.norm1 = RMSNorm(width, affine=False)
+        self.attn = RopeAttention(width, heads)
+        self.norm2 = RMSNorm(width, affine=False)
         self.mlp = SwiGLU(width, 8 * width // 3)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -81,9 +78,9 @@ class TiTBlock(nn.Module):
 class TiTFinalLayer(nn.Module):
     """Modulated RMS norm and a linear map to patch pixels."""
 
-    def __init__(self, width: int, outputs: int, norm_weights: bool) -> None:
+    def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.norm_final = RMSNorm(width, affine=norm_weights)
+        self.norm_final = RMSNorm(width, affine=False)
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -100,10 +97,6 @@ class TiT(nn.Module):
     """
 
     pos_embed: Tensor
-    norm_weights: ClassVar[bool] = False
-    """Whether the RMS norms of the tokens have weights."""
-    qk_norm: ClassVar[bool] = True
-    """Whether q and k are normalised."""
 
     def __init__(
         self,
@@ -125,10 +118,8 @@ class TiT(nn.Module):
         self.t_embedder = ScalarEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes + 1, hidden_size) if num_classes > 1 else None
         self.feat_rope = Rope(hidden_size // num_heads, side)
-        self.blocks = nn.ModuleList(
-            TiTBlock(hidden_size, num_heads, self.norm_weights, self.qk_norm) for _ in range(depth)
-        )
-        self.final_layer = TiTFinalLayer(hidden_size, patch_size**2 * in_channels, self.norm_weights)
+        self.blocks = nn.ModuleList(TiTBlock(hidden_size, num_heads) for _ in range(depth))
+        self.final_layer = TiTFinalLayer(hidden_size, patch_size**2 * in_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x float32 [B, C, H, W], t float32 [B], labels int64 [B] -> float32, shape of x."""

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters.networks.ditdh import DiTDH, DiTDHBlock
+from adapters.networks.ditdh import DiTDH
+from adapters.networks.lightningdit import LightningBlock, feed_forward
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.rae import (
     DECODERS,
@@ -205,7 +206,7 @@ def test_the_label_reaches_the_head_only_through_the_trunk() -> None:
     network = tiny(guide=False).network
     x, t, labels = random_(2, 6, 4, 4), torch.tensor([0.3, 0.8]), torch.tensor([0, 3])
     for block in network.blocks[: network.trunk_depth]:
-        assert isinstance(block, DiTDHBlock)
+        assert isinstance(block, LightningBlock)
         for parameter in block.adaLN_modulation.parameters():
             parameter.data.zero_()
     assert torch.equal(network(x, t, labels), network(x, t, labels + 1))
@@ -227,7 +228,7 @@ def test_the_condition_goes_through_silu_twice() -> None:
     conditions: list[Tensor] = []
     modulated: list[Tensor] = []
     first = network.blocks[0]
-    assert isinstance(first, DiTDHBlock)
+    assert isinstance(first, LightningBlock)
     first.register_forward_pre_hook(lambda module, inputs: conditions.append(inputs[1]))
     first.adaLN_modulation[1].register_forward_pre_hook(lambda module, inputs: modulated.append(inputs[0]))
     t, labels = torch.tensor([0.3, 0.8]), torch.tensor([0, 3])
@@ -284,10 +285,8 @@ def test_options_have_their_tensors(options: dict[str, Any], keys: dict[str, tup
 
 def test_swiglu_widths_are_the_published_ones() -> None:
     with torch.device("meta"):
-        blocks = {
-            width: DiTDHBlock(width, 1, 4.0, swiglu=True, rms_norm=True, qk_norm=False) for width in (384, 1152, 2048)
-        }
-    hidden = {width: block.state_dict()["mlp.w3.weight"].shape[1] for width, block in blocks.items()}
+        mlps = {width: feed_forward(width) for width in (384, 1152, 2048)}
+    hidden = {width: mlp.state_dict()["w3.weight"].shape[1] for width, mlp in mlps.items()}
     assert hidden == {384: 1024, 1152: 3072, 2048: 5461}
 
 
