@@ -75,5 +75,5 @@ class Guided:
     def _inside(self, t: Tensor | float) -> bool:
         if self.interval is None or isinstance(t, Tensor):
             return True
-        # In the precision of the times, so that the interval's ends belong to it.
-        return rounded(self.interval[0]) <= t <= rounded(self.interval[1])
+        # In the precision of the times that the network is given, so that the interval's ends belong to it.
+        return rounded(self.interval[0]) <= rounded(t) <= rounded(self.interval[1])

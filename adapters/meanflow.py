@@ -1,4 +1,4 @@
-"""MeanFlow (Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447) and alpha-Flow's files."""
+"""MeanFlow (Geng et al., "Mean Flows for One-step Generative Modeling", arXiv 2505.13447)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from adapters.flax_trees import Rule, convert, image_kernel, is_flax, matrix, same, without_prefix
+from adapters.flow_maps import FlowMap, flow_map_sample, restart_sample
 from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
 from adapters.networks.dit import DiT
@@ -38,10 +39,7 @@ def meanflow_sample(average_velocity: AverageVelocity, z: Tensor, times: Sequenc
     `times` decrease from 1 (noise) to 0 (data), steps + 1 values; nothing is drawn on the way. This is no Euler
     solver: the network is asked for the average over the whole step and sees its length h.
     """
-    for t, r in pairwise(times):
-        h = t - r
-        z = z - h * average_velocity(z, filled(t, z), filled(h, z))
-    return z
+    return flow_map_sample(as_flow_map(average_velocity), z, times)
 
 
 def consistency_sample(
@@ -51,10 +49,12 @@ def consistency_sample(
 
     `z` float32 [B, ...] at the first of `times`; draw k of `noise` is the noise after step k.
     """
-    for k, (t, t_next) in enumerate(pairwise(times), start=1):
-        x = z - t * average_velocity(z, filled(t, z), filled(t, z))
-        z = x if t_next == 0.0 else (1 - t_next) * x + t_next * noise.normal(z.shape[1:], draw=k).to(z)
-    return z
+    return restart_sample(as_flow_map(average_velocity), z, times, noise)
+
+
+def as_flow_map(average_velocity: AverageVelocity) -> FlowMap:
+    """Return the average velocity as a function of the two ends of its interval, given as numbers."""
+    return lambda z, t, r: average_velocity(z, filled(t, z), filled(t - r, z))
 
 
 class TimedSettings(SamplerSettings):
@@ -117,19 +117,8 @@ DIT_RULES = (
 )
 """The official flax tree below `net/`; qkv outputs are already blocks of q, k, v. The fixed table is not stored."""
 
-ALPHAFLOW_NAMES = (("noise_labels_embedder.", "t_embedder."), ("noise_labels_next_embedder.", "r_embedder."))
-"""What alpha-Flow calls the embedders of t and of the interval."""
-
 BEST_COPY = "net_ema1."
 """The CIFAR-10 checkpoint holds four copies of the network (raw and three averages); the authors evaluate this one."""
-
-
-def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
-    """Return `key` with the first matching (theirs, ours) prefix exchanged."""
-    for theirs, ours in names:
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return key
 
 
 def input_size(architecture: Mapping[str, Any]) -> int:
@@ -189,7 +178,7 @@ class MeanFlow(LatentAdapter):
         elif any(key.startswith(BEST_COPY) for key in state):
             state = {key.removeprefix(BEST_COPY): value for key, value in state.items() if key.startswith(BEST_COPY)}
         else:
-            state = {renamed(key, ALPHAFLOW_NAMES): value for key, value in without_prefix(state, "net.").items()}
+            state = without_prefix(state, "net.")
         load_strict(self.network, state, self.card.name)
 
     def unsupported(self, steps: int, cfg: float, settings: MeanFlowSettings | None = None) -> str | None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.autoencoders import AutoencoderKind, build_autoencoder, register
 from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
-from adapters.times import filled, rounded
+from adapters.times import at_times, rounded
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
@@ -96,18 +96,26 @@ def latent_statistics(state: State, eps: float = STATISTICS_EPS) -> LatentStatis
 class RAE(LatentAdapter):
     """DiT-DH guided by itself without a label or by a second, weaker DiT-DH (`architecture.guide`)."""
 
-    Settings = RAESettings
+    Settings: ClassVar[type[SamplerSettings]] = RAESettings
     network: DiTDH
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         architecture = dict(card.architecture)
         weak = architecture.pop("guide", None)
-        self.network = DiTDH(**architecture)
-        self.guide = None if weak is None else DiTDH(**weak)
+        try:
+            self.network = self.build_network(**architecture)
+            self.guide = None if weak is None else self.build_network(**weak)
+        except TypeError as error:
+            raise BenchError(f"card {card.name}: architecture of DiT-DH: {error}") from error
         decoder = self.autoencoder.decoder
         if isinstance(decoder, RAEDecoder):
             self.autoencoder.convert = lambda state: decoder.with_positions(bare_state(state))
+
+    @staticmethod
+    def build_network(**facts: Any) -> DiTDH:
+        """Return the network of an architecture's facts."""
+        return DiTDH(**facts)
 
     def load(self, state: State, extra: Mapping[str, State]) -> None:
         """Load the network, and from `extra` what the card names: `guide` (weak network), `statistics` (of latents)."""
@@ -140,19 +148,14 @@ class RAE(LatentAdapter):
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: RAESettings) -> Tensor:
         """Return latents in model space, float32 [B, C, h, w], by `steps` Euler steps."""
         predict = Guided(
-            at_time(self.network),
+            at_times(self.network),
             labels,
             null=torch.full_like(labels, self.card.num_classes),
             cfg=cfg,
             interval=(settings.interval[0], settings.interval[1]),
-            weak=at_time(self.guide) if settings.method == "autoguidance" and self.guide is not None else None,
+            weak=at_times(self.guide) if settings.method == "autoguidance" and self.guide is not None else None,
         )
         return euler_sample(predict, noise.normal(self.latent_shape), settings.times(steps))
-
-
-def at_time(network: nn.Module) -> Callable[[Tensor, float, Tensor], Tensor]:
-    """Return `network(x, t, labels)` for a time that is a number."""
-    return lambda x, t, labels: network(x, filled(t, x), labels)
 
 
 def bare_state(state: State) -> dict[str, Tensor]:

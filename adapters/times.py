@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def filled(value: float, x: Tensor) -> Tensor:
@@ -19,3 +21,14 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
 def rounded(value: float) -> float:
     """Return `value` rounded to float32, the precision of published time grids."""
     return torch.tensor(value, dtype=torch.float32).item()
+
+
+def at_times(network: nn.Module) -> Callable[..., Tensor]:
+    """Return `network` as a function of (x, *times, labels) whose times are numbers, in float32 whatever x is."""
+
+    def evaluate(x: Tensor, *conditions: float | Tensor) -> Tensor:
+        *times, labels = conditions
+        output: Tensor = network(x.float(), *(filled(float(t), x) for t in times), labels)
+        return output
+
+    return evaluate

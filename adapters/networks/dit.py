@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from adapters.networks.layers import (
     LabelEmbedder,
     Mlp,
     PatchEmbed,
+    RMSNorm,
     ScalarEmbedder,
     adaln,
     modulate,
@@ -22,12 +24,25 @@ from adapters.networks.layers import (
 EPS = 1e-6
 
 
+class NormedAttention(Attention):
+    """Self-attention whose q and k have RMS norms with weights, one for all heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v of x [B, N, D], each [B, heads, N, head_dim], q and k normalised."""
+        q, k, v = super().split(x)
+        return self.q_norm(q), self.k_norm(k), v
+
+
 class DiTBlock(nn.Module):
     """adaLN block: six modulations of the condition, in the order shift, scale, gate for attention, then MLP."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool = False) -> None:
         super().__init__()
-        self.attn = Attention(width, heads)
+        self.attn = NormedAttention(width, heads) if qk_norm else Attention(width, heads)
         self.mlp = Mlp(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -60,7 +75,7 @@ class DiT(nn.Module):
 
     `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
     t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and
-    labels are ignored. `out_channels` defaults to the input's.
+    labels are ignored. `out_channels` defaults to the input's. `qk_norm` adds RMS norms of q and k, with weights.
     """
 
     pos_embed: Tensor
@@ -78,6 +93,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         out_channels: int | None = None,
         scalars: Sequence[str] = ("t_embedder",),
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -89,7 +105,7 @@ class DiT(nn.Module):
             self.add_module(name, ScalarEmbedder(hidden_size))
         self.y_embedder = LabelEmbedder(label_rows, hidden_size) if label_rows else None
         hidden = int(hidden_size * mlp_ratio)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
 
     def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
@@ -97,8 +113,34 @@ class DiT(nn.Module):
         *values, labels = conditions
         vectors = [self.get_submodule(name)(value) for name, value in zip(self.scalars, values, strict=True)]
         c = sum(vectors) if self.y_embedder is None else sum(vectors, self.y_embedder(labels))
+        return self.conditioned(x, [c] * len(self.blocks), c)
+
+    def conditioned(self, x: Tensor, conditions: Sequence[Tensor], last: Tensor) -> Tensor:
+        """Return the output for x [B, C, H, W] under each block's condition and the final layer's, all [B, D]."""
         x = self.x_embedder(x)
         x = x + self.pos_embed.to(x.dtype)
-        for block in self.blocks:
+        for block, c in zip(self.blocks, conditions, strict=True):
             x = block(x, c)
-        return unpatchify(self.final_layer(x, c), self.patch_size, self.out_channels).float()
+        return unpatchify(self.final_layer(x, last), self.patch_size, self.out_channels).float()
+
+
+class DecoupledDiT(DiT):
+    """Decoupled MeanFlow's DiT (arXiv 2510.24474): the first `dmf_depth` blocks see t, the others and the end see r.
+
+    Both times go through the one embedder.
+    """
+
+    t_embedder: ScalarEmbedder
+
+    def __init__(self, *, dmf_depth: int, **facts: Any) -> None:
+        super().__init__(**facts)
+        self.dmf_depth = dmf_depth
+
+    def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        """x float32 [B, C, H, W], t and r float32 [B], labels int64 [B] -> u(x, t, r) float32 [B, C, H, W]."""
+        t, r, labels = conditions
+        assert self.y_embedder is not None
+        y = self.y_embedder(labels)
+        encoder, decoder = self.t_embedder(t) + y, self.t_embedder(r) + y
+        depth = len(self.blocks) - self.dmf_depth
+        return self.conditioned(x, [encoder] * self.dmf_depth + [decoder] * depth, decoder)

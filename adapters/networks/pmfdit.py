@@ -30,9 +30,9 @@ def plane_rotation(side: int, head_dim: int) -> Tensor:
 class BottleneckPatchEmbed(nn.Module):
     """Two linear convolutions: patches to a narrow width, then to tokens; [B, C, H, W] -> [B, N, D], row-major."""
 
-    def __init__(self, patch: int, channels: int, bottleneck: int, width: int) -> None:
+    def __init__(self, patch: int, channels: int, bottleneck: int, width: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj1 = nn.Conv2d(channels, bottleneck, kernel_size=patch, stride=patch)
+        self.proj1 = nn.Conv2d(channels, bottleneck, kernel_size=patch, stride=patch, bias=bias)
         self.proj2 = nn.Conv2d(bottleneck, width, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""FACM, flow-anchored consistency models (arXiv 2507.03738): LightningDiT, distilled to jump from noise to data.
+
+Noise lies at t = 0 and data at t = 1; the network predicts F = data - noise. Guidance is trained in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from adapters.guidance import Guided
+from adapters.latent import LatentAdapter
+from adapters.networks.lightningdit import LightningDiT
+from adapters.times import at_times
+from bench.contracts.adapter import load_strict
+from bench.contracts.card import ModelCard
+from bench.contracts.noise import NoiseSource
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.settings import Number, SamplerSettings
+from results.errors import BenchError
+
+FlowField = Callable[[Tensor, float], Tensor]
+"""F(x, t), [B, ...], at a time that is a number."""
+SAMPLED_AVERAGE = "ema_models.1."
+"""Of the two averages of a post-hoc EMA state, the one that the authors sample (sigma_rel 0.2)."""
+
+RECORDED = {"mode": "sampler", "method": "sampler"}
+"""What recordings may call a setting."""
+
+
+class FACMSettings(SamplerSettings):
+    """Jumps to the data with fresh noise between them, or Euler steps of the flow."""
+
+    sampler: Literal["consistency", "euler"] = Field(
+        "consistency", description="consistency: jump to the data and add noise again; euler: for the base flow model"
+    )
+    shift: Number = Field(1.0, gt=0, description="euler: times are s t / (1 + (s - 1) t); below 1 towards noise")
+    interval: Sequence[Number] = Field(
+        (0.125, 1.0), min_length=2, max_length=2, description="first and last time that are guided, both included"
+    )
+
+    @model_validator(mode="after")
+    def _shifted(self) -> Self:
+        if self.sampler == "consistency" and self.shift != 1:
+            raise ValueError("shift is for sampler euler; the consistency sampler has uniform times")
+        return self
+
+    def times(self, steps: int) -> list[float]:
+        """Return `steps` + 1 times from 0 (noise) to 1 (data)."""
+        t = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
+        times: list[float] = (self.shift * t / (1 + (self.shift - 1) * t)).tolist()
+        return times
+
+
+def consistency_sample(F: FlowField, x: Tensor, times: Sequence[float], noise: NoiseSource) -> Tensor:
+    """Return x at the last of `times`, 1; draw k of `noise` is the noise after step k, none after the last."""
+    for k, (t, t_next) in enumerate(pairwise(times), start=1):
+        x_1 = x + (1 - t) * F(x, t)
+        x = x_1 if t_next == 1.0 else t_next * x_1 + (1 - t_next) * noise.normal(x.shape[1:], draw=k).to(x)
+    return x
+
+
+def euler_sample(F: FlowField, x: Tensor, times: Sequence[float]) -> Tensor:
+    """Integrate dx/dt = F(x, t) over `times`, from noise to data."""
+    for t, t_next in pairwise(times):
+        x = x + (t_next - t) * F(x, t)
+    return x
+
+
+class FACM(LatentAdapter):
+    """FACM's students, and the flow model that they come from (`sampler` euler)."""
+
+    Settings = FACMSettings
+    network: LightningDiT
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        facts = {"num_classes": card.num_classes, **card.architecture}
+        if facts.pop("auxiliary_time_cond", False):
+            raise BenchError(
+                f"{card.name}: auxiliary_time_cond = true is not supported (no published FACM model has it)"
+            )
+        try:
+            self.network = LightningDiT(**facts)
+        except TypeError as error:
+            raise BenchError(f"card {card.name}: architecture of LightningDiT: {error}") from error
+
+    def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Fill the network from a state dict, or from a training file's post-hoc EMA state (`emas`)."""
+        load_strict(self.network, sampled_average(state), self.card.name)
+
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: FACMSettings) -> Tensor:
+        """Return normalised latents, float32 [B, C, H, W], by steps of a float64 state."""
+        F = Guided(
+            at_times(self.network),
+            labels,
+            null=torch.full_like(labels, int(self.card.architecture["num_classes"])),
+            cfg=cfg,
+            interval=(settings.interval[0], settings.interval[1]),
+        )
+        x, times = noise.normal(self.latent_shape).to(self.device).double(), settings.times(steps)
+        if settings.sampler == "euler":
+            return euler_sample(F, x, times).float()
+        return consistency_sample(F, x, times, noise).float()
+
+
+def sampled_average(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sampled weights of a state dict, or of a post-hoc EMA state (arXiv 2312.02696)."""
+    averages = {key.removeprefix("emas/"): value for key, value in state.items()}
+    chosen = {key: value for key, value in averages.items() if key.startswith(SAMPLED_AVERAGE)}
+    return {key.removeprefix(SAMPLED_AVERAGE): value for key, value in (chosen or dict(state)).items()}
+
+
+def replay(case: Case) -> Replay:
+    """Return the function that replays one recorded call of a FACM case."""
+    adapter = recorded_adapter(case, FACM, "classifier-free")
+
+    def run(call: Call) -> dict[str, Any]:
+        if call["kind"] == "network":
+            return {"output": adapter.network(*case.arguments(call, "x", "time", "labels"))}
+        options = {RECORDED.get(key, key): value for key, value in case.options(call).items()}
+        if options.get("sampler", "consistency") == "consistency":
+            options.pop("shift", None)  # upstream shifts the flow model's times only
+        settings, labels = FACMSettings.checked(options, case.name), case.labels(call, adapter.num_classes)
+        cfg = call.get("guidance", 1.0)
+        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
+
+    return run
