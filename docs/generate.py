@@ -63,10 +63,15 @@ def models_page() -> str:
         "Published FIDs\nneed the published weights and ImageNet, which no test can fetch, so they are claims of their "
         "authors until somebody\nruns them.\n\n"
         "NFE is counted by the harness's own hook on a network without memory, at the natural steps and guidance; "
-        "every measured\nrow counts its own."
+        "every measured\nrow counts its own. A network is named by the published one that it is built on, then what "
+        "differs; *trained on*\nnames the feature spaces of metrics that training optimised a distance in: such a "
+        "metric measures what was trained."
     )
-    columns = "| model | what | px | parameters | steps | NFE | guidance | weights | licence | verified here |\n"
-    rule = "|---|---|---|---|---|---|---|---|---|---|\n"
+    columns = (
+        "| model | what | differs from its base network by | px | parameters | steps | NFE | guidance | weights "
+        "| licence | verified here |\n"
+    )
+    rule = "|---|---|---|---|---|---|---|---|---|---|---|\n"
     parts = [head]
     families: dict[str, list[ModelCard]] = {}
     for card in cards().values():
@@ -80,8 +85,9 @@ def models_page() -> str:
 def _row(card: ModelCard) -> str:
     guidance = card.guidance.kind if card.guidance.kind == "none" else f"{card.guidance.kind} {card.guidance.natural:g}"
     size = "-" if card.parameters is None else f"{card.parameters / 1e6:.1f} M"
-    cells = [f"`{card.name}`", card.title, str(card.resolution), size, str(card.natural_steps), _nfe(card), guidance]
-    cells += [_weights(card), card.licence, card.verified or "not yet"]
+    title = f"{card.title}; trained on {', '.join(card.trained_on)}" if card.trained_on else card.title
+    cells = [f"`{card.name}`", title, card.differs or "-", str(card.resolution), size, str(card.natural_steps)]
+    cells += [_nfe(card), guidance, _weights(card), card.licence, card.verified or "not yet"]
     return "| " + " | ".join(cells).replace("\n", " ") + " |\n"
 
 

@@ -107,6 +107,11 @@ class ModelCard:
     parameters: int | None = None
     paper: str = ""
     licence: str = "unknown"
+    differs: str = ""
+    """What sets the network apart from the published one that it is built on, in a few words."""
+    trained_on: tuple[str, ...] = ()
+    """Feature spaces of metrics (`inception`, `siglip`, `mae` ...) that training optimised a distance in: a metric in
+    one of them measures what was trained. No part of a cell's id."""
     published: tuple[Published, ...] = ()
     verified: str = ""
     """What has been checked of this model here (recorded parity cases, trained here ...)."""

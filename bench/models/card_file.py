@@ -162,6 +162,12 @@ class CardTable(Table):
     parameters: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     paper: str = ""
     licence: str = "unknown"
+    differs: Annotated[str, Field(description="What sets the network apart from the one it is built on.")] = ""
+    trained_on: Annotated[
+        list[Name],
+        Field(description="Feature spaces of metrics that training optimised a distance in, e.g. inception."),
+        Distinct,
+    ] = []
     published: list[PublishedTable] = []
     verified: str = ""
     notes: str = ""
@@ -205,6 +211,8 @@ class CardTable(Table):
             parameters=self.parameters,
             paper=self.paper,
             licence=self.licence,
+            differs=self.differs,
+            trained_on=tuple(self.trained_on),
             published=tuple(Published(**figure.model_dump()) for figure in self.published),
             verified=self.verified,
             notes=self.notes,
