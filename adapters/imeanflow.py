@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -36,6 +37,11 @@ RULES = (
     Rule(r"([uv]_final_layer)/linear/_flax_linear/bias", r"\1.linear.bias", same),
 )
 """The flax tree below `net/` of iMF and pMF. A two-dimensional `kernel` is transposed, an RMS norm's is a vector."""
+LAYER_WRAPPERS = re.compile(
+    r"\._flax_(?:linear|embedding)"  # the authors'
+    r"|(?<!final_layer)\.linear(?=\.(?:weight|bias)$)|(?<=embedding_table)\.embedding(?=\.)"  # FD-Loss's
+)
+"""What linear layers and embeddings are called inside their wrappers in PyTorch files."""
 
 
 class EmbeddedSettings(TimedSettings):
@@ -111,10 +117,12 @@ class ImprovedMeanFlow(LatentAdapter):
         load_strict(self.network, self.converted(state), self.card.name)
 
     def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state under the network's own names."""
+        """Return the state under the network's own names; FD-Loss's files lack the final layer that nothing uses."""
         state = published_names(state, RULES)
-        unused = () if self.card.architecture.get("v_heads", False) else ("v_heads.",)
-        return {key: value for key, value in state.items() if not key.startswith(unused)}
+        if self.card.architecture.get("v_heads", False):
+            return dict(state)
+        unused = {key: value for key, value in self.network.state_dict().items() if key.startswith("v_final_layer.")}
+        return unused | {key: value for key, value in state.items() if not key.startswith("v_heads.")}
 
     def unsupported(self, steps: int, cfg: float, settings: EmbeddedSettings | None = None) -> str | None:
         """Refuse guidance below 1, which was never trained, and times of another number of steps."""
@@ -133,10 +141,10 @@ class ImprovedMeanFlow(LatentAdapter):
 
 
 def published_names(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Return the state under PyTorch names; the `_flax_*` segments occur in the PyTorch files too."""
+    """Return the state under PyTorch names, without the wrappers of layers in the authors' and in FD-Loss's files."""
     if is_flax(state):
         return convert(state, rules)
-    return {key.replace("._flax_linear", "").replace("._flax_embedding", ""): value for key, value in state.items()}
+    return {LAYER_WRAPPERS.sub("", key): value for key, value in state.items()}
 
 
 def replay(case: Case) -> Replay:

@@ -245,8 +245,10 @@ def _guidance(sample: _Sampler) -> str:
 
 
 def _scale(adapter: Adapter) -> float:
+    """Return the card's largest scale, where guidance shows most."""
     guidance = adapter.card.guidance
-    return guidance.natural if guidance.natural != 1.0 else max(guidance.range[1], 1.5)
+    largest = max(guidance.natural, guidance.range[1])
+    return largest if largest > 1.0 else 1.5
 
 
 def _evaluations(sample: _Sampler) -> str:

@@ -27,7 +27,8 @@ SMALL = {
     "hidden_size": 64, "depth": 2, "num_heads": 2, "num_blocks": 2, "num_encoder_blocks": 1, "num_groups": 2,
     "aux_head_depth": 1, "bottleneck_channels": 8, "model_channels": 16, "channels_per_head": 16,
     "num_classes": NUM_CLASSES, "num_class_tokens": 2, "num_time_tokens": 1, "num_cfg_tokens": 1,
-    "num_interval_tokens": 1,
+    "num_interval_tokens": 1, "dmf_depth": 1, "bottleneck_dim": 8, "in_context_len": 2, "in_context_start": 1,
+    "cond_dim": 64, "noise_classes": 8, "noise_coords": 4, "n_cls_tokens": 2,
 }  # fmt: skip
 PAIRS = {"hidden_size": [48, 64], "depth": [2, 1], "num_heads": [2, 2]}
 """RAE's trunk and head."""
@@ -57,8 +58,11 @@ AUTOENCODERS = {
 }  # fmt: skip
 """Small decoders of each kind, all of which double the side."""
 
-GUIDED_NFE = {"ucgm-s-ddt-xl-256": 6, "ucgm-s-lightningdit-xl-256": 7, "ucgm-s-sit-xl-repae-256": 6}
-"""NFE of STEPS guided steps where guidance acts on an interval: two of the four times lie inside, three, two."""
+GUIDED_NFE = {
+    "ucgm-s-ddt-xl-256": 6, "ucgm-s-lightningdit-xl-256": 7, "ucgm-s-sit-xl-repae-256": 6, "facm-xl-100ep": 7,
+    "jit-b-16": 7,
+}  # fmt: skip
+"""NFE of STEPS guided steps where guidance acts on an interval: two of the four times lie inside, or three."""
 
 
 def representatives() -> dict[str, ModelCard]:
@@ -210,6 +214,9 @@ def test_a_step_never_waits_for_the_gpu(card: ModelCard) -> None:
     ("ucgm-xl-few", {"sampler": "uniode", "sampling_method": "Heun", "transport": "TrigFlow"}),
     ("rae-xl-256", {"method": "classifier-free", "interval": [0.2, 0.9], "time_dist_shift_dim": 65536}),
     ("alphaflow-b-2-cfg", {"mode": "consistency"}),
+    ("facm-xl-100ep", {"sampler": "euler", "shift": 0.3}),
+    ("dmf-xl-512", {"sampler": "restart", "shift": 1.5, "interval": [0.0, 0.7]}),
+    ("jit-b-16", {"method": "heun", "interval": [0.1, 0.9]}),
     ("imf-b", {"t_min": 0.3, "t_max": 0.7}),
 ])  # fmt: skip
 def test_other_settings_of_a_sampler_keep_the_contract(name: str, settings: dict[str, Any]) -> None:

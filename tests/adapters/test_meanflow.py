@@ -213,19 +213,6 @@ def test_consistency_sampler_jumps_to_the_data_and_adds_fresh_noise() -> None:
     assert z.item() == pytest.approx(0.5 * 0.5 * 1.0)
 
 
-def test_alphaflow_names_are_understood() -> None:
-    adapter, source = tiny(), tiny().network.state_dict()
-    names = {"t_embedder": "noise_labels_embedder", "r_embedder": "noise_labels_next_embedder"}
-    renamed = {
-        names.get(key.split(".")[0], key.split(".")[0]) + "." + ".".join(key.split(".")[1:]): value + 1
-        for key, value in source.items()
-        if "." in key
-    }
-    adapter.load({"pos_embed": source["pos_embed"], **renamed}, {})
-    key = "r_embedder.mlp.0.weight"
-    assert torch.equal(adapter.network.state_dict()[key], source[key] + 1)
-
-
 def test_flax_array_that_no_rule_knows_is_listed() -> None:
     case = load_case(GOLDEN / "meanflow-dit-a")
     adapter = MeanFlow(ModelCard("mine", "meanflow", "a", 64, 10, (4, 8, 8), case.architecture))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import adapters.cards
+from adapters.alphaflow import AlphaFlow
 from adapters.autoencoders import KINDS
 from adapters.imeanflow import ImprovedMeanFlow
 from adapters.meanflow import MeanFlow
@@ -15,7 +16,12 @@ from adapters.pixel_meanflow import PixelMeanFlow
 from bench.contracts.card import ModelCard
 from bench.models.cards import load_card
 
-FAMILIES = {"meanflow": MeanFlow, "imeanflow": ImprovedMeanFlow, "pixel_meanflow": PixelMeanFlow}
+FAMILIES = {
+    "alphaflow": AlphaFlow,
+    "meanflow": MeanFlow,
+    "imeanflow": ImprovedMeanFlow,
+    "pixel_meanflow": PixelMeanFlow,
+}
 PATTERNS = ("meanflow-*.toml", "alphaflow-*.toml", "imf-*.toml", "pmf-*.toml")
 CARDS = {path.stem: load_card(path) for pattern in PATTERNS for path in Path(adapters.cards.__path__[0]).glob(pattern)}
 B_2, XL_2 = 131_091_472, 676_440_592
@@ -26,8 +32,8 @@ SIZES = {
     "meanflow-sit-l-2": 459_137_040,
     "meanflow-sit-xl-2": XL_2,
     "meanflow-cifar10": 55_932_419,
-    "alphaflow-meanflow-b-2": B_2,
-    "alphaflow-b-2": B_2,
+    "alphaflow-meanflow-b-2": B_2 - 768,
+    "alphaflow-b-2": B_2 - 768,
     "alphaflow-b-2-cfg": B_2,
     "alphaflow-meanflow-xl-2-cfg": XL_2,
     "alphaflow-xl-2-cfg": XL_2,
@@ -43,7 +49,10 @@ SIZES = {
     "pmf-l-32": 412_977_280,
     "pmf-h-32": 959_050_240,
 }
-"""Numbers of parameters as the authors' networks have them, fixed tables not counted."""
+"""Numbers of parameters as the authors' networks have them, fixed tables not counted.
+
+Without label dropout alpha-Flow's label tables have no null row.
+"""
 
 
 def test_every_published_checkpoint_has_its_card() -> None:
@@ -91,7 +100,7 @@ def test_settings_are_the_published_ones() -> None:
 
 def test_official_models_are_natural_without_further_guidance() -> None:
     for card in CARDS.values():
-        if card.family == "meanflow":
+        if card.family in ("alphaflow", "meanflow"):
             assert card.guidance.natural == 1.0
             assert all(figure.cfg == 1.0 for figure in card.published)
 

@@ -11,7 +11,10 @@ from bench.contracts.recording import Case, load_case
 from bench.recordings.replay import open_replay, replay_case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FAMILIES = ("imf", "meanflow", "pmf", "rae-ditdh", "shortcut", "sit", "soflow", "ucgm-sit", "ucgm-tit", "ucgm-edm2")
+FAMILIES = (
+    "alphaflow", "dmf", "drift", "facm", "imf", "jit", "meanflow", "mf-rae", "pmf", "rae-ditdh", "shortcut", "sit",
+    "soflow", "ucgm-sit", "ucgm-tit", "ucgm-edm2",
+)  # fmt: skip
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.name.startswith(FAMILIES))
 
 
