@@ -54,7 +54,9 @@ def paired(a: Row, b: Row, metric: str) -> PairedDifference | None:
         return None
     if a.cell["ranking"] != b.cell["ranking"] or len(one.jackknife) != len(other.jackknife):
         return None
-    return paired_difference(one.value, one.jackknife, other.value, other.jackknife)
+    return paired_difference(
+        one.value, one.jackknife, other.value, other.jackknife, one.jackknife_reference, other.jackknife_reference
+    )
 
 
 def tied(a: Row, b: Row, metric: str) -> bool:

@@ -41,6 +41,8 @@ class Value:
     judge_digest: str = ""
     jackknife: tuple[float, ...] | None = field(default=None, repr=False)
     """The value without each block, where it was asked for and there is one."""
+    jackknife_reference: tuple[float, ...] | None = field(default=None, repr=False)
+    """The value without each block of the reference, likewise."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def rows(
 def _metrics(
     connection: duckdb.DuckDBPyConnection, where: str, values: Sequence[Any], blocks: bool
 ) -> dict[str, dict[str, Value]]:
-    columns = "m.*" if blocks else "m.* EXCLUDE (jackknife)"
+    columns = "m.*" if blocks else "m.* EXCLUDE (jackknife, jackknife_reference)"
     query = (
         f"SELECT {columns}, r.rank_low, r.rank_high FROM metrics m JOIN cells c USING (cell_id) "
         f"LEFT JOIN metric_ranks r USING (ranking, cell_id, metric) {where} ORDER BY m.cell_id, m.metric"
@@ -187,6 +189,7 @@ def _metrics(
             row["judge"],
             row["judge_digest"],
             tuple(row["jackknife"]) if row.get("jackknife") else None,
+            tuple(row["jackknife_reference"]) if row.get("jackknife_reference") else None,
         )
     return found
 

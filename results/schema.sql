@@ -98,6 +98,7 @@ CREATE TABLE metrics (
   reference VARCHAR,
   reference_digest VARCHAR,
   jackknife DOUBLE[],                  -- value without block k, for paired differences and ranks
+  jackknife_reference DOUBLE[],        -- value without block r of the reference; NULL where it has none (before version 4)
   PRIMARY KEY (cell_id, metric)
 );
 
@@ -133,7 +134,8 @@ CREATE TABLE per_class (
   class_name VARCHAR NOT NULL,
   metric VARCHAR NOT NULL,
   value DOUBLE,
-  n INTEGER NOT NULL,
+  n INTEGER NOT NULL,                  -- generated images of the class
+  n_reference INTEGER,                 -- real ones, where the metric reads them; NULL before version 4
   PRIMARY KEY (cell_id, label, metric)
 );
 

@@ -15,6 +15,9 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 COVERAGE = 0.95
+FEWEST_PER_CLASS = 10
+"""The least number of blocks that a small class may bring their number down to."""
+TAIL, TAIL_SHARE = 0.01, 0.5
 
 
 class Interval(NamedTuple):
@@ -36,11 +39,10 @@ class Interval(NamedTuple):
 
 
 def blocks_by_label(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the block of each sample, int64 [n]: its rank within its class, in index order, modulo `count`.
+    """Return the block of each sample, int64 [n]: samples sorted by class, in index order within it, dealt in turn.
 
-    Every block then holds the label histogram; with labels cycling 0..C-1 block = (i // C) % count. Where the rarest
-    class has fewer than `count` samples no such blocks exist: the samples, sorted by class, are then dealt out in turn,
-    which keeps blocks equal in size and errs towards wider intervals.
+    Blocks are equal in size to one sample, for their unequal bias would pass for noise, and hold the label histogram to
+    one sample a class; with balanced labels cycling 0..C-1 and `count` dividing a class, block = (i // C) % count.
 
     Args:
         labels: class of each sample, int [n].
@@ -53,36 +55,79 @@ def blocks_by_label(labels: np.ndarray, count: int) -> np.ndarray:
     if not 2 <= count <= len(labels):
         raise ValueError(f"{count} blocks need at least 2 blocks and {count} samples, got {len(labels)} samples")
     order = np.argsort(labels, kind="stable")
-    sizes = np.unique(labels, return_counts=True)[1]
-    place = np.arange(len(labels))
-    if sizes.min() >= count:
-        place = place - np.repeat(np.cumsum(sizes) - sizes, sizes)
     block = np.empty(len(labels), dtype=np.int64)
-    block[order] = place % count
+    block[order] = np.arange(len(labels)) % count
     return block
 
 
-def jackknife(full: float, leave_one_out: np.ndarray, centre: Literal["value", "corrected"] = "value") -> Interval:
+def block_count(labels: np.ndarray, wanted: int) -> int:
+    """Return how many blocks to cut samples of these `labels` (int [n]) into: `wanted`, or fewer.
+
+    Classes smaller than the number of blocks would leave blocks of different classes, whose differences pass for
+    noise; so as many as the smallest class has samples, where that leaves at least 10 (FEWEST_PER_CLASS); and never
+    fewer than two samples a block. 0 where that leaves fewer than two blocks.
+    """
+    labels = np.asarray(labels)
+    count = min(wanted, len(labels) // 2)
+    if count < 2:
+        return 0
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
+    return min(count, smallest) if smallest >= FEWEST_PER_CLASS else count
+
+
+def jackknife(
+    full: float,
+    leave_one_out: np.ndarray,
+    centre: Literal["value", "corrected"] = "value",
+    reference: np.ndarray | None = None,
+) -> Interval:
     """Return the delete-block jackknife interval of `full`, given the values with each of K blocks left out, [K].
 
         se^2 = (K - 1)/K sum (x_(k) - mean)^2        corrected = K full - (K - 1) mean
 
     The interval is Student's with K - 1 degrees of freedom, around `full`, or around the corrected value (for FID: the
     one that covers the distance of the distributions rather than its expectation at this n).
+
+    `reference` holds the values with each block of the reference left out, [R]. Its share of the variance and of the
+    bias then counts too (Arvesen, Annals of Mathematical Statistics 40, 1969), with Welch and Satterthwaite's degrees
+    of freedom.
+
+    Raises:
+        ValueError: fewer than two blocks of either.
     """
-    standard_error, half, corrected = _jackknife(full, np.asarray(leave_one_out, dtype=np.float64))
+    standard_error, half, corrected = _jackknife(full, np.asarray(leave_one_out, dtype=np.float64), reference)
     middle = full if centre == "value" else float(corrected)
     return Interval(float(full), middle - float(half), middle + float(half), float(standard_error), float(corrected))
 
 
-def _jackknife(full: Any, left: np.ndarray) -> tuple[Any, Any, Any]:
-    """Return standard error, half width and corrected value of `full` [...] from values without a block [..., K]."""
+def influences(leave_one_out: Any) -> np.ndarray:
+    """Return what each block adds to the error, from values without a block [..., K]: its squares sum to se^2.
+
+    Influences of samples' blocks and of the reference's blocks are independent and may be joined along the last axis.
+    """
+    left = np.asarray(leave_one_out, dtype=np.float64)
     k = left.shape[-1] if left.ndim else 0
     if k < 2:
         raise ValueError(f"a jackknife needs at least 2 blocks, got {k}")
-    mean = left.mean(axis=-1)
-    standard_error = np.sqrt((k - 1) / k * ((left - mean[..., None]) ** 2).sum(axis=-1))
-    return standard_error, float(stdtrit(k - 1, (1 + COVERAGE) / 2)) * standard_error, k * full - (k - 1) * mean
+    return np.sqrt((k - 1) / k) * (left.mean(axis=-1, keepdims=True) - left)
+
+
+def _jackknife(full: Any, left: np.ndarray, reference: Any = None) -> tuple[Any, Any, Any]:
+    """Return standard error, half width and corrected value of `full` [...] from values without a block [..., K]."""
+    own, k = (influences(left) ** 2).sum(axis=-1), left.shape[-1]
+    corrected = k * full - (k - 1) * left.mean(axis=-1)
+    variance, degrees = own, np.asarray(k - 1.0)
+    if reference is not None:
+        other = np.asarray(reference, dtype=np.float64)
+        r = other.shape[-1] if other.ndim else 0
+        shared = (influences(other) ** 2).sum(axis=-1)
+        corrected = corrected - (r - 1) * (other.mean(axis=-1) - full)
+        variance = own + shared
+        with np.errstate(invalid="ignore"):
+            welch = variance**2 / (own**2 / (k - 1) + shared**2 / (r - 1))
+        degrees = np.where(variance > 0, welch, k - 1)
+    standard_error = np.sqrt(variance)
+    return standard_error, stdtrit(degrees, (1 + COVERAGE) / 2) * standard_error, corrected
 
 
 class PairedDifference(NamedTuple):
@@ -103,17 +148,28 @@ class PairedDifference(NamedTuple):
     sign: Any
 
 
-def paired_difference(full_a: Any, leave_one_out_a: Any, full_b: Any, leave_one_out_b: Any) -> PairedDifference:
+def paired_difference(
+    full_a: Any,
+    leave_one_out_a: Any,
+    full_b: Any,
+    leave_one_out_b: Any,
+    reference_a: Any = None,
+    reference_b: Any = None,
+) -> PairedDifference:
     """Return a - b for rows measured on the same blocks (same noise and labels), and whether it is surely not zero.
 
     The one rule by which two rows are told apart, everywhere: the delete-block jackknife of the difference, Student's
-    t with K - 1 degrees of freedom. What both rows share, of the noise and of the bias, cancels.
+    t with K - 1 degrees of freedom (with the reference's share Welch and Satterthwaite's). Noise that both rows share
+    cancels. Sampling of the reference and bias of order 1/n do not: they depend on the row. The first is in the
+    interval where `reference_a` and `reference_b` are given, the second cancels between corrected values only.
 
     Args:
         full_a: value of a, or values [...].
         leave_one_out_a: the same without each block, [..., K].
         full_b: value or values of b, of a shape that broadcasts with a's.
         leave_one_out_b: the same without each block, [..., K].
+        reference_a: values of a without each block of the reference, [..., R]; None where they are not known.
+        reference_b: the same of b, whose reference is the same.
 
     Raises:
         ValueError: the rows have different numbers of blocks, or fewer than two.
@@ -121,8 +177,14 @@ def paired_difference(full_a: Any, leave_one_out_a: Any, full_b: Any, leave_one_
     a, b = np.asarray(leave_one_out_a, dtype=np.float64), np.asarray(leave_one_out_b, dtype=np.float64)
     if a.shape[-1:] != b.shape[-1:]:
         raise ValueError(f"rows with {a.shape[-1]} and {b.shape[-1]} blocks cannot be paired")
+    reference = None
+    if reference_a is not None and reference_b is not None:
+        c, d = np.asarray(reference_a, dtype=np.float64), np.asarray(reference_b, dtype=np.float64)
+        if c.shape[-1:] != d.shape[-1:]:
+            raise ValueError(f"references in {c.shape[-1]} and {d.shape[-1]} blocks cannot be paired")
+        reference = c - d
     value = np.asarray(full_a, dtype=np.float64) - np.asarray(full_b, dtype=np.float64)
-    standard_error, half, _ = _jackknife(value, a - b)
+    standard_error, half, _ = _jackknife(value, a - b, reference)
     low, high = value - half, value + half
     sign = (low > 0.0).astype(int) - (high < 0.0).astype(int)
     if np.ndim(value) == 0:
@@ -176,6 +238,20 @@ def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Inter
     half = float(stdtrit(n - len(size), (1 + COVERAGE) / 2)) * standard_error
     mean = float(x.mean())
     return Interval(mean, mean - half, mean + half, standard_error, None)
+
+
+def tail_share(influence: np.ndarray) -> float:
+    """Return the share of the variance that the most influential 1 % of samples carry, in [0, 1].
+
+    About 0.08 for normal influences, 0.25 for squares of normal ones; above 0.5 (TAIL_SHARE) the next draw's tail will
+    differ, and any interval is likely too narrow.
+
+    Args:
+        influence: of each sample on the value, [n].
+    """
+    squares = np.sort((influence - influence.mean()) ** 2)
+    total = float(squares.sum())
+    return float(squares[-max(1, math.ceil(TAIL * len(squares))) :].sum()) / total if total > 0 else 0.0
 
 
 def wilson(successes: float, n: int) -> Interval:

@@ -194,7 +194,7 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
             raise unknown("model, protocol or cell", name, known)
         cell = cells[0]
         by_id = [cell["cell_id"]]
-        query = "SELECT * EXCLUDE (cell_id, jackknife) FROM metrics WHERE cell_id = ?"
+        query = "SELECT * EXCLUDE (cell_id, jackknife, jackknife_reference) FROM metrics WHERE cell_id = ?"
         cell["metrics"] = {row.pop("metric"): row for row in dictionaries(connection, query, by_id)}
         query = "SELECT * EXCLUDE (cell_id) FROM skipped_metrics WHERE cell_id = ?"
         cell["skipped_metrics"] = {row["metric"]: row["reason"] for row in dictionaries(connection, query, by_id)}

@@ -131,7 +131,7 @@ def row_json(row: Row, choice: Choice | None = None) -> dict[str, Any]:
     """Return a row as JSON: its cell, metrics and ranks, and how its setting was chosen on another seed."""
     metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
     for value in metrics.values():
-        del value["jackknife"]
+        del value["jackknife"], value["jackknife_reference"]
     entry = {**row.cell, "metrics": metrics, "mmhm": dict(row.rank), "bottleneck": row.bottleneck}
     if choice is not None:
         chosen = choice.chosen

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.metrics import manifold
-from bench.metrics.frechet import row_blocks
-from bench.metrics.manifold import Manifold
+from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.catalog import MetricFact
-from results.statistics import Interval, blocks_by_label, jackknife, label_strata
+from results.statistics import TAIL_SHARE, Interval, block_count, blocks_by_label, jackknife, label_strata, tail_share
+
+REFERENCE_BLOCKS = 20
+"""The most blocks a reference is cut into: each keeps a factor of its covariance in memory."""
+FEWEST_FOR_TAILS = 100
+
+
+class Frechet(NamedTuple):
+    """A Frechet distance, and the same without each block of the samples [K] and of the reference [R] (or None)."""
+
+    value: float
+    without: np.ndarray
+    without_reference: np.ndarray | None
+    tails: float
+    """Share of the variance of the samples' squared distances from their mean that 1 % of them carry."""
 
 
 class Unavailable(ValueError):
@@ -37,11 +51,12 @@ class Cell:
     ) -> None:
         self.outputs, self.references, self.labels = outputs, references, labels
         self.strata = label_strata(labels, outputs.n)
-        count = min(blocks, outputs.n // 2)
-        self.blocks = blocks_by_label(self.strata, count) if count >= 2 else None
+        self._wanted = blocks
+        count = block_count(self.strata, blocks)
+        self.blocks = blocks_by_label(self.strata, count) if count else None
         self._broken: dict[str, int] = {}
-        self._frechet: dict[str, tuple[float, np.ndarray]] = {}
-        self._manifold: dict[tuple[int, str], tuple[Manifold, list[Manifold]]] = {}
+        self._frechet: dict[str, Frechet] = {}
+        self._manifold: dict[tuple[int, str], manifold.LeaveOneOut] = {}
 
     @property
     def one_block(self) -> np.ndarray:
@@ -84,19 +99,37 @@ class Cell:
                 "they come from different judges"
             )
 
-    def frechet(self, name: str) -> tuple[float, np.ndarray]:
-        """Distance to the reference and without each block (empty if there are no blocks)."""
+    def reference_blocks(self, name: str) -> np.ndarray | None:
+        """Return the block of each reference image, int64 [M]; None where features are unknown or too few for blocks.
+
+        Equal for every row that is measured against the reference with as many blocks, so rows are paired in it.
+        """
+        reference = self.reference(name)
+        if reference.features is None:
+            return None
+        strata = label_strata(reference.labels, len(reference.features))
+        count = block_count(strata, min(self._wanted, REFERENCE_BLOCKS))
+        return blocks_by_label(strata, count) if count else None
+
+    def frechet(self, name: str) -> Frechet:
+        """Return the distance to the reference, also without each block (empty if there are no blocks)."""
         if name not in self._frechet:
-            features = self.array(name)
-            reference = self.reference(name).frechet
+            features, known = self.array(name), self.reference(name)
+            reference = known.frechet
             self.check_width(name, reference.mu.size)
             if self.blocks is None:
-                self._frechet[name] = reference.distance_from_features(features), np.empty(0)
+                found, left = reference.distance_from_features(features), np.empty(0)
             else:
-                self._frechet[name] = reference.leave_one_out(features, self.blocks)
+                found, left = reference.leave_one_out(features, self.blocks)
+            without, blocks = None, self.reference_blocks(name)
+            if blocks is not None and len(left):
+                real = self.reference_features(name)
+                sides = known.keep(("sides", int(blocks.max())), lambda: sides_without_blocks(real, blocks))
+                without = distances_to_sides(features, sides)
+            self._frechet[name] = Frechet(found, left, without, tail_share(_squared_deviations(features)))
         return self._frechet[name]
 
-    def manifold(self, k: int, comparison: manifold.Comparison) -> tuple[Manifold, list[Manifold]]:
+    def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.LeaveOneOut:
         """Precision, recall, density and coverage with `k` neighbours, and the same without each block."""
         if (k, comparison) not in self._manifold:
             name = "inception.features"
@@ -104,12 +137,21 @@ class Cell:
             real_balls = self.reference(name).keep(("balls", k), lambda: manifold.balls(real, k))
             blocks = self.one_block if self.blocks is None else self.blocks
             self._manifold[k, comparison] = manifold.precision_recall_leave_one_out(
-                generated, real, blocks, k, comparison, real_balls
+                generated, real, blocks, k, comparison, real_balls, self.reference_blocks(name)
             )
         return self._manifold[k, comparison]
 
     def value(
-        self, fact: MetricFact, value: float, left: np.ndarray, how: str, interval: Interval | None = None
+        self,
+        fact: MetricFact,
+        value: float,
+        left: np.ndarray,
+        how: str,
+        interval: Interval | None = None,
+        *,
+        reference: np.ndarray | None = None,
+        remarks: Sequence[str] = (),
+        tails: float = 0.0,
     ) -> MetricValue:
         """Assemble a value; the interval is the jackknife's unless one is given.
 
@@ -119,17 +161,33 @@ class Cell:
             left: without each block, float64 [K]; empty where there is no such thing.
             how: the estimator and its settings, in a few words.
             interval: where there is a better one than the jackknife's.
+            reference: without each block of the reference, float64 [R]; None or empty where that is not known.
+            remarks: what a reader must know of the estimate, a few words each.
+            tails: `tail_share` of the samples' influence on the value; a large one is remarked on.
         """
-        method = how
+        said = [how]
+        reference = reference if reference is not None and len(reference) >= 2 else None
         if interval is None and len(left) >= 2:
-            interval = jackknife(value, left)
-            method = f"{how}; delete-block jackknife, {len(left)} blocks"
-        name, judge = fact.name, fact.judge
+            interval = jackknife(value, left, reference=reference)
+            said.append(f"delete-block jackknife, {len(left)} blocks")
+            if reference is not None:
+                said[-1] += f", {len(reference)} of the reference"
+            elif fact.reference != "none":
+                said.append("reference sampling not included")
+        said += remarks
         n = self.outputs.n
+        if interval is not None and n >= FEWEST_FOR_TAILS and tails > TAIL_SHARE:
+            said.append(f"heavy tails: 1 % of the images carry {tails:.0%} of the variance, the interval may be narrow")
+        name, judge, method = fact.name, fact.judge, "; ".join(said)
         kept = left if len(left) >= 2 else None
         if interval is None:
             return MetricValue(name, float(value), None, None, None, None, n, method, judge, kept)
         return MetricValue(
             name, float(value), interval.low, interval.high, interval.standard_error, interval.corrected,
-            n, method, judge, kept,
+            n, method, judge, kept, None if kept is None else reference,
         )  # fmt: skip
+
+
+def _squared_deviations(features: np.ndarray) -> np.ndarray:
+    mean = sum(block.sum(axis=0) for block in row_blocks(features)) / len(features)
+    return np.concatenate([((block - mean) ** 2).sum(axis=1) for block in row_blocks(features)])

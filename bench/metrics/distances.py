@@ -9,29 +9,63 @@ import numpy as np
 
 from bench.metrics import inception, kernel
 from bench.metrics.cell import Cell, Unavailable
-from bench.metrics.frechet import frechet_infinity, frechet_per_class
+from bench.metrics.frechet import frechet_infinity, frechet_per_class, rows_of
 from bench.metrics.records import MetricValue, PerClass
 from bench.metrics.registry import Metric, Option, Options
 from results.catalog import CATALOG, MetricFact
-from results.statistics import jackknife
+from results.statistics import jackknife, tail_share, wilson
+
+OF_REFERENCE = ("recall", "coverage")
+"""Shares of the reference's images."""
+
+
+CORRECTABLE, ROUGH = 5, 10
+"""Images a dimension below which the bias of a Frechet distance cannot be removed, or only roughly: its higher orders
+count. At 2.5 the corrected value is a standard deviation too low, at 1 far below zero."""
+
+
+def _images_a_dimension(cell: Cell, array: str) -> tuple[str | None, list[str]]:
+    """Return why the bias cannot be removed (None where it can), and remarks on how well its removal does."""
+    n, d = cell.outputs[array].shape
+    sides = [(n, "images")]
+    reference = cell.reference(array).n
+    if reference is not None:
+        sides.append((reference, "reference images"))
+    for count, what in sides:
+        if count < CORRECTABLE * d:
+            return f"{count:,} {what} in {d:,} dimensions are too few to remove the bias: {CORRECTABLE * d:,} do", []
+    return None, [f"rough: {count:,} {what} in {d:,} dimensions" for count, what in sides if count < ROUGH * d]
 
 
 def _frechet(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     array = fact.array
-    value, left = cell.frechet(array)
+    distance = cell.frechet(array)
     n, d = cell.outputs[array].shape
     form = "Cholesky form from moments" if n > d else f"exact low-rank form, {n} images in {d} dimensions"
-    return cell.value(fact, value, left, form)
+    biased, remarks = _images_a_dimension(cell, array)
+    if biased is not None:
+        remarks = [f"no corrected value: {biased}"]
+    value = cell.value(
+        fact, distance.value, distance.without, form,
+        reference=distance.without_reference, remarks=remarks, tails=distance.tails,
+    )  # fmt: skip
+    return value if biased is None else value._replace(corrected=None)
 
 
 def _frechet_corrected(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
-    value, left = cell.frechet(fact.array)
+    value, left, reference, tails = cell.frechet(fact.array)
     if len(left) < 2:
         raise Unavailable(f"needs at least 4 images for a jackknife, got {cell.outputs.n}")
-    corrected = jackknife(value, left).corrected
+    biased, remarks = _images_a_dimension(cell, fact.array)
+    if biased is not None:
+        raise Unavailable(biased)
+    corrected = jackknife(value, left, reference=reference).corrected
     assert corrected is not None
     # Shifted to the corrected value's level: the same standard error, and no second correction.
-    return cell.value(fact, corrected, left - left.mean() + corrected, "bias removed by the jackknife")
+    left = left - left.mean() + corrected
+    reference = None if reference is None else reference - reference.mean() + corrected
+    how = "bias removed by the jackknife"
+    return cell.value(fact, corrected, left, how, reference=reference, remarks=remarks, tails=tails)
 
 
 def _frechet_infinity(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
@@ -54,7 +88,9 @@ def _inception_score(cell: Cell, fact: MetricFact, options: Options) -> MetricVa
         # Tiny splits may lie in one block as a whole: then there is a value but no interval.
         with suppress(ValueError):
             score, left = inception.inception_leave_one_out(logits, cell.blocks, *settings)
-    return cell.value(fact, score.mean, left, f"{splits} splits, spread over splits {score.std:.4g}")
+    # Splits make the bias other than c/n: the jackknife does not remove it.
+    value = cell.value(fact, score.mean, left, f"{splits} splits, spread over splits {score.std:.4g}")
+    return value._replace(corrected=None)
 
 
 def _kid_kernel(options: Options) -> kernel.PolynomialKernel:
@@ -65,9 +101,27 @@ def _kid(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     array = fact.array
     generated, real = cell.array(array), cell.reference_features(array)
     form = _kid_kernel(options)
-    own = cell.reference(array).keep(form, lambda: kernel.kernel_self_mean(real, form))
-    result = kernel.kernel_distance(real, generated, kernel=form, blocks=cell.blocks, self_mean_1=own)
-    return cell.value(fact, result.value, result.leave_one_out, "unbiased, all images")
+    own, blocks_1 = _own_mean(cell, array, form, biased=False)
+    result = kernel.kernel_distance(
+        real, generated, kernel=form, blocks=cell.blocks, self_mean_1=own, blocks_1=blocks_1
+    )
+    return _kernel_value(cell, fact, result, "unbiased, all images")._replace(corrected=None)
+
+
+def _own_mean(
+    cell: Cell, array: str, form: kernel.Kernel, *, biased: bool
+) -> tuple[kernel.SelfMean, np.ndarray | None]:
+    """Return the reference's own term, computed once, and the blocks it was cut into."""
+    reference, real, blocks = cell.reference(array), cell.reference_features(array), cell.reference_blocks(array)
+    key = (form, biased, 0 if blocks is None else int(blocks.max()))
+    return reference.keep(key, lambda: kernel.kernel_self_mean(real, form, biased=biased, blocks=blocks)), blocks
+
+
+def _kernel_value(cell: Cell, fact: MetricFact, result: kernel.KernelDistance, how: str) -> MetricValue:
+    return cell.value(
+        fact, result.value, result.leave_one_out, how,
+        reference=result.leave_reference_out, tails=tail_share(result.influence),
+    )  # fmt: skip
 
 
 def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
@@ -89,28 +143,36 @@ def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
 def _manifold(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     comparison = options["comparison"]
     k = options["neighborhood" if "neighborhood" in options else "density_neighborhood"]
-    whole, left = cell.manifold(k, comparison)
-    values = np.array([getattr(figures, fact.name) for figures in left])
-    result = cell.value(fact, getattr(whole, fact.name), values, f"k = {k}, '{comparison}'")
-    if fact.highest is None or result.low is None or result.high is None or result.corrected is None:
+    found = cell.manifold(k, comparison)
+    value = getattr(found.whole, fact.name)
+    values, reference = (
+        np.array([getattr(figures, fact.name) for figures in left]) for left in (found.without, found.without_real)
+    )
+    result = cell.value(fact, value, values, f"k = {k}, '{comparison}'", reference=reference)
+    # Balls shrink with their number by another power than 1/n: the jackknife does not remove that bias.
+    result = result._replace(corrected=None)
+    if fact.highest is None or result.low is None or result.high is None:
         return result
     # Shares. For recall and coverage the jackknife errs on the wide side (balls overlap, the share is not smooth).
-    return result._replace(
-        low=max(0.0, result.low), high=min(1.0, result.high), corrected=min(1.0, max(0.0, result.corrected))
-    )
+    low, high, method = max(0.0, result.low), min(1.0, result.high), result.method
+    if value in (0.0, 1.0):
+        # No block moves it, which is not certainty: a share of images, of the reference for recall and coverage.
+        n = len(cell.reference_features(fact.array)) if fact.name in OF_REFERENCE else cell.outputs.n
+        _, least, most, *_ = wilson(value * n, n)
+        low, high = min(low, least), max(high, most)
+        method += f"; Wilson interval, for the share of {n:,} is {value:g}"
+    return result._replace(low=low, high=high, method=method)
 
 
 def _cmmd(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     array = fact.array
     sigma, scale = options["cmmd_sigma"], options["cmmd_scale"]
     generated, real = cell.array(array), cell.reference_features(array)
-    form = kernel.UnitGaussianKernel(sigma)
-    own = cell.reference(array).keep(form, lambda: kernel.kernel_self_mean(real, form, biased=True))
+    own, blocks_1 = _own_mean(cell, array, kernel.UnitGaussianKernel(sigma), biased=True)
     result = kernel.clip_maximum_mean_discrepancy(
-        real, generated, sigma=sigma, scale=scale, blocks=cell.blocks, self_mean_1=own
+        real, generated, sigma=sigma, scale=scale, blocks=cell.blocks, self_mean_1=own, blocks_1=blocks_1
     )
-    how = f"biased estimator on unit rows, Gaussian kernel of width {sigma:g}"
-    return cell.value(fact, result.value, result.leave_one_out, how)
+    return _kernel_value(cell, fact, result, f"biased estimator on unit rows, Gaussian kernel of width {sigma:g}")
 
 
 def _frechet_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[PerClass]:
@@ -119,9 +181,27 @@ def _frechet_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterato
         return
     distances = frechet_per_class(reference.features, reference.labels, cell.array(fact.array), cell.labels)
     counts = dict(zip(*np.unique(cell.labels, return_counts=True), strict=True))
+    real = dict(zip(*np.unique(reference.labels, return_counts=True), strict=True))
     for label, distance in distances.items():
         if distance is not None:
-            yield PerClass(label, fact.name, distance, int(counts[label]))
+            yield PerClass(label, fact.name, distance, int(counts[label]), int(real[label]))
+
+
+def _kid_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[PerClass]:
+    """Yield the unbiased distance within each class of at least two images a side.
+
+    Unlike FID, whose bias goes with the spread of the class, it orders classes by the model's error.
+    """
+    reference = cell.reference(fact.array)
+    if cell.labels is None or reference.features is None or reference.labels is None:
+        return
+    generated, form = cell.array(fact.array), _kid_kernel(options)
+    for label in np.intersect1d(cell.labels, reference.labels):
+        ours, real = np.flatnonzero(cell.labels == label), np.flatnonzero(reference.labels == label)
+        if min(len(ours), len(real)) < 2:
+            continue
+        result = kernel.kernel_distance(rows_of(reference.features, real), rows_of(generated, ours), kernel=form)
+        yield PerClass(int(label), fact.name, result.value, len(ours), len(real))
 
 
 _KID = (
@@ -155,7 +235,7 @@ IS = Metric(
         Option("is_rng_seed", int, 2020, "seed of the shuffle", low=0),
     ),
 )
-KID = Metric(CATALOG["kid"], _kid, _KID)
+KID = Metric(CATALOG["kid"], _kid, _KID, _kid_by_class)
 KID_SUBSETS = Metric(
     CATALOG["kid_subsets"],
     _kid_subsets,

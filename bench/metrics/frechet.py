@@ -12,7 +12,7 @@ factor of a reference's covariance, or its centred samples themselves where thos
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -126,6 +126,63 @@ class _ProjectedSums(NamedTuple):
         return _ProjectedSums(
             self.n - part.n, self.sum - part.sum, self.squares - part.squares, self.outer - part.outer
         )
+
+
+class FrechetSide(NamedTuple):
+    """One side of the distance without a block of its samples: mean [d], trace of the covariance and a root [d, r]."""
+
+    mu: np.ndarray
+    trace: float
+    root: np.ndarray
+
+
+def sides_without_blocks(features: np.ndarray, blocks: np.ndarray) -> list[FrechetSide]:
+    """Return the reference `features` [n, d] without each block (int [n], numbers 0..K-1): worth keeping.
+
+    Two passes over the features and K factorisations, K d^2 numbers where n > d.
+    """
+    members = [np.flatnonzero(blocks == k) for k in range(int(blocks.max()) + 1)]
+    dimension = features.shape[1]
+    shift = np.asarray(features[0], dtype=np.float64)
+    sides = []
+    whole = None
+    for rows in members:
+        if len(features) - len(rows) <= dimension:
+            side = FrechetReference.of(rows_of(features, np.delete(np.arange(len(features)), rows)))
+        else:
+            whole = whole or Moments.of(features, shift)
+            rest = whole - Moments.of(rows_of(features, rows), shift)
+            side = FrechetReference(rest.mean, rest.covariance)
+        sides.append(FrechetSide(side.mu, float(np.trace(side.sigma)), side.root))
+    return sides
+
+
+def distances_to_sides(features: np.ndarray, sides: Iterable[FrechetSide]) -> np.ndarray:
+    """Return the distances of the samples `features` [n, d] to each side, float64 [K]: K eigenvalue problems."""
+    n, d = features.shape
+    if n > d:
+        moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
+        mean, covariance = moments.mean, moments.covariance
+        trace = float(np.trace(covariance))
+
+        def root_trace(root: np.ndarray) -> float:
+            product = root.T @ covariance @ root
+            values = np.linalg.eigvalsh((product + product.T) / 2)
+            return float(np.sqrt(np.clip(values, 0.0, None)).sum())
+    else:
+        b = np.asarray(features, dtype=np.float64)
+        mean = b.mean(axis=0)
+        b = b - mean
+        trace = float((b * b).sum()) / (n - 1)
+
+        def root_trace(root: np.ndarray) -> float:
+            return float(np.linalg.svd(b @ root, compute_uv=False).sum()) / float(np.sqrt(n - 1))
+
+    found = []
+    for side in sides:
+        difference = mean - side.mu
+        found.append(float(difference @ difference) + side.trace + trace - 2.0 * root_trace(side.root))
+    return np.array(found)
 
 
 class FrechetReference:

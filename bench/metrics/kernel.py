@@ -105,18 +105,44 @@ class KernelDistance(NamedTuple):
             U-statistic; too small when the two distributions are equal, where the first projection vanishes).
         influence: influence of each sample of set 2, centred, float64 [n2].
         leave_one_out: the estimate without each block of set 2, float64 [K]; empty if no blocks were given.
+        leave_reference_out: the estimate without each block of set 1, float64 [R]; empty likewise.
     """
 
     value: float
     standard_error: float
     influence: np.ndarray
     leave_one_out: np.ndarray
+    leave_reference_out: np.ndarray
 
 
-def kernel_self_mean(features: np.ndarray, kernel: Kernel | None = None, *, biased: bool = False) -> float:
-    """Return mean k(x_i, x_j) over all pairs, or over i != j unless `biased`: a reference's share, worth keeping."""
-    sums, diagonal, _ = _self_sums(features, kernel or PolynomialKernel(), np.zeros(len(features), dtype=np.int64))
-    return float(_self_mean(sums.sum(), diagonal.sum(), len(features), biased))
+class SelfMean(NamedTuple):
+    """Mean kernel value within a set, and the same without each of its blocks, float64 [R] (empty without blocks)."""
+
+    whole: float
+    without: np.ndarray
+
+
+def kernel_self_mean(
+    features: np.ndarray, kernel: Kernel | None = None, *, biased: bool = False, blocks: np.ndarray | None = None
+) -> SelfMean:
+    """Return mean k(x_i, x_j) over all pairs, or over i != j unless `biased`: a reference's share, worth keeping.
+
+    `blocks`: block of each sample, int [n], numbers 0..R-1, for the means without each.
+    """
+    kernel, n = kernel or PolynomialKernel(), len(features)
+    one_block = np.zeros(n, dtype=np.int64)
+    # The whole is summed in one block: summed by blocks it would change in its last digits with their number.
+    whole, *parts = _self_sums(features, kernel, one_block, *([] if blocks is None else [blocks]))
+    mean = float(_self_mean(whole.rows.sum(), whole.diagonal.sum(), n, biased))
+    return SelfMean(mean, np.empty(0) if blocks is None else _means_without(parts[0], blocks, biased))
+
+
+def _means_without(sums: _SelfSums, blocks: np.ndarray, biased: bool) -> np.ndarray:
+    """Return the mean kernel value within a set without each of its blocks, float64 [K]."""
+    by_row, diagonal = np.bincount(blocks, weights=sums.rows), np.bincount(blocks, weights=sums.diagonal)
+    # Removing block g takes its rows and its columns out of the matrix; their intersection must be put back once.
+    pairs = sums.rows.sum() - 2.0 * by_row + np.bincount(blocks, weights=sums.own)
+    return _self_mean(pairs, sums.diagonal.sum() - diagonal, len(blocks) - np.bincount(blocks), biased)
 
 
 def kernel_distance(
@@ -126,7 +152,8 @@ def kernel_distance(
     kernel: Kernel | None = None,
     biased: bool = False,
     blocks: np.ndarray | None = None,
-    self_mean_1: float | None = None,
+    self_mean_1: SelfMean | None = None,
+    blocks_1: np.ndarray | None = None,
 ) -> KernelDistance:
     """Return the distance of all of `features_1` [n1, d] (the reference) to all of `features_2` [n2, d], in float64.
 
@@ -136,7 +163,8 @@ def kernel_distance(
         kernel: KID's cubic kernel by default.
         biased: keep the diagonals of the self terms.
         blocks: block of each sample of set 2, int [n2], numbers 0..K-1, for exact leave-one-block-out values.
-        self_mean_1: `kernel_self_mean(features_1, kernel, biased=biased)` if it is known already.
+        self_mean_1: `kernel_self_mean(features_1, kernel, biased=biased, blocks=blocks_1)` if it is known already.
+        blocks_1: block of each sample of set 1, int [n1], numbers 0..R-1, for the values without each.
 
     Raises:
         ValueError: fewer than two samples a side.
@@ -146,29 +174,29 @@ def kernel_distance(
         raise ValueError(f"a kernel distance needs at least 2 samples a side, got {n1} and {n2}")
     kernel = kernel or PolynomialKernel()
     if self_mean_1 is None:
-        self_mean_1 = kernel_self_mean(features_1, kernel, biased=biased)
+        self_mean_1 = kernel_self_mean(features_1, kernel, biased=biased, blocks=blocks_1)
     member = np.zeros(n2, dtype=np.int64) if blocks is None else blocks
-    row_sum, diagonal, own_block = _self_sums(features_2, kernel, member)
-    cross = np.concatenate([_column_sums(features_1, rows, kernel) for rows in row_blocks(features_2, TILE)])
+    (sums,) = _self_sums(features_2, kernel, member)
+    row_sum, diagonal = sums.rows, sums.diagonal
+    cross_1 = np.zeros(n1)
+    cross = np.concatenate([_column_sums(features_1, rows, kernel, cross_1) for rows in row_blocks(features_2, TILE)])
     self_mean_2 = _self_mean(row_sum.sum(), diagonal.sum(), n2, biased)
-    value = self_mean_1 + self_mean_2 - 2.0 * cross.sum() / (n1 * n2)
+    value = self_mean_1.whole + self_mean_2 - 2.0 * cross.sum() / (n1 * n2)
 
     influence = 2.0 * ((row_sum - diagonal) / (n2 - 1) - cross / n1)
     influence -= influence.mean()
     standard_error = influence.std(ddof=1) / np.sqrt(n2)
 
-    left = np.empty(0)
+    left = left_1 = np.empty(0)
     if blocks is not None:
-
-        def per_block(values: np.ndarray) -> np.ndarray:
-            return np.bincount(blocks, weights=values)
-
         rest = n2 - np.bincount(blocks)
-        # Removing block g takes its rows and its columns out of the matrix; their intersection must be put back once.
-        pairs = row_sum.sum() - 2.0 * per_block(row_sum) + per_block(own_block)
-        self_mean = _self_mean(pairs, diagonal.sum() - per_block(diagonal), rest, biased)
-        left = self_mean_1 + self_mean - 2.0 * (cross.sum() - per_block(cross)) / (n1 * rest)
-    return KernelDistance(float(value), float(standard_error), influence, left)
+        kept = cross.sum() - np.bincount(blocks, weights=cross)
+        left = self_mean_1.whole + _means_without(sums, blocks, biased) - 2.0 * kept / (n1 * rest)
+    if blocks_1 is not None:
+        rest = n1 - np.bincount(blocks_1)
+        kept = cross_1.sum() - np.bincount(blocks_1, weights=cross_1)
+        left_1 = self_mean_1.without + self_mean_2 - 2.0 * kept / (rest * n2)
+    return KernelDistance(float(value), float(standard_error), influence, left, left_1)
 
 
 def clip_maximum_mean_discrepancy(
@@ -179,7 +207,8 @@ def clip_maximum_mean_discrepancy(
     scale: float = 1000.0,
     biased: bool = True,
     blocks: np.ndarray | None = None,
-    self_mean_1: float | None = None,
+    self_mean_1: SelfMean | None = None,
+    blocks_1: np.ndarray | None = None,
 ) -> KernelDistance:
     """Return CMMD, `scale` times the squared discrepancy of CLIP embeddings [n, d], Gaussian kernel on unit rows.
 
@@ -187,13 +216,20 @@ def clip_maximum_mean_discrepancy(
     for `kernel_distance`; `self_mean_1` is that of `UnitGaussianKernel`.
     """
     distance = kernel_distance(
-        features_1, features_2, kernel=UnitGaussianKernel(sigma), biased=biased, blocks=blocks, self_mean_1=self_mean_1
+        features_1,
+        features_2,
+        kernel=UnitGaussianKernel(sigma),
+        biased=biased,
+        blocks=blocks,
+        self_mean_1=self_mean_1,
+        blocks_1=blocks_1,
     )
     return KernelDistance(
         scale * distance.value,
         scale * distance.standard_error,
         scale * distance.influence,
         scale * distance.leave_one_out,
+        scale * distance.leave_reference_out,
     )
 
 
@@ -231,13 +267,21 @@ def _tiles(n: int) -> Iterator[slice]:
         yield slice(start, min(start + TILE, n))
 
 
-def _self_sums(features: np.ndarray, kernel: Kernel, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of each row of the symmetric kernel matrix: over all columns, the diagonal, over its own block's columns."""
+class _SelfSums(NamedTuple):
+    """Sums of each row of the symmetric kernel matrix, [n]: all columns, the diagonal, the columns of its own block."""
+
+    rows: np.ndarray
+    diagonal: np.ndarray
+    own: np.ndarray
+
+
+def _self_sums(features: np.ndarray, kernel: Kernel, *assignments: np.ndarray) -> list[_SelfSums]:
+    """Return the sums for each assignment of the samples to blocks, int [n]; the matrix is made once."""
     n = len(features)
-    count = int(blocks.max()) + 1
-    by_block = np.zeros((n, count))
+    counts = [int(blocks.max()) + 1 for blocks in assignments]
+    by_block = [np.zeros((n, count)) for count in counts]
+    one_hot = [np.eye(count) for count in counts]
     diagonal = np.zeros(n)
-    one_hot = np.eye(count)
     for i in _tiles(n):
         x = np.asarray(features[i], dtype=np.float64)
         for j in _tiles(n):
@@ -245,16 +289,25 @@ def _self_sums(features: np.ndarray, kernel: Kernel, blocks: np.ndarray) -> tupl
                 continue
             tile = kernel(x, x if i == j else np.asarray(features[j], dtype=np.float64))
             release(features)
-            by_block[i] += tile @ one_hot[blocks[j]]
+            for sums, eye, blocks in zip(by_block, one_hot, assignments, strict=True):
+                sums[i] += tile @ eye[blocks[j]]
+                if i != j:
+                    sums[j] += tile.T @ eye[blocks[i]]
             if i == j:
                 diagonal[i] = tile.diagonal()
-            else:
-                by_block[j] += tile.T @ one_hot[blocks[i]]
-    return by_block.sum(axis=1), diagonal, by_block[np.arange(n), blocks]
+    return [
+        _SelfSums(sums.sum(axis=1), diagonal, sums[np.arange(n), blocks])
+        for sums, blocks in zip(by_block, assignments, strict=True)
+    ]
 
 
-def _column_sums(features: np.ndarray, columns: np.ndarray, kernel: Kernel) -> np.ndarray:
+def _column_sums(features: np.ndarray, columns: np.ndarray, kernel: Kernel, row_sums: np.ndarray) -> np.ndarray:
+    """Return the sums over `features` [n, d] of the kernel with each column; add those over columns to `row_sums`."""
     total = np.zeros(len(columns))
+    start = 0
     for rows in row_blocks(features, TILE):
-        total += kernel(rows, columns).sum(axis=0)
+        tile = kernel(rows, columns)
+        total += tile.sum(axis=0)
+        row_sums[start : start + len(rows)] += tile.sum(axis=1)
+        start += len(rows)
     return total

@@ -35,6 +35,14 @@ class Manifold(NamedTuple):
     coverage: float
 
 
+class LeaveOneOut(NamedTuple):
+    """The figures of all samples, without each block of the generated and without each block of the real ones."""
+
+    whole: Manifold
+    without: list[Manifold]
+    without_real: list[Manifold]
+
+
 class Balls(NamedTuple):
     """The k-nearest-neighbour balls of a set.
 
@@ -99,7 +107,7 @@ def precision_recall(
         real_balls: `balls(real, k)` if known already.
     """
     blocks = np.zeros(len(generated), dtype=np.int64)
-    return precision_recall_leave_one_out(generated, real, blocks, k, comparison, real_balls)[0]
+    return precision_recall_leave_one_out(generated, real, blocks, k, comparison, real_balls).whole
 
 
 def precision_recall_leave_one_out(
@@ -109,9 +117,11 @@ def precision_recall_leave_one_out(
     k: int = 3,
     comparison: Comparison = "<=",
     real_balls: Balls | None = None,
-) -> tuple[Manifold, list[Manifold]]:
-    """Return the figures for all of `generated` and without each block (int [n], numbers 0..K-1; none if K is 1).
+    real_blocks: np.ndarray | None = None,
+) -> LeaveOneOut:
+    """Return the figures, and the same without each block of `generated` (int [n], numbers 0..K-1; none if K is 1).
 
+    `real_blocks` (int [m], numbers 0..R-1) gives them without each block of `real` too.
     One pass over the distances: a generated ball grows only if a left-out block holds one of its k nearest, and then to
     a neighbour that was kept. Exact unless more than SPARE of a sample's k + SPARE nearest share one block; its
     furthest kept neighbour then stands in.
@@ -121,12 +131,19 @@ def precision_recall_leave_one_out(
     outer = balls(generated, k)
     radius_without = _radii_without(outer, blocks, count)  # [n, K]
     widest = np.maximum(outer.squared_radius, radius_without.max(axis=1))
+    real_member = np.zeros(m, dtype=np.int64) if real_blocks is None else real_blocks
+    real_count = int(real_member.max()) + 1
+    real_radius_without = _radii_without(inner, real_member, real_count)  # [m, R]
+    real_widest = np.maximum(inner.squared_radius, real_radius_without.max(axis=1))
     centre = _centre(real)
 
     around_generated = np.zeros(n, dtype=np.int64)  # real balls around each generated sample
     in_real_ball = np.zeros((m, count), dtype=np.int64)  # generated samples of each block inside each real ball
     covers_real = np.zeros((m, count), dtype=np.int64)  # generated balls of each block around each real sample
     covered_without = np.zeros((m, count), dtype=bool)  # held by a ball that grew when the block was left out
+    around_by_block = np.zeros((n, real_count), dtype=np.int64)  # real balls of each block around each generated sample
+    around_grown = np.zeros((n, real_count), dtype=np.int64)  # real balls that grew around it without the block
+    holds_without = np.zeros((m, real_count), dtype=bool)  # real balls that hold a generated sample once grown
     for i, x in _tiles(generated):
         member = blocks[i]
         for j, y in _tiles(real):
@@ -137,14 +154,23 @@ def precision_recall_leave_one_out(
 
             held = _within(tile, outer.squared_radius[i, None], x, y, comparison)
             covers_real[j] += _count(held, member, count)
-            if count == 1:
-                continue
-            row, column = np.nonzero(_within(tile, widest[i, None], x, y, comparison) & ~held)
-            distance = _pair_distances(x, y, row, column)
-            grown = _compare(distance[:, None], radius_without[i][row], comparison)
-            grown[np.arange(len(row)), member[row]] = False
-            pair, block = np.nonzero(grown)
-            covered_without[column[pair] + j.start, block] = True
+            if count > 1:
+                row, column = np.nonzero(_within(tile, widest[i, None], x, y, comparison) & ~held)
+                distance = _pair_distances(x, y, row, column)
+                grown = _compare(distance[:, None], radius_without[i][row], comparison)
+                grown[np.arange(len(row)), member[row]] = False
+                pair, block = np.nonzero(grown)
+                covered_without[column[pair] + j.start, block] = True
+            if real_count > 1:
+                own = real_member[j]
+                around_by_block[i] += _count(inside.T, own, real_count)
+                row, column = np.nonzero(_within(tile, real_widest[j], x, y, comparison) & ~inside)
+                distance = _pair_distances(x, y, row, column)
+                grown = _compare(distance[:, None], real_radius_without[j][column], comparison)
+                grown[np.arange(len(row)), own[column]] = False
+                pair, block = np.nonzero(grown)
+                np.add.at(around_grown, (row[pair] + i.start, block), 1)
+                holds_without[column[pair] + j.start, block] = True
 
     whole = _figures(
         (around_generated > 0).mean(),
@@ -152,16 +178,21 @@ def precision_recall_leave_one_out(
         around_generated.mean() / k,
         in_real_ball.any(axis=1).mean(),
     )
-    if count == 1:
-        return whole, []
     left = []
-    for g in range(count):
+    for g in range(count if count > 1 else 0):
         rest = around_generated[blocks != g]
         others = np.arange(count) != g
         recalled = covers_real[:, others].any(axis=1) | covered_without[:, g]
         covered = in_real_ball[:, others].any(axis=1)
         left.append(_figures((rest > 0).mean(), recalled.mean(), rest.mean() / k, covered.mean()))
-    return whole, left
+    left_real = []
+    reached, holds = (np.asarray(counts.any(axis=1)) for counts in (covers_real, in_real_ball))
+    for g in range(real_count if real_count > 1 else 0):
+        around = around_generated - around_by_block[:, g] + around_grown[:, g]
+        stays = real_member != g
+        held_without = holds[stays] | holds_without[stays, g]
+        left_real.append(_figures((around > 0).mean(), reached[stays].mean(), around.mean() / k, held_without.mean()))
+    return LeaveOneOut(whole, left, left_real)
 
 
 def _figures(precision: float, recall: float, density: float, coverage: float) -> Manifold:

@@ -98,6 +98,8 @@ class MetricValue(NamedTuple):
         method: how value and interval were made, for people.
         judge: judge that was read.
         jackknife: the value without each block, float64 [K]; None where there are no blocks.
+        jackknife_reference: the value without each block of the reference, float64 [R]; None where the reference has no
+            share in the value, or is known by its statistics only.
     """
 
     name: str
@@ -110,6 +112,7 @@ class MetricValue(NamedTuple):
     method: str
     judge: str
     jackknife: np.ndarray | None
+    jackknife_reference: np.ndarray | None = None
 
 
 class SkippedMetric(NamedTuple):
@@ -120,12 +123,13 @@ class SkippedMetric(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """A metric within one class (label), from n generated images."""
+    """A metric within one class (label), from n generated and n_reference real images (None where it reads none)."""
 
     label: int
     metric: str
     value: float
     n: int
+    n_reference: int | None = None
 
 
 class CellMetrics(NamedTuple):

@@ -85,7 +85,8 @@ def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]
                 "judge_digest": context.judge_digests.get(value.judge, ""),
                 "reference": reference.name if uses_reference else None,
                 "reference_digest": reference.digest if uses_reference else None,
-                "jackknife": None if value.jackknife is None else [float(x) for x in value.jackknife],
+                "jackknife": _floats(value.jackknife),
+                "jackknife_reference": _floats(value.jackknife_reference),
             }
         )
     return rows
@@ -100,6 +101,7 @@ def per_class_rows(protocol: Protocol, measured: CellMetrics) -> list[dict[str, 
             "metric": row.metric,
             "value": _finite(row.value),
             "n": row.n,
+            "n_reference": row.n_reference,
         }
         for row in measured.per_class
         if row.label < len(protocol.class_names)
@@ -222,6 +224,10 @@ def _card_json(card: ModelCard) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card), default=str))
     table.pop("path", None)
     return table
+
+
+def _floats(values: np.ndarray | None) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
 
 
 def _finite(value: float | None) -> float | None:

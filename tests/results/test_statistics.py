@@ -5,6 +5,7 @@ from bench.metrics.frechet import FrechetReference, frechet_distance
 from bench.metrics.kernel import kernel_distance
 from results.composite import harmonic_scores, utilities_of
 from results.statistics import (
+    block_count,
     blocks_by_label,
     jackknife,
     joint_rank_intervals,
@@ -92,6 +93,36 @@ def test_blocks_hold_the_label_histogram_and_stride_the_index():
     counts = np.zeros((20, 10), dtype=int)
     np.add.at(counts, (blocks_by_label(shuffled, 20), shuffled), 1)
     assert (counts == 2).all()
+
+
+def test_blocks_are_equal_in_size_whatever_the_class_sizes():
+    for labels in (np.arange(50_000) % 1000, np.repeat([0, 1, 2], [25, 47, 31]), np.arange(400) % 10):
+        sizes = np.bincount(blocks_by_label(labels, 20))
+        assert len(sizes) == 20 and sizes.max() - sizes.min() <= 1
+        counts = np.zeros((20, labels.max() + 1), dtype=int)
+        np.add.at(counts, (blocks_by_label(labels, 20), labels), 1)
+        assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 1
+
+
+def test_small_classes_bring_the_number_of_blocks_down_to_theirs_but_not_below_ten():
+    assert block_count(np.arange(1000) % 100, 50) == block_count(np.arange(1000) % 100, 20) == 10
+    assert block_count(np.arange(900) % 100, 20) == 20 and block_count(np.arange(2000) % 10, 20) == 20
+    assert block_count(np.arange(30), 20) == 15 and block_count(np.arange(3), 20) == 0
+
+
+@pytest.mark.parametrize(("classes", "each", "wanted"), [(20, 30, 20), (40, 10, 20), (40, 10, 50)])
+def test_standard_errors_are_right_where_classes_do_not_divide_into_blocks(classes, each, wanted):
+    random, dimension = np.random.default_rng(9), 24
+    reference = FrechetReference(np.zeros(dimension), np.eye(dimension))
+    labels = np.arange(classes * each) % classes
+    blocks = blocks_by_label(labels, block_count(labels, wanted))
+    centres = random.normal(size=(classes, dimension))
+    found = []
+    for _ in range(80):
+        images = centres[labels] + random.normal(size=(len(labels), dimension))
+        found.append(jackknife(*reference.leave_one_out(images, blocks)))
+    ratio = np.mean([each.standard_error for each in found]) / np.std([each.value for each in found])
+    assert 0.8 <= ratio <= 1.25
 
 
 def test_blocks_stay_equal_where_classes_are_too_small_to_balance():

@@ -60,7 +60,7 @@ def test_only_the_weak_comparison_counts_a_sample_on_the_surface():
 def test_leave_one_out_equals_measuring_without_the_block(k):
     generated, real = pair()
     blocks = np.arange(len(generated)) % 6
-    whole, left = precision_recall_leave_one_out(generated, real, blocks, k, real_balls=balls(real, k))
+    whole, left, _ = precision_recall_leave_one_out(generated, real, blocks, k, real_balls=balls(real, k))
     assert whole == precision_recall(generated, real, k)
     for g, figures in enumerate(left):
         assert figures == pytest.approx(precision_recall(generated[blocks != g], real, k))

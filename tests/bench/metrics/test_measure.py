@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from bench.metrics.frechet import Moments, frechet_distance_from_features
 from bench.metrics.measure import JudgeOutputs, ReferenceFeatures, measure
@@ -39,15 +40,26 @@ def test_every_value_carries_its_interval_and_the_same_blocks():
     named = {value.name: value for value in result.values}
     expected = frechet_distance_from_features(reference.features, outputs["inception.features"])
     assert named["fid"].value == pytest.approx(expected, rel=1e-9)
-    corrected = jackknife(named["fid"].value, named["fid"].jackknife).corrected
-    assert named["fid_corrected"].value == named["fid"].corrected == pytest.approx(corrected)
-    assert jackknife(corrected, named["fid_corrected"].jackknife).corrected == pytest.approx(corrected)
+    fid, fixed = named["fid"], named["fid_corrected"]
+    corrected = jackknife(fid.value, fid.jackknife, reference=fid.jackknife_reference).corrected
+    assert fixed.value == fid.corrected == pytest.approx(corrected)
+    assert jackknife(corrected, fixed.jackknife, reference=fixed.jackknife_reference).corrected == pytest.approx(
+        corrected
+    )
+    assert fixed.standard_error == pytest.approx(fid.standard_error)
+    assert named["is"].corrected is None
+    for name in ("fid", "kid", "precision", "recall", "density", "coverage"):
+        value = named[name]
+        assert value.jackknife_reference.shape == (20,) and "20 blocks, 20 of the reference" in value.method
+        assert value.standard_error > jackknife(value.value, value.jackknife).standard_error
+    for name in ("is", "clip", "accuracy"):
+        assert named[name].jackknife_reference is None and "reference" not in named[name].method
 
 
 def test_per_class_values_are_class_means():
     outputs, reference, labels = cell()
     rows = measure(outputs, reference, DIGITS, labels=labels).per_class
-    assert {row.metric for row in rows} == {"clip", "pick", "accuracy", "fid"} and len(rows) == 40
+    assert {row.metric for row in rows} == {"clip", "pick", "accuracy", "fid", "kid"} and len(rows) == 50
     clip = next(row for row in rows if row.metric == "clip" and row.label == 3)
     assert clip.value == pytest.approx(outputs["clip.score"][labels == 3].mean()) and clip.n == 40
     fid = next(row for row in rows if row.metric == "fid" and row.label == 3)
@@ -55,6 +67,24 @@ def test_per_class_values_are_class_means():
         reference.features[reference.labels == 3], outputs["inception.features"][labels == 3]
     )
     assert fid.value == pytest.approx(expected, rel=1e-9)
+    assert {(row.n, row.n_reference) for row in rows if row.metric in ("fid", "kid")} == {(40, 30)}
+    assert clip.n_reference is None
+
+
+def test_within_classes_kid_orders_them_by_error_where_fid_orders_them_by_their_spread():
+    random = np.random.default_rng(5)
+    classes, n, d = 30, 50, 128
+    spread, error = random.uniform(0.5, 2, classes), random.uniform(0, 0.4, classes)
+    labels = np.repeat(np.arange(classes), n)
+    real = spread[labels, None] * random.normal(size=(classes * n, d))
+    fake = spread[labels, None] * (random.normal(size=(classes * n, d)) + error[labels, None])
+    options = {"kid_degree": 1}  # the distance of means, known: |shift|^2 / d
+    result = measure({"inception.features": fake}, ReferenceFeatures.of(real, labels), ["fid", "kid"],
+                     labels=labels, options=options)  # fmt: skip
+    values = {name: [row.value for row in result.per_class if row.metric == name] for name in ("fid", "kid")}
+    true = (spread * error) ** 2
+    assert spearmanr(values["kid"], true).statistic > 0.9 > spearmanr(values["fid"], true).statistic
+    assert spearmanr(values["fid"], spread).statistic > 0.95
 
 
 def test_statistics_alone_serve_fid_and_skip_what_needs_features():
@@ -65,6 +95,8 @@ def test_statistics_alone_serve_fid_and_skip_what_needs_features():
     assert [value.name for value in result.values] == ["fid", "clip"]
     full = measure(outputs, reference, ["fid"], labels=labels).values[0]
     assert result.values[0].value == pytest.approx(full.value, rel=1e-9)
+    assert "reference sampling not included" in result.values[0].method
+    assert result.values[0].jackknife_reference is None and full.standard_error > result.values[0].standard_error
     assert {skip.name for skip in result.skipped} == {"kid", "recall"}
     assert "only its mean and covariance are known" in result.skipped[0].reason
 
