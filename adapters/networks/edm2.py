@@ -6,17 +6,14 @@ Every weight is normalised at every forward, also when sampling: the published a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.layers import Float32Buffers, attention
-
-LABEL_BALANCE = 0.5
-SKIP_BALANCE = 0.5
-RESIDUAL_BALANCE = 0.3
-CLIP = 256.0
+from adapters.networks.songunet import endpoint_sinusoid, label_rows
 
 
 def normalise(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -80,6 +77,32 @@ class MPFourier(Float32Buffers):
         return 2**0.5 * torch.cos(value.float()[:, None] * self.freqs + self.phases)
 
 
+class PositionalFeatures(nn.Module):
+    """[cos, sin] of values times fixed frequencies, both ends included: FastGen's alternative to `MPFourier`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Embed values [B] -> float32 [B, width]."""
+        sine, cosine = endpoint_sinusoid(value, self.width).chunk(2, dim=-1)
+        return torch.cat([cosine, sine], dim=-1)
+
+
+class LogVariance(nn.Module):
+    """EDM2's estimate of the loss at a noise level: a training-only head beside the network in its files."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.logvar_fourier = MPFourier(channels)
+        self.logvar_linear = MPLayer(channels, 1)
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        """Noise labels float32 [B] -> float32 [B, 1, 1, 1]."""
+        return self.logvar_linear(self.logvar_fourier(noise_label))[:, :, None, None]
+
+
 class EDM2Block(nn.Module):
     """Residual block: encoder flavour normalises pixels first, decoder flavour has its skip convolution on x only."""
 
@@ -92,8 +115,12 @@ class EDM2Block(nn.Module):
         decoder: bool = False,
         resample: str = "keep",
         heads: int = 0,
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        clip_act: float | None = 256.0,
     ) -> None:
         super().__init__()
+        self.res_balance, self.attn_balance, self.clip_act = res_balance, attn_balance, clip_act
         self.decoder = decoder
         self.resample = resample
         self.heads = heads
@@ -118,10 +145,10 @@ class EDM2Block(nn.Module):
         y = self.conv_res1(mp_silu(y * scale[:, :, None, None]))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, RESIDUAL_BALANCE)
+        x = mp_sum(x, y, self.res_balance)
         if self.attn_qkv is not None and self.attn_proj is not None:
-            x = mp_sum(x, self.attn_proj(self.attend(self.attn_qkv(x))), RESIDUAL_BALANCE)
-        return x.clamp(-CLIP, CLIP)
+            x = mp_sum(x, self.attn_proj(self.attend(self.attn_qkv(x))), self.attn_balance)
+        return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend over the pixels; channels [B, heads * head_dim * 3, H, W] have q, k, v as their fastest index."""
@@ -149,21 +176,34 @@ class EDM2UNet(nn.Module):
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (16, 8),
         channels_per_head: int = 64,
+        channel_mult_noise: int | None = None,
+        channel_mult_emb: int | None = None,
+        embedding_type: Literal["mp_fourier", "positional"] = "mp_fourier",
+        label_balance: float = 0.5,
+        concat_balance: float = 0.5,
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        clip_act: float | None = 256.0,
     ) -> None:
         super().__init__()
         widths = [model_channels * multiplier for multiplier in channel_mult]
-        condition = max(widths)
+        noise = widths[0] if channel_mult_noise is None else model_channels * channel_mult_noise
+        condition = max(widths) if channel_mult_emb is None else model_channels * channel_mult_emb
         self.label_dim = label_dim
+        self.label_balance, self.concat_balance = label_balance, concat_balance
         self.out_gain = nn.Parameter(torch.zeros([]))
-        self.emb_fourier = MPFourier(widths[0])
-        self.emb_noise = MPLayer(widths[0], condition)
+        self.emb_fourier = MPFourier(noise) if embedding_type == "mp_fourier" else PositionalFeatures(noise)
+        self.emb_noise = MPLayer(noise, condition)
         self.emb_label = MPLayer(label_dim, condition) if label_dim else None
 
         def block(
             inputs: int, outputs: int, *, decoder: bool, resample: str = "keep", attend: bool = False
         ) -> EDM2Block:
             heads = outputs // channels_per_head if attend else 0
-            return EDM2Block(inputs, outputs, condition, decoder=decoder, resample=resample, heads=heads)
+            return EDM2Block(
+                inputs, outputs, condition, decoder=decoder, resample=resample, heads=heads,
+                res_balance=res_balance, attn_balance=attn_balance, clip_act=clip_act,
+            )  # fmt: skip
 
         self.enc = nn.ModuleDict()
         skips: list[int] = []
@@ -208,8 +248,8 @@ class EDM2UNet(nn.Module):
         dtype = self.out_conv.weight.dtype
         emb = self.emb_noise(self.emb_fourier(noise_label).to(dtype))
         if labels is not None and self.emb_label is not None:
-            rows = labels if labels.is_floating_point() else F.one_hot(labels, self.label_dim)
-            emb = mp_sum(emb, self.emb_label(rows.to(dtype) * self.label_dim**0.5), LABEL_BALANCE)
+            rows = label_rows(labels, self.label_dim).to(dtype)
+            emb = mp_sum(emb, self.emb_label(rows * self.label_dim**0.5), self.label_balance)
         emb = mp_silu(emb)
 
         x = torch.cat([x.to(dtype), torch.ones_like(x[:, :1], dtype=dtype)], dim=1)
@@ -219,6 +259,6 @@ class EDM2UNet(nn.Module):
             skips.append(x)
         for name, module in self.dec.items():
             if "_block" in name:
-                x = mp_cat(x, skips.pop(), SKIP_BALANCE)
+                x = mp_cat(x, skips.pop(), self.concat_balance)
             x = module(x, emb)
         return self.out_conv(x, gain=self.out_gain).float()

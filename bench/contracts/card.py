@@ -119,6 +119,8 @@ class ModelCard:
     home: str | None = None
     """The protocol that fits the model's images and classes: `bench run` without --protocol takes it. No part of a
     cell's id."""
+    teacher: str | None = None
+    """The card of the model that this one was distilled from or tuned from. No part of a cell's id."""
     path: Path | None = field(default=None, compare=False)
 
     def settings(self, steps: int, sampler: str = "native") -> dict[str, Any]:

@@ -44,7 +44,11 @@ class Case:
 
     def extra_weights(self, role: str) -> dict[str, Tensor]:
         """Return a further weights file by its role, e.g. `guide`."""
-        return load_file(self.directory / self.spec["extra_weights"][role])
+        return self.file(self.spec["extra_weights"][role])
+
+    def file(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a further safetensors file of the case."""
+        return load_file(self.directory / name)
 
     def inputs(self, call: Call) -> dict[str, Tensor | None]:
         """Return the tensors of a call's `inputs` by role (null stays None)."""
@@ -96,8 +100,8 @@ def recorded_adapter(case: Case, family: type[Family], guidance: str = "none") -
             family=case.spec["adapter"],
             title=name,
             resolution=size,
-            num_classes=facts.get("num_classes", 0),
-            latent_shape=(facts["in_channels"], size, size),
+            num_classes=facts.get("num_classes", facts.get("label_dim", 0)),
+            latent_shape=(facts["in_channels"] if "in_channels" in facts else facts["img_channels"], size, size),
             architecture=facts,
             guidance=Guidance(guidance),
         )

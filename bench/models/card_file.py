@@ -144,6 +144,7 @@ class CardTable(Table):
     home: Annotated[
         Text | None, Field(description="The protocol that a run without --protocol takes: its name, or a .toml file.")
     ] = None
+    teacher: Annotated[Name | None, Field(description="The card of the model that a student was made from.")] = None
     latent_shape: Annotated[
         list[Annotated[int, Field(ge=1, le=1_000_000)]],
         Field(min_length=1, max_length=4, description="Shape of one sample's noise."),
@@ -217,5 +218,6 @@ class CardTable(Table):
             verified=self.verified,
             notes=self.notes,
             home=self.home,
+            teacher=self.teacher,
             path=path,
         )

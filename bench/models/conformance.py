@@ -72,7 +72,7 @@ def check_adapter(
         ("declares its facts", lambda: _facts(adapter)),
         ("declares its sampler settings", lambda: _settings(adapter)),
         ("returns float32 [B, 3, H, W]", lambda: _shape(sample(), card)),
-        ("images are finite and near [-1, 1]", lambda: _range(sample())),
+        ("images are finite and near [-1, 1]", lambda: _range(sample(), random_weights)),
         ("same noise, same image, for any batch split", lambda: _splits(sample)),
         (
             "noise decides the image",
@@ -173,11 +173,12 @@ def _shape(images: Tensor, card: ModelCard) -> str:
     return _require(images.dtype == torch.float32 and tuple(images.shape) == expected, f"{found}, card says {expected}")
 
 
-def _range(images: Tensor) -> str:
+def _range(images: Tensor, random_weights: bool) -> str:
     _require(bool(images.isfinite().all()), "holds NaN or infinite values")
     low, high = float(images.min()), float(images.max())
     share = float(((images < -1.5) | (images > 1.5)).float().mean())
-    return _require(share < 0.5, f"values {low:.2f} to {high:.2f}, {share:.0%} beyond 1.5")
+    # Samplers that divide by small noise levels carry a random network far outside; a trained one stays inside.
+    return _require(share < 0.5 or random_weights, f"values {low:.2f} to {high:.2f}, {share:.0%} beyond 1.5")
 
 
 def _splits(sample: _Sampler) -> str:
@@ -186,7 +187,7 @@ def _splits(sample: _Sampler) -> str:
         sample(indices=range(first, last), labels=sample.labels[first:last])
         for first, last in ((0, 1), (1, 4), (4, SAMPLES))
     ]
-    error = float((whole - torch.cat(parts)).abs().max())
+    error = float((whole - torch.cat(parts)).abs().max() / max(1.0, float(whole.std())))
     return _require(error <= SPLIT_TOLERANCE, f"largest difference {error:.1e} between batches of 6 and of 1, 3, 2")
 
 

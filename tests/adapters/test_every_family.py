@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.edm import EDM
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
@@ -69,7 +70,8 @@ def representatives() -> dict[str, ModelCard]:
     """Return one card for each network, autoencoder and guidance that a family has, by name."""
     chosen: dict[tuple[Any, ...], ModelCard] = {}
     for card in sorted(cards().values(), key=lambda card: card.name):
-        kind = card.family, card.architecture.get("network"), (card.autoencoder or {}).get("kind"), card.guidance.kind
+        network = card.architecture.get("network", card.architecture.get("model_type"))
+        kind = card.family, network, (card.autoencoder or {}).get("kind"), card.guidance.kind
         if not card.members:
             chosen.setdefault(kind, card)
     return {card.name: card for card in chosen.values()}
@@ -77,11 +79,12 @@ def representatives() -> dict[str, ModelCard]:
 
 def small(card: ModelCard) -> ModelCard:
     """Return `card` with a network of its kind that samples in milliseconds; foreign ones are taken as they are."""
-    if not family_class(card.family).__module__.startswith("adapters.") or "in_channels" not in card.architecture:
+    channels_word = next((word for word in ("in_channels", "img_channels") if word in card.architecture), None)
+    if not family_class(card.family).__module__.startswith("adapters.") or channels_word is None:
         return card
     side = 4 * patch(card.architecture)
     architecture = shrunken(card.architecture, side)
-    channels = architecture["in_channels"]
+    channels = architecture[channels_word]
     facts: dict[str, Any] = {"architecture": architecture, "latent_shape": (channels, side, side), "resolution": side}
     facts["num_classes"] = min(card.num_classes, NUM_CLASSES)
     if card.autoencoder is not None:
@@ -104,7 +107,7 @@ def shrunken(architecture: Mapping[str, Any], side: int) -> dict[str, Any]:
             found[key] = PAIRS[key]
         elif key in SIZES:
             found[key] = side
-        elif key == "num_classes":
+        elif key in ("num_classes", "label_dim"):
             found[key] = min(value, NUM_CLASSES)
         elif key == "attn_resolutions":
             found[key] = [side // 2]
@@ -160,13 +163,14 @@ def test_a_family_keeps_the_contract(card: ModelCard) -> None:
 def test_evaluations_are_those_that_the_card_promises(card: ModelCard) -> None:
     adapter = built(card)
     steps = STEPS if adapter.unsupported(STEPS, 1.0) is None else 1
-    assert evaluations(adapter, steps, 1.0) == (steps, 0), "cfg 1 costs one evaluation a step and no guide"
+    nfe = 2 * steps - 1 if isinstance(adapter, EDM) else steps
+    assert evaluations(adapter, steps, 1.0) == (nfe, 0), "cfg 1 costs one evaluation a step (Heun: two) and no guide"
     scale = 1.5
     if adapter.guidance == "none" or adapter.unsupported(steps, scale) is not None:
         return
     doubled = {"classifier-free": GUIDED_NFE.get(card.name, 2 * steps)}
-    guide = steps if adapter.guidance == "autoguidance" else 0
-    assert evaluations(adapter, steps, scale) == (doubled.get(adapter.guidance, steps), guide)
+    guide = nfe if adapter.guidance == "autoguidance" else 0
+    assert evaluations(adapter, steps, scale) == (doubled.get(adapter.guidance, nfe), guide)
 
 
 @EVERY
@@ -218,6 +222,9 @@ def test_a_step_never_waits_for_the_gpu(card: ModelCard) -> None:
     ("dmf-xl-512", {"sampler": "restart", "shift": 1.5, "interval": [0.0, 0.7]}),
     ("jit-b-16", {"method": "heun", "interval": [0.1, 0.9]}),
     ("imf-b", {"t_min": 0.3, "t_max": 0.7}),
+    ("edm-imagenet-64", {"S_churn": 40, "S_min": 0.05, "S_max": 50}),
+    ("pfgmpp-cifar10-cond-d2048", {"D": 128, "S_churn": 20, "S_noise": 1}),
+    ("fastgen-cm-imagenet-64-s", {"t_list": [80, 2, 0], "student_sample_type": "ode"}),
 ])  # fmt: skip
 def test_other_settings_of_a_sampler_keep_the_contract(name: str, settings: dict[str, Any]) -> None:
     assert broken(replace(small(find_card(name)), sampler=settings, presets=())) == []
