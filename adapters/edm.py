@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import inf, sqrt
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -84,9 +84,9 @@ class EDMSongUNet(SongUNet):
 
 def _song_unet(
     *,
-    encoder_type: str = "standard",
+    encoder_type: Literal["standard", "residual"] = "standard",
     decoder_type: str = "standard",
-    embedding_type: str = "positional",
+    embedding_type: Literal["positional", "fourier"] = "positional",
     channel_mult_noise: int = 1,
     resample_filter: Sequence[float] = (1, 1),
     augment_dim: int = 0,
@@ -148,9 +148,10 @@ def denoise(
 
 def seen(network: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor | None:
     """Return the labels that a network sees: all-zero rows for None, and none where it is unconditional."""
-    if not network.label_dim:
+    classes = cast(int, network.label_dim)
+    if not classes:
         return None
-    return torch.zeros(len(x), int(network.label_dim), device=x.device) if labels is None else labels
+    return torch.zeros(len(x), classes, device=x.device) if labels is None else labels
 
 
 def heun_sample(
@@ -218,7 +219,7 @@ class EDMNetworks(LatentAdapter):
         if card.resolution != side and card.autoencoder is None:
             raise BenchError(
                 f"card {card.name}: its network samples latents of {side}x{side} for images of {card.resolution}x"
-                f"{card.resolution}; name the teacher's autoencoder, [autoencoder] kind = \"edm2-sd-vae\""
+                f'{card.resolution}; name the teacher\'s autoencoder, [autoencoder] kind = "edm2-sd-vae"'
             )
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -239,7 +240,7 @@ class EDMNetworks(LatentAdapter):
 class EDM(EDMNetworks):
     """EDM's Heun sampler, its state in float64; no guidance."""
 
-    Settings: type[HeunSettings] = HeunSettings
+    Settings: ClassVar[type[HeunSettings]] = HeunSettings
     precision = torch.float64
     draws_every_step = True
 

@@ -109,7 +109,7 @@ class ECTSettings(LevelSettings):
     """The first level and those of the further steps."""
 
     t_max: Number = Field(80, gt=0, description="noise level of the first step")
-    mid_t: Levels = Field((), description="noise levels of the further steps, falling: one for each step after the first")
+    mid_t: Levels = Field((), description="noise levels of the steps after the first, falling")
 
     @field_validator("mid_t")
     @classmethod
@@ -177,8 +177,8 @@ class SCMSettings(LevelSettings):
         if self.t_list is None or len(self.t_list) == steps + 1:
             return None
         return (
-            f"takes {len(self.t_list) - 1} steps with t_list {list(self.t_list)}, found {steps}: give {steps} levels and "
-            "a last 0, or t_list=null for the schedule's own"
+            f"takes {len(self.t_list) - 1} steps with t_list {list(self.t_list)}, found {steps}: give {steps} levels "
+            "and a last 0, or t_list=null for the schedule's own"
         )
 
 

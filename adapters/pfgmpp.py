@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ RADIUS_DRAW = 2**31
 class PFGMppSettings(HeunSettings):
     """EDM's settings with the dimension of the prior; churn adds no noise unless S_noise says so."""
 
-    D: int = Field(128, ge=1, le=2**20, description="augmented dimensions, as the checkpoint was trained; EDM: infinite")
+    D: int = Field(128, ge=1, le=2**20, description="augmented dimensions, as the checkpoint was trained")
     S_noise: Number = Field(0, ge=0, description="standard deviation of the added noise; 0 raises the level alone")
 
 
@@ -48,7 +48,7 @@ def odds_of(z: Tensor, w: Tensor) -> Tensor:
 class PFGMpp(EDM):
     """EDM with the prior of PFGM++."""
 
-    Settings = PFGMppSettings
+    Settings: ClassVar[type[HeunSettings]] = PFGMppSettings
 
     def prior(self, noise: NoiseSource, sigma: float, settings: HeunSettings) -> Tensor:
         """Return the first state, float64 [B, *latent_shape]; `sigma`, the grid's first level, plays no part."""
@@ -84,6 +84,6 @@ def replay(case: Case) -> Replay:
         if call["kind"] == "network":
             z, b = case.arguments(call, "x", "beta")
             return {"output": prior(z, b.double() / (1 - b.double()), options["D"])}
-        return sampled({**call, "options": options})
+        return dict(sampled({**call, "options": options}))
 
     return run

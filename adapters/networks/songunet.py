@@ -274,7 +274,7 @@ class SongUNet(nn.Module):
         e = F.silu(self.map_layer0(e))
         e = F.silu(self.map_layer1(e))
         x = aux = x.to(dtype)
-        skips = []
+        skips: list[Tensor] = []
         for entry in self.enc.values():
             if isinstance(entry, AuxiliaryDown):
                 x = skips[-1] = aux = (x + entry(aux)) * sqrt(0.5)
