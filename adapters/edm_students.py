@@ -126,8 +126,8 @@ class ECTSettings(LevelSettings):
         if steps == count:
             return None
         return (
-            f"takes {count} step{'s' if count > 1 else ''} with mid_t {list(self.mid_t)}, found {steps}: give one level "
-            f"for each step after the first, --option mid_t=..., ({steps - 1} in all)"
+            f"takes {count} step{'s' if count > 1 else ''} with mid_t {list(self.mid_t)}, found {steps}: give one "
+            f"level for each step after the first, {steps - 1} in all, as --option mid_t=..."
         )
 
 
