@@ -40,6 +40,7 @@ class Cell:
         references: what the same judges said of the reference, by the same names.
         labels: class asked for, int64 [N], or None.
         blocks: number of the jackknife block of each sample, int64 [N]; None where there are too few samples.
+        order: the order in which samples are split, int64 [N], where it is not that of their indices; else None.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Cell:
         references: Mapping[str, ReferenceFeatures],
         labels: np.ndarray | None,
         blocks: int,
+        order: np.ndarray | None = None,
     ) -> None:
         self.outputs, self.references, self.labels = outputs, references, labels
         self.strata = label_strata(labels, outputs.n)
+        self.order = order
         self._wanted = blocks
         count = block_count(self.strata, blocks)
         self.blocks = blocks_by_label(self.strata, count) if count else None

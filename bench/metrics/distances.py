@@ -82,12 +82,16 @@ def _frechet_infinity(cell: Cell, fact: MetricFact, options: Options) -> MetricV
 def _inception_score(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     logits, splits = cell.array("inception.logits"), options["is_splits"]
     settings = (splits, options["is_shuffle"], options["is_rng_seed"])
+    blocks = cell.blocks
+    if cell.order is not None and not options["is_shuffle"]:
+        logits = rows_of(logits, cell.order)
+        blocks = None if blocks is None else blocks[cell.order]
     score = inception.inception_score(logits, *settings)
     left = np.empty(0)
-    if cell.blocks is not None:
+    if blocks is not None:
         # Tiny splits may lie in one block as a whole: then there is a value but no interval.
         with suppress(ValueError):
-            score, left = inception.inception_leave_one_out(logits, cell.blocks, *settings)
+            score, left = inception.inception_leave_one_out(logits, blocks, *settings)
     # Splits make the bias other than c/n: the jackknife does not remove it.
     value = cell.value(fact, score.mean, left, f"{splits} splits, spread over splits {score.std:.4g}")
     return value._replace(corrected=None)

@@ -386,18 +386,18 @@ def frechet_infinity(
 ) -> FrechetInfinity:
     """Extrapolate the distance in 1/n (Chong and Forsyth, arXiv 1911.07023).
 
-    `sizes` subset sizes are spread evenly from max(n/10, min(5000, n/2)) to n: the smallest sizes bend the line.
+    `sizes` subset sizes are spread evenly from n/2 to n: smaller ones bend the line.
     Each of the `draws` permutations (seeded, numpy RandomState) gives nested subsets, its prefixes. From each distance
     the subset's mean influence is taken, whose expectation is zero: that removes most of the noise of drawing. The
     reference stays fixed, so its own bias stays too. The block jackknife's corrected value carries an interval.
 
     Raises:
-        ValueError: the smallest size would not exceed the dimension d.
+        ValueError: n is below 5 d, where the bias is far from c/n even at the largest sizes.
     """
     n, d = features.shape
-    smallest = max(n // 10, min(5000, n // 2))
-    if smallest <= d:
-        raise ValueError(f"extrapolation needs subsets larger than d = {d}; {n} samples give {smallest}")
+    smallest = n // 2
+    if n < 5 * d:
+        raise ValueError(f"extrapolation needs 5 images a dimension, {5 * d:,} for d = {d:,}; got {n:,}")
     grid = np.unique(np.linspace(smallest, n, sizes).astype(int))
     random = np.random.RandomState(rng_seed)
     influence = frechet_influence(reference, features)

@@ -62,6 +62,25 @@ def split_of_rows(n: int, splits: int, shuffle: bool = True, rng_seed: int = 202
     return split
 
 
+def order_of_content(keys: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Return an order of samples, int64 [n], that depends on what they are and not on where they lie.
+
+    Classes take turns (rank within the class, then class), as in a run with balanced labels: consecutive splits then
+    hold every class. Within a class, or without labels, the order is that of `keys`.
+
+    Args:
+        keys: a digest of each image, uint64 [n].
+        labels: class of each, int [n], or None.
+    """
+    n = len(keys)
+    label = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels)
+    by_class = np.lexsort((keys, label))
+    sizes = np.unique(label, return_counts=True)[1]
+    rank = np.empty(n, dtype=np.int64)
+    rank[by_class] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.lexsort((label, rank))
+
+
 def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True, rng_seed: int = 2020) -> InceptionScore:
     """Return torch-fidelity's Inception Score of `logits` [n, C] (unbiased logits: the last layer without its bias).
 

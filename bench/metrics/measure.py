@@ -36,6 +36,7 @@ def measure(
     labels: np.ndarray | None = None,
     blocks: int = 20,
     options: Mapping[str, Any] | None = None,
+    order: np.ndarray | None = None,
 ) -> CellMetrics:
     """Measure one cell.
 
@@ -46,6 +47,8 @@ def measure(
         labels: class asked for, int [N]; None if there are none (no strata, no per-class values).
         blocks: number of jackknife blocks; fewer are used if there are fewer samples.
         options: the metrics' options, as `[metrics.options]` of a protocol states them.
+        order: the order in which the Inception Score splits samples where it does not shuffle them, int [N]; for images
+            whose indices mean nothing. That of the indices by default.
 
     Returns:
         Values in the order of `metrics`, skipped metrics with reasons, and per-class values.
@@ -61,7 +64,7 @@ def measure(
     references = (
         {"inception.features": reference} if isinstance(reference, ReferenceFeatures) else dict(reference or {})
     )
-    cell = Cell(outputs, references, labels, blocks)
+    cell = Cell(outputs, references, labels, blocks, order)
     values: list[MetricValue] = []
     skipped: list[SkippedMetric] = []
     by_class: list[PerClass] = []

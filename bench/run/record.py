@@ -51,8 +51,13 @@ class Context:
 _references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
 
 
-def measure_arrays(context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> CellMetrics:
-    """Return all metrics of the protocol for judge outputs `arrays` [N, ...] of samples asked for with `labels` [N]."""
+def measure_arrays(
+    context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, order: np.ndarray | None = None
+) -> CellMetrics:
+    """Return all metrics of the protocol for judge outputs `arrays` [N, ...] of samples asked for with `labels` [N].
+
+    `order`: see `measure`.
+    """
     protocol = context.protocol
     outputs = {name: array for name, array in arrays.items() if name != "thumbnails"}
     options = {"num_classes": len(protocol.class_names), **protocol.metric_options}
@@ -63,6 +68,7 @@ def measure_arrays(context: Context, arrays: Mapping[str, np.ndarray], labels: n
         labels=labels,
         blocks=protocol.blocks,
         options=options,
+        order=order,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from bench.judges.base import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import fixed_threads
+from bench.metrics.inception import order_of_content
 from bench.metrics.measure import SkippedMetric
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
@@ -109,7 +110,8 @@ def _score(
         arrays = directory.assemble(ranges)
         directory.remove_shards()
         thumbnails = arrays.pop("thumbnails", None)
-        measured = measure_arrays(context, arrays, images.labels)
+        order = order_of_content(np.concatenate(pixels.hashes), images.labels)
+        measured = measure_arrays(context, arrays, images.labels, order)
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)

@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bench.run.score
 from bench.references.stored import Reference
@@ -86,3 +87,24 @@ def test_a_row_tells_its_command_what_is_missing_and_what_its_pixels_look_like(t
         assert missing_metrics(connection, [row]) == [
             "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also holds: y"
         ]
+
+
+def test_the_order_of_files_does_not_move_the_inception_score(tmp_path):
+    (tmp_path / "unshuffled.toml").write_text(
+        'extends = "digits"\nname = "unshuffled"\n[metrics.options]\nis_shuffle = false\n'
+    )
+    with np.load(archive(tmp_path / "in-turn.npz", 200)) as file:
+        images, labels = file["arr_0"], file["arr_1"]
+    by_class, mixed = np.argsort(labels, kind="stable"), np.random.default_rng(1).permutation(200)
+    np.savez(tmp_path / "by-class.npz", arr_0=images[by_class], arr_1=labels[by_class])
+    np.savez(tmp_path / "mixed.npz", arr_0=images[mixed], arr_1=labels[mixed])
+    for index, image in enumerate(images):
+        folder = tmp_path / "folder" / find_protocol("digits").class_names[labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:04d}.png")
+    protocol, runs = find_protocol(str(tmp_path / "unshuffled.toml")), tmp_path / "runs"
+    for name in ("in-turn.npz", "by-class.npz", "mixed.npz", "folder"):
+        score_images(tmp_path / name, protocol, runs, name=name)
+    with connect(runs / "bench.duckdb") as connection:
+        scores = [row.value("is") for row in rows(connection)]
+    assert len(scores) == 4 and scores == pytest.approx([scores[0]] * 4, rel=1e-5)
