@@ -6,6 +6,7 @@ be tables: a view of the same name would answer with whatever its author wrote.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 import duckdb
 
 from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError, one_line
-from results.files import disk_error, writing
+from results.files import disk_error, sweep, writing
 from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema
 
 SCHEMA_VERSION = 4
@@ -347,6 +348,7 @@ def export(database: Path, table: str, format: str, output: Path | BinaryIO, *, 
         try:
             with place.open("rb") as source:
                 if isinstance(output, Path):
+                    sweep(output.parent, f"{glob.escape(output.name)}.*.tmp")
                     with writing(output) as temporary, temporary.open("wb") as target:
                         shutil.copyfileobj(source, target)
                 else:

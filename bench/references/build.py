@@ -34,7 +34,7 @@ from bench.references.stored import OUTPUTS, BuiltReference, built_references, c
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
 from results.errors import BenchError
-from results.files import write_atomically
+from results.files import abandoned, write_atomically
 from results.store import now
 
 BATCH = 64
@@ -167,6 +167,9 @@ class _Build:
         there = {} if self.request.fresh else {e.facts["judge_digest"]: e for e in built if self._same(e)}
         missing = [judge for judge in self.judges if judge.digest not in there]
         with _disk(self.home), _alone(self.home):
+            for left in {*self.home.glob("*.partial"), *self.home.glob("*.tmp")} - {self.partial}:
+                if abandoned(left):  # of other images or settings, and a day old: nobody continues it
+                    shutil.rmtree(left, ignore_errors=True)
             if self.request.fresh:
                 shutil.rmtree(self.partial, ignore_errors=True)
             if missing:
