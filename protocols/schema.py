@@ -272,5 +272,5 @@ def _names_file(labels: LabelsTable, subject: str) -> list[str]:
     else:
         names = [line for line in lines if line]
     if not names:
-        raise ProtocolError(f"{subject}: key 'labels.names_file': {shown(file)}: names no class; fix the file")
+        raise ProtocolError(f"{subject}: key 'labels.names_file': {shown(file)}: lists no class names; fix the file")
     return names

@@ -112,7 +112,7 @@ class SweepTable(Table):
 class SamplingTable(Table):
     """`[sampling]`."""
 
-    num_samples: Annotated[Samples, Field(description="Samples a cell.")]
+    num_samples: Annotated[Samples, Field(description="Samples per setting.")]
     seed: Seed
     sweeps: list[SweepTable] = []
     sampler: Annotated[str, Choice(SAMPLERS)] = "native"

@@ -63,7 +63,7 @@ class CellDirectory:
     def assemble(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         """Join the shards into one memory-mapped array per name (`thumbnails` only from where they are).
 
-        One shard is in memory at a time. Raises BenchError when the disk refuses.
+        One shard is in memory at a time. Raises BenchError when it cannot be written.
         """
         total = ranges[-1][1]
         thumbnails: list[np.ndarray] = []
@@ -86,7 +86,7 @@ class CellDirectory:
                                 shape = (total, *part.shape[1:])
                                 header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
                                 np.lib.format.write_array_header_2_0(files[name], header)
-                            files[name].write(part.tobytes())  # tofile would not say why the disk refuses
+                            files[name].write(part.tobytes())  # tofile would not say why a write failed
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())

@@ -42,7 +42,7 @@ def writing(target: Path) -> Iterator[Path]:
 def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> None:
     """Write `payload` to `path` so that a reader sees all of it or none.
 
-    Raises BenchError when the disk refuses; it names the `option` that chooses another place.
+    Raises BenchError when it cannot be written; it names the `option` that chooses another place.
     """
     try:
         with writing(path) as temporary:

@@ -92,7 +92,7 @@ def _of_database(database: Path) -> tuple[dict[str, Incoming], list[Fault]]:
 def merge(runs: Path, sources: Sequence[Path]) -> Merged:
     """Add the cells of other databases and runs directories that `runs` lacks: directories first, then the rows.
 
-    Nothing is added when one of the sources cannot be read, or the disk refuses. Cells that cannot be taken are named
+    Nothing is added when one of the sources cannot be read, or the disk is full. Cells that cannot be taken are named
     in the outcome.
     """
     incoming: dict[str, Incoming] = {}

@@ -24,7 +24,7 @@ def models(
     as_json: Annotated[bool, JSON] = False,
     schema: Annotated[bool, SCHEMA] = False,
 ) -> None:
-    """List every model card that is installed."""
+    """List the installed model cards."""
     from bench.models.cards import card_schema, cards
 
     if schema:
@@ -96,7 +96,7 @@ def _protocol(path: Path) -> Any:
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """List the reference sets that are judged and ready, and those that shipped protocols still lack."""
+    """List the reference sets: ready, and still to build."""
     import json
 
     from bench.references.stored import build_command, built_references
@@ -136,11 +136,11 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model, a protocol, or a cell id (its beginning is enough).")],
+    name: Annotated[str, typer.Argument(help="A model, a protocol, or a cell id (a prefix is enough).")],
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Show all that is known of one model, protocol or cell."""
+    """Show one model, protocol or cell in full."""
     from bench.models.cards import cards
     from protocols import protocol_files
 
@@ -190,7 +190,7 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
         if len(cells) != 1:
             if len(cells) > 1:
                 fitting = "; ".join(f"{cell['cell_id']} ({title(cell)})" for cell in cells[:4])
-                raise BenchError(f"'{name}' fits {len(cells)} cells: {fitting}; give the id of one")
+                raise BenchError(f"'{name}' matches {len(cells)} cells: {fitting}; give the id of one")
             raise unknown("model, protocol or cell", name, known)
         cell = cells[0]
         by_id = [cell["cell_id"]]
@@ -221,7 +221,7 @@ def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
 
 
 def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """Tell what is ready on this machine, what is missing and how to get it."""
+    """Show what is ready here, what is missing, how to get it."""
     from bench.run.readiness import diagnose
 
     findings = diagnose(runs_directory(runs_dir))

@@ -23,7 +23,7 @@ def parity(
     cases: Annotated[list[Path], typer.Argument(help="Directories of recorded cases (each holds a case.json).")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Replay recorded upstream behaviour; exit code 1 if any call is out of tolerance."""
+    """Replay recorded upstream behaviour. Exit code 1 if any call is out of tolerance."""
     from bench.recordings.replay import run_case
 
     results = [result for directory in cases for result in run_case(directory)]
@@ -55,7 +55,7 @@ def adapter_new(
     name: Annotated[str, typer.Argument(help="Name of the family: letters, digits and hyphens.")],
     directory: Annotated[Path | None, typer.Option(help="Where to write it [./NAME].")] = None,
 ) -> None:
-    """Write a working adapter with its card and test, as a package of its own."""
+    """Write a working adapter with its card and test. It is a package of its own."""
     from bench.models.scaffold import write_adapter
 
     paths = write_adapter(name, directory or Path(name))
@@ -73,7 +73,7 @@ def adapter_check(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Check a model against the adapter contract; exit code 1 names each clause that does not hold."""
+    """Check a model against the adapter contract. Exit code 1 if a clause does not hold; each is named."""
     from bench.models.cards import find_card
     from bench.models.conformance import check_adapter
     from bench.models.loading import parse_device

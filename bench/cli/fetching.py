@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def fetch(
     model: Annotated[str | None, typer.Option(help="Models, comma-separated.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="A protocol's name or file [the models' home].")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A protocol's name or file (default: the models' home).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what there is to get, then stop.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:

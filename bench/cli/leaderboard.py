@@ -37,9 +37,11 @@ def leaderboard(
         str | None, typer.Option(help="mmhm, rank, geometric, fid, is, clip, kid, nfe ... [mmhm, else fid].")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every setting, not only each model's best.")] = False,
-    at_nfe: Annotated[float | None, typer.Option(min=0, help="At most so many network evaluations an image.")] = None,
-    at_seconds: Annotated[float | None, typer.Option(min=0, help="At most so many seconds an image.")] = None,
-    at_steps: Annotated[int | None, typer.Option(min=1, help="At exactly so many steps.")] = None,
+    at_nfe: Annotated[
+        float | None, typer.Option(min=0, help="At most this many network evaluations per image.")
+    ] = None,
+    at_seconds: Annotated[float | None, typer.Option(min=0, help="At most this many seconds per image.")] = None,
+    at_steps: Annotated[int | None, typer.Option(min=1, help="Exactly this many steps.")] = None,
     select_on: Annotated[
         int | None, typer.Option(min=0, help="Choose each model's setting on this seed, report it on the others.")
     ] = None,
@@ -49,7 +51,7 @@ def leaderboard(
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Rank what is measured; rows of other references, judges, seeds or sample counts are ranked apart."""
+    """Rank measured rows. Rows that differ in reference, judges, seed or sample count get separate rankings."""
     from results.leaderboard import (
         best_of_each,
         by_ranking,
@@ -223,7 +225,7 @@ def disagreements(rows: Sequence[Row], composite: str) -> tuple[int, int]:
 def compare(
     a: Annotated[str, typer.Argument(help="A cell id, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.")],
     b: Annotated[str | None, typer.Argument(help="Likewise; not with --published.")] = None,
-    published: Annotated[bool, typer.Option("--published", help="Hold A against its published figures.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Compare A with its published figures.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from bench.run.plan import Request
     from bench.run.runner import Summary
 
-COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples a cell [the protocol's].")
-BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch [the protocol's].")
-SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise [the protocol's].")
+COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples per setting (default: the protocol's).")
+BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch (default: the protocol's).")
+SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise (default: the protocol's).")
 SELECT_ON = typer.Option(
     min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
 )
-WORKERS = typer.Option(min=0, max=1024, help="Worker processes [one per core, or one for a GPU].")
-Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated [the protocol's].")]
+WORKERS = typer.Option(min=0, max=1024, help="Worker processes (0: one per core, or one for a GPU).")
+Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated (default: the protocol's).")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
 
 
@@ -58,10 +58,10 @@ def register(app: typer.Typer) -> None:
 def run(
     model: Names = None,
     protocol: Annotated[
-        str | None, typer.Option(help="A protocol's name, or a .toml file [the models' home, else digits].")
+        str | None, typer.Option(help="A protocol's name, or a .toml file (default: the models' home, else digits).")
     ] = None,
-    steps: Annotated[str | None, typer.Option(help="Step counts, e.g. 1,2,4 [the protocol's].")] = None,
-    cfg: Annotated[str | None, typer.Option(help="Guidance scales, 1.0 = none [the protocol's].")] = None,
+    steps: Annotated[str | None, typer.Option(help="Step counts, e.g. 1,2,4 (default: the protocol's).")] = None,
+    cfg: Annotated[str | None, typer.Option(help="Guidance scales, 1.0 = none (default: the protocol's).")] = None,
     num_samples: Annotated[int | None, COUNT_OF_SAMPLES] = None,
     batch_size: Annotated[int | None, BATCH_OF_IMAGES] = None,
     seed: Annotated[int | None, SEED] = None,
@@ -71,7 +71,7 @@ def run(
             min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
         ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain [the protocol's].")] = None,
+    sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain (default: the protocol's).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile, on CUDA with CUDA graphs.")] = False,
@@ -86,7 +86,7 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Measure models under a protocol; without arguments the embedded default, in minutes on a CPU."""
+    """Measure models under a protocol. Without arguments: the embedded default, in minutes on a CPU."""
     from bench.cli.parsing import parse_models, parse_options, parse_scales, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
@@ -242,7 +242,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="The page to write [report.html in the runs directory].")] = None,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Write the results as one self-contained HTML page that opens offline."""
+    """Write the results as one HTML page. It is self-contained and opens offline."""
     from report import write_report
     from results.errors import ReportError
 
@@ -265,7 +265,7 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Judge images that were made elsewhere, as one more row."""
+    """Judge images made elsewhere, as one more row."""
     from bench.models.cards import cards
     from bench.models.loading import parse_device
     from bench.run.score import name_of, score_images
@@ -308,12 +308,14 @@ def check(
     model: Names = None,
     protocol: ProtocolName = "digits",
     steps: Annotated[str, typer.Option(help="Step counts of the subset, with --write.")] = "1,4",
-    num_samples: Annotated[int, typer.Option(min=20, max=LARGEST_COUNT, help="Samples a cell, with --write.")] = 500,
+    num_samples: Annotated[
+        int, typer.Option(min=20, max=LARGEST_COUNT, help="Samples per setting, with --write.")
+    ] = 500,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     workers: Annotated[int, WORKERS] = 0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Measure a small subset and fail, naming each metric that moved beyond its interval."""
+    """Fail if a small subset moved from its baseline. Names each metric that moved beyond its interval."""
     from bench.cli.parsing import parse_models, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device

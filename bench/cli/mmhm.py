@@ -37,7 +37,7 @@ def mmhm(
     clip: Annotated[bool, typer.Option("--clip", help="Clip normalised values to [0, 1]; the paper does not.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Score a CSV by MMHM, by default as published: bounds from the rows, nothing clipped."""
+    """Score a CSV by MMHM. By default as published: bounds from the rows, nothing clipped."""
     from results.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
 
     table = read_table(file)

@@ -38,17 +38,19 @@ def build(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="Layout of the data: imagenet-val, folder, npz ... (docs/references.md) [the protocol's]."),
+        typer.Option(
+            help="Layout of the data: imagenet-val, folder, npz ... (docs/references.md) (default: the protocol's)."
+        ),
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos, none [the protocol's].")
+        str | None, typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos, none (default: the protocol's).")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Of imagenetv2: matched-frequency, threshold-0.7, top-images.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="File of labels of a flat imagenet-val folder.")] = None,
     ambiguous: Annotated[
-        str, typer.Option(help="refuse or skip folders that several classes or none answer to.")
+        str, typer.Option(help="What to do with folders that match no class or several: refuse or skip.")
     ] = "refuse",
     first_label: Annotated[
         int | None, typer.Option(help="The number of the first class in numbered folders or a file: 0 or 1 [0].")
@@ -56,12 +58,12 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out (recorded) instead of stopping.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding threads [one per core].")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads (0: one per core).")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Judge again what is there already.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Rebuild even if it exists.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Judge a data set once, so that models can be measured against it. Stopped, it continues where it was."""
+    """Judge a data set once, as a reference. If interrupted, run it again; it resumes."""
     from bench.judges.threads import fixed_threads
     from bench.models.loading import parse_device
     from bench.references.build import BuildRequest, build_reference

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
-    """List every model's own file: where it comes from and whether it is here."""
+    """List every model's file: its source, and whether it is here."""
     from bench.models.cards import cards
     from bench.weights.cache import FileCache, cache_directory
     from bench.weights.file import NETWORK, model_file, size_text
@@ -52,7 +52,7 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
 
 
 def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
-    """Download what models or judges need: resumed, verified, pinned; autoencoders and statistics included."""
+    """Download what models or judges need. Resumed, verified and pinned; autoencoders and statistics included."""
     from bench.weights.file import fetch_files
 
     out = console()
@@ -64,7 +64,7 @@ def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, 
 
 
 def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
-    """Hash the files of models or judges anew; exit 1 when one is missing or altered."""
+    """Hash the files of models or judges again. Exit code 1 when one is missing or altered."""
     from bench.weights.file import size_text, verify_file
 
     found = [state_row(verify_file(file)) for file in _files(names, protocol)]
@@ -105,7 +105,7 @@ def add(
     ),
     replace: Annotated[bool, typer.Option(help="Take another file than the one added before.")] = False,
 ) -> None:
-    """Copy a file that only a person can download into the cache, with its digest pinned."""
+    """Add a file that only a person can download. It is copied into the cache and its digest pinned."""
     from bench.models.adding import add_file
     from bench.models.cards import find_card
 

@@ -74,9 +74,9 @@ class ClassNames:
         if labels:
             return f"stands for {' and '.join(map(self.title, labels))}"
         if self.number(text) is not None:
-            return f"names no class (they are numbered {self.first}..{self.first + self.count - 1})"
+            return f"does not match any class (they are numbered {self.first}..{self.first + self.count - 1})"
         near = difflib.get_close_matches(spelling(text), [*self.own, *self.others], n=1, cutoff=0.7)
-        return "names no class" + (f" (near: {near[0]})" if near else "")
+        return "does not match any class" + (f" (near: {near[0]})" if near else "")
 
     def title(self, label: int) -> str:
         """Return a class for messages."""
@@ -126,7 +126,7 @@ def sort_by_folder(
 ) -> Sorted:
     """Take each image's class from the one level of folders at which every folder names a class.
 
-    Images in no folder, or all in one that names no class, have no classes. Raises DatasetError where images lie beside
+    Images in no folder, or all in one matching no class, have no classes. Raises DatasetError where images lie beside
     class folders, two levels give different classes, or no level fits (with `skip`, folders that name no class, or
     several, are left out).
     """

@@ -102,7 +102,7 @@ class Wanted:
         variant: of `imagenetv2`: matched-frequency, threshold-0.7 or top-images; None where only one is there.
         class_names: of `folder`: the classes that its folders must be named after (or numbered by).
         label_file: of a flat `imagenet-val`: the file with the class of each image; looked for nearby if None.
-        ambiguous: `refuse` or `skip` folders that several classes or none answer to.
+        ambiguous: `refuse` or `skip` folders that match no class or several.
         first_label: the number of the first class, where folders or a file number them: 0 or 1; None: 0, and refused
             where that looks wrong.
     """
@@ -197,7 +197,7 @@ def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
         advice = "give the folder of synset folders, or the flat one of validation images"
         if SYNSET_SHAPE.fullmatch(text):
             raise DatasetError(
-                f"{root / text}: is none of the 1000 synsets of ILSVRC 2012; move it out of the data set"
+                f"{root / text}: is not one of the 1000 synsets of ILSVRC 2012; move it out of the data set"
             )
         raise DatasetError(f"{root}: holds the folder '{text}', which is no synset id; {advice}")
 

@@ -152,7 +152,7 @@ def _synset(file: Path, number: int, text: str) -> int:
     synset = (text.split() or [""])[0]
     if synset not in synset_labels():
         raise DatasetError(
-            f"{file}: line {number}: '{synset}' is none of the 1000 synsets of ILSVRC 2012; give another with --labels"
+            f"{file}: line {number}: '{synset}' is not one of the 1000 synsets of ILSVRC; give another with --labels"
         )
     return synset_labels()[synset]
 
@@ -163,7 +163,7 @@ def _class(file: Path, number: int, text: str, first: int) -> int:
         if 0 <= label <= last:
             return label
         raise DatasetError(
-            f"{file}: line {number}: {text} is none of the 1000 synsets' numbers {first}..{last + first}; correct it"
+            f"{file}: line {number}: {text} is not one of the 1000 synsets' numbers {first}..{last + first}; correct it"
         )
     if FLOAT.fullmatch(text):
         raise DatasetError(f"{file}: line {number}: {text} is no whole number; correct it")

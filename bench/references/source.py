@@ -202,7 +202,7 @@ class FileSource(ImageSource):
         self.class_names = images.class_names
         self.decoder = library_version("pillow")
         around = images.files[0].parent.name
-        where = f"'{around}' names no class" if around else "class folders, or labels inside the archive"
+        where = f"'{around}' does not match any class" if around else "class folders, or labels inside the archive"
         self.unlabelled = f"no labels ({where})"
         entries = [(_printable(file), self.container.stamp(file)) for file in images.files]
         self.listing = digest_of([images.kind, entries, None if self.labels is None else self.labels.tolist()])

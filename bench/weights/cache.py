@@ -71,7 +71,7 @@ class FileCache:
         return dict(next((pin for name in tables if (pin := self._read(name).get(key))), {}))
 
     def verify(self, title: str, path: Path, key: str, published: str | None, *, fresh: bool = False) -> str:
-        """Return the digest of `path`. Raises BenchError unless it is `published` (its beginning is enough) or pinned.
+        """Return the digest of `path`. Raises BenchError unless it is `published` (a prefix is enough) or pinned.
 
         A file that neither the card nor a pin knows passes.
         """

@@ -256,7 +256,7 @@ def test_images_of_another_size_or_class_are_refused(bench, tmp_path):
     for folder in ("cat", "three"):
         (tmp_path / "other" / folder).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "other" / folder / "a.png")
-    assert "'cat' names no class" in bench("score", tmp_path / "other")[2]
+    assert "'cat' does not match any class" in bench("score", tmp_path / "other")[2]
 
 
 def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypatch):

@@ -280,7 +280,7 @@ def test_too_few_images_or_classes_are_met_before_anything_is_judged(tmp_path, o
 
 def test_other_class_names_and_missing_classes_are_refused(tmp_path):
     root = make_folder(tmp_path / "data")
-    with pytest.raises(BenchError, match="'green' names no class"):
+    with pytest.raises(BenchError, match="'green' does not match any class"):
         build(root, protocol(names=("red", "lime", "blue")))
     build(root, protocol())
     with pytest.raises(BenchError, match="built for other class names"):

@@ -235,8 +235,11 @@ def touched(root, *names):
     [
         (["train/0/a.png", "val/1/b.png"], "holds the parts train and val; give the folder of one"),
         (["4/0/a.png", "4/1/b.png"], "two levels of folders name classes"),
-            (["zero/a.png", "thre/b.png"], r"'thre' names no class \(near: three\).*its number 0..9 \(leading zeros"),
-        (["9/a.png", "11/b.png"], r"'11' names no class \(they are numbered 0..9\)"),
+            (
+                ["zero/a.png", "thre/b.png"],
+                r"'thre' does not match any class \(near: three\).*its number 0..9 \(leading zeros",
+            ),
+        (["9/a.png", "11/b.png"], r"'11' does not match any class \(they are numbered 0..9\)"),
         ([f"{n}/a.png" for n in range(1, 11)], "look counted from 1 .*--first-label 1"),
         ([f"{n:03d}/a.png" for n in range(1, 10)], "look counted from 1 .*--first-label 1"),
         (["0/a.png", "1/b.png", "grid.png"], r"grid\.png: lies beside class folders"),
