@@ -1,7 +1,10 @@
 """A database of the first schema, made by a default run of the version before: it migrates and says the same."""
 
 import gzip
+import html
 import json
+import re
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import duckdb
 import pytest
 
 from bench.cli import main
+from bench.cli.output import leaderboard_table
+from report import tables
 from report.data import read_measurements
 from results.comparing import compare_rows, tied
 from results.leaderboard import headline, rankings, rows, sorted_rows
@@ -71,6 +76,39 @@ def test_report_and_command_line_tell_every_pair_apart_alike(old, found):
             assert data.tied(one, other, difference.metric) is (difference.verdict == "tied")
             assert tied(a, b, difference.metric) is (difference.low <= 0.0 <= difference.high)
     assert pairs == 9 * 903
+
+
+def printed_by_the_report(data):
+    """Return {(cell, metric): text} of every metric in the page's leaderboard."""
+    bodies = re.findall(
+        r"<tbody[^>]*data-cell=\"(\w+)\"[^>]*>(.*?)</tr>", str(tables.leaderboard(data, [], [], defaultdict(str)))
+    )
+    assert len(bodies) == len(data.cells)
+    found = {}
+    first = 3 + len(tables.BEFORE)
+    for cell, line in bodies:
+        cells = re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", line)[first : first + len(data.metrics)]
+        for name, text in zip(data.metrics, cells, strict=True):
+            found[cell, name] = html.unescape(re.sub(r"<[^>]*>", "", text.replace("<small>", "|")))
+    return found
+
+
+def printed_by_the_command(row, metric):
+    table = leaderboard_table([row], 10**6, sort=metric)
+    column = next(column for column in table.columns if str(column.header).lower() == metric)
+    (text,) = column.cells
+    return text
+
+
+def test_report_and_command_line_print_every_number_alike(old, found):
+    printed = printed_by_the_report(read_measurements(old))
+    for row in found:
+        for metric in (*row.metrics, "mmhm"):
+            value, _, interval = printed.pop((row.cell["cell_id"], metric)).partition("|")
+            lopsided = " to " in interval
+            expected = f"{value} ({interval})" if lopsided else f"{value} {interval}".rstrip()
+            assert printed_by_the_command(row, metric) == expected
+    assert not printed
 
 
 def test_rank_intervals_count_the_rows_surely_better_and_worse(found):
