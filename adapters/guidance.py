@@ -38,7 +38,9 @@ class Guided:
     channels: int | None = None
     """How many of the first channels are guided (None: all)."""
     interval: tuple[float, float] | None = None
-    """First and last time that are guided, both included, for networks that are given times as numbers."""
+    """First and last time that are guided, for networks that are given times as numbers."""
+    closed: bool = True
+    """Whether the two ends of the interval are guided themselves."""
     doubled: bool = True
     """Whether both predictions come from one evaluation of the doubled batch rather than from two."""
     weak: Callable[..., Tensor] | None = None
@@ -76,4 +78,5 @@ class Guided:
         if self.interval is None or isinstance(t, Tensor):
             return True
         # In the precision of the times that the network is given, so that the interval's ends belong to it.
-        return rounded(self.interval[0]) <= rounded(t) <= rounded(self.interval[1])
+        low, now, high = rounded(self.interval[0]), rounded(t), rounded(self.interval[1])
+        return low <= now <= high if self.closed else low < now < high

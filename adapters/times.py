@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def filled(value: float, x: Tensor) -> Tensor:
-    """Return `value` for every sample of x, float32 [B]."""
-    return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
+def filled(value: float, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return `value` for every sample of x, [B]."""
+    return torch.full((len(x),), value, dtype=dtype, device=x.device)
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def rounded(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-def at_times(network: nn.Module) -> Callable[..., Tensor]:
-    """Return `network` as a function of (x, *times, labels) whose times are numbers, in float32 whatever x is."""
+def at_times(network: Callable[..., Tensor], dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
+    """Return `network` as a function of (x, *times, labels) whose times are numbers, given as `dtype`; x as float32."""
 
     def evaluate(x: Tensor, *conditions: float | Tensor) -> Tensor:
         *times, labels = conditions
-        output: Tensor = network(x.float(), *(filled(float(t), x) for t in times), labels)
+        output: Tensor = network(x.float(), *(filled(float(t), x, dtype) for t in times), labels)
         return output
 
     return evaluate

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from adapters.networks.layers import (
 from results.errors import BenchError
 
 EPS = 1e-6
+Normalise = Callable[[Tensor], Tensor]
 
 
 class NormedAttention(Attention):
@@ -41,15 +43,19 @@ class NormedAttention(Attention):
 class DiTBlock(nn.Module):
     """adaLN block: six modulations of the condition, in the order shift, scale, gate for attention, then MLP."""
 
-    def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, qk_norm: bool, norm: Normalise, modulation_norm: Normalise
+    ) -> None:
         super().__init__()
         self.attn = NormedAttention(width, heads) if qk_norm else Attention(width, heads)
         self.mlp = Mlp(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm, self.modulation_norm = norm, modulation_norm
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, D]."""
-        return adaln(x, self.adaLN_modulation(c), (plain_norm, self.attn), (plain_norm, self.mlp))
+        modulation = self.modulation_norm(self.adaLN_modulation(c).unflatten(-1, (6, -1))).flatten(-2)
+        return adaln(x, modulation, (self.norm, self.attn), (self.norm, self.mlp))
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -57,18 +63,29 @@ def plain_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
-class FinalLayer(nn.Module):
-    """Modulated layer norm and a linear map to patch pixels."""
+def plain_rms(x: Tensor) -> Tensor:
+    """Return the RMS norm of x without weights, computed in float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
 
-    def __init__(self, width: int, outputs: int) -> None:
+
+def as_is(x: Tensor) -> Tensor:
+    """Return x: no norm."""
+    return x
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear map to patch pixels."""
+
+    def __init__(self, width: int, outputs: int, norm: Normalise, modulation_norm: Normalise) -> None:
         super().__init__()
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.norm, self.modulation_norm = norm, modulation_norm
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens x [B, N, D] under the condition c [B, D] -> [B, N, outputs]."""
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(plain_norm(x), shift, scale))
+        shift, scale = self.modulation_norm(self.adaLN_modulation(c).unflatten(-1, (2, -1))).unbind(-2)
+        return self.linear(modulate(self.norm(x), shift, scale))
 
 
 class DiT(nn.Module):
@@ -77,6 +94,8 @@ class DiT(nn.Module):
     `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
     t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and
     labels are ignored. `out_channels` defaults to the input's. `qk_norm` adds RMS norms of q and k, with weights.
+    `rms_norm` puts RMS norms in place of the layer norms, `modulation_norm` one on each part of a modulation; `precision`
+    is that of the scalars' angles.
     """
 
     pos_embed: Tensor
@@ -95,6 +114,9 @@ class DiT(nn.Module):
         out_channels: int | None = None,
         scalars: Sequence[str] = ("t_embedder",),
         qk_norm: bool = False,
+        rms_norm: bool = False,
+        modulation_norm: bool = False,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -103,11 +125,12 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.register_buffer("pos_embed", sincos_table(hidden_size, input_size // patch_size))
         for name in self.scalars:
-            self.add_module(name, ScalarEmbedder(hidden_size))
+            self.add_module(name, ScalarEmbedder(hidden_size, precision=precision))
         self.y_embedder = LabelEmbedder(label_rows, hidden_size) if label_rows else None
         hidden = int(hidden_size * mlp_ratio)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden, qk_norm) for _ in range(depth))
-        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+        norms = (plain_rms if rms_norm else plain_norm, plain_rms if modulation_norm else as_is)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, hidden, qk_norm, *norms) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels, *norms)
 
     def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
         """x float32 [B, C, H, W]; `conditions`: the scalars [B] in order, then labels int64 [B] -> float32."""

@@ -13,12 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def sinusoid(value: Tensor, width: int = 256, max_period: float = 10000.0) -> Tensor:
-    """Return [cos(v f_i), sin(v f_i)] with f_i = max_period^(-i / (width/2)); [B] -> float32 [B, width]."""
+def sinusoid(
+    value: Tensor, width: int = 256, max_period: float = 10000.0, precision: torch.dtype = torch.float32
+) -> Tensor:
+    """Return [cos(v f_i), sin(v f_i)] with f_i = max_period^(-i / (width/2)); [B] -> float32 [B, width].
+
+    `precision` is that of the frequencies and of the angles.
+    """
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=value.device) / half)
-    angles = value.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=precision, device=value.device) / half)
+    angles = value.to(precision)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
 def sincos_table(width: int, side: int) -> Tensor:
@@ -69,15 +74,23 @@ def unpatchify(tokens: Tensor, patch: int, channels: int) -> Tensor:
 class ScalarEmbedder(nn.Module):
     """sinusoid -> linear -> SiLU -> linear: a scalar (time, step size, guidance) to a vector of `width`."""
 
-    def __init__(self, width: int, frequencies: int = 256, max_period: float = 10000.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        frequencies: int = 256,
+        max_period: float = 10000.0,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.frequencies = frequencies
         self.max_period = max_period
+        self.precision = precision
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
         """Embed values [B] -> [B, width]."""
-        return self.mlp(sinusoid(value, self.frequencies, self.max_period).to(next(self.mlp.parameters()).dtype))
+        features = sinusoid(value, self.frequencies, self.max_period, self.precision)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

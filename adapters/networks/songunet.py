@@ -181,7 +181,8 @@ class SongUNet(nn.Module):
     """A U-Net conditioned on `scalar_inputs` raw scalars and a label; keys as in the published checkpoints.
 
     MeanFlow's u(x, t, h) has two scalars; EDM's network one, ln(sigma) / 4, its keys without the `model.` prefix.
-    Entry names carry the resolution of their level (`img_resolution` at the top, halved per level). The augmentation
+    Entry names carry the resolution of their level (`img_resolution` at the top, halved per level). With `second_time`
+    the last scalar has layers of its own, whose output is added to the others' condition. The augmentation
     embedding is loaded and never used: augmentation labels exist in training only.
     """
 
@@ -204,6 +205,7 @@ class SongUNet(nn.Module):
         label_dim: int = 0,
         embedding_type: Literal["positional", "fourier"] = "positional",
         encoder_type: Literal["standard", "residual"] = "standard",
+        second_time: bool = False,
     ) -> None:
         super().__init__()
         self.label_dim = label_dim
@@ -216,6 +218,10 @@ class SongUNet(nn.Module):
             self.map_augment = nn.Linear(augment_dim, features, bias=False)
         self.map_layer0 = nn.Linear(features, condition)
         self.map_layer1 = nn.Linear(condition, condition)
+        self.second_time = second_time
+        if second_time:
+            self.map_layer0_s = nn.Linear(self.scalar_width, condition)
+            self.map_layer1_s = nn.Linear(condition, condition)
 
         def block(
             inputs: int, outputs: int, *, up: bool = False, down: bool = False, attend: bool = False
@@ -266,13 +272,17 @@ class SongUNet(nn.Module):
         labels int64 [B], or rows float32 [B, label_dim], or None for all-zero rows.
         """
         dtype = self.map_layer0.weight.dtype
-        e = torch.cat([self.embedded(value) for value in scalars], dim=-1).to(dtype)
+        features = [self.embedded(value).to(dtype) for value in scalars]
+        second = features.pop() if self.second_time else None
+        e = torch.cat(features, dim=-1)
         if self.map_label is not None:
             if labels is None:
                 labels = torch.zeros(len(x), self.label_dim, device=x.device)
             e = e + self.map_label(label_rows(labels, self.label_dim).to(dtype) * sqrt(self.label_dim))
-        e = F.silu(self.map_layer0(e))
-        e = F.silu(self.map_layer1(e))
+        e = self.map_layer1(F.silu(self.map_layer0(e)))
+        if second is not None:
+            e = e + self.map_layer1_s(F.silu(self.map_layer0_s(second)))
+        e = F.silu(e)
         x = aux = x.to(dtype)
         skips: list[Tensor] = []
         for entry in self.enc.values():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import Guidance, ModelCard
+from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import RecordedNoise
 from results.errors import BenchError
 
@@ -88,6 +89,13 @@ def load_case(directory: Path) -> Case:
     files = {name: directory / f"{name}.safetensors" for name in ("weights", "tensors")}
     loaded = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
     return Case(directory, spec, loaded["weights"], loaded["tensors"])
+
+
+def sampled(adapter: Adapter, sample: Callable[[], Tensor]) -> dict[str, Any]:
+    """Return what `sample` samples and what it cost, under the names of a recorded sample call."""
+    with Evaluations(adapter.network) as evaluations:
+        output = sample()
+    return {"output": output, "nfe_per_image": evaluations.rows / len(output)}
 
 
 def recorded_adapter(case: Case, family: type[Family], guidance: str = "none") -> Family:
