@@ -60,7 +60,7 @@ class IMMSettings(SamplerSettings):
             a, b = (end ** (1 / RHO) for end in ends)
             levels = [(a + i / steps * (b - a)) ** RHO for i in range(1, steps)]
         else:
-            levels = self.grid  # type: ignore[assignment]
+            levels = self.grid
         return [first, *(eta / (1 + eta) for eta in levels), last]
 
     def misfit(self, steps: int, first: float, last: float) -> str | None:
@@ -159,7 +159,7 @@ def unet(facts: Mapping[str, Any], name: str) -> SongUNet:
     size = input_size(kept)
     for key in ("input_size", "latent_size", "img_resolution", "in_channels", "out_channels"):
         kept.pop(key, None)
-    defaults = {"resample_filter": (1, 1), "augment_dim": 0}
+    defaults: dict[str, Any] = {"resample_filter": (1, 1), "augment_dim": 0}
     return SongUNet(
         img_resolution=size, in_channels=channels, out_channels=channels, channel_mult_noise=1, scalar_inputs=1,
         interleaved_qkv=True, second_time=True, **defaults | kept,

@@ -1,8 +1,9 @@
-"""Gaussian mixtures over each position's channels, as pi-Flow and GMFlow predict them (arXiv 2510.14974, 2504.05304)."""
+"""Gaussian mixtures of each position, as pi-Flow and GMFlow predict them (arXiv 2510.14974, 2504.05304)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class Policy:
     def follow(self, sigmas: list[float]) -> Tensor:
         """Return x at the last of `sigmas`, started from x_s at the first, by Euler substeps without the network."""
         x = self.x_s
-        for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             x_0 = self.estimate(x, sigma) if index else self.mixture.mean
             x = x + (x - x_0) / max(sigma, self.eps) * (sigma_next - sigma)
         return x

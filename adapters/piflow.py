@@ -79,7 +79,7 @@ class PiFlow(LatentAdapter):
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: PiFlowSettings) -> Tensor:
         """Return latents, float32 [B, C, H, W]; the network is asked at the first noise level of each step."""
         x, network = noise.normal(self.latent_shape).to(self.device), at_times(self.network)
-        for index, (t, sigmas) in enumerate(zip(settings.times(steps), settings.segments(steps), strict=False), 1):
+        for index, sigmas in enumerate(settings.segments(steps), 1):
             mixture = predicted(network(x, sigmas[0], labels), x, sigmas[0])
             if index < steps and settings.temperature != 1:
                 mixture = mixture.cooled(settings.temperature)

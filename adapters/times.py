@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Output = TypeVar("Output")
 
 
 def filled(value: float, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -23,12 +26,11 @@ def rounded(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-def at_times(network: Callable[..., Tensor], dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
+def at_times(network: Callable[..., Output], dtype: torch.dtype = torch.float32) -> Callable[..., Output]:
     """Return `network` as a function of (x, *times, labels) whose times are numbers, given as `dtype`; x as float32."""
 
-    def evaluate(x: Tensor, *conditions: float | Tensor) -> Tensor:
+    def evaluate(x: Tensor, *conditions: float | Tensor) -> Output:
         *times, labels = conditions
-        output: Tensor = network(x.float(), *(filled(float(t), x, dtype) for t in times), labels)
-        return output
+        return network(x.float(), *(filled(float(t), x, dtype) for t in times), labels)
 
     return evaluate

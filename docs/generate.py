@@ -7,6 +7,7 @@ python docs/generate.py --check  exits with 1 if one is out of date
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -116,7 +117,8 @@ def _nfe(card: ModelCard) -> str:
     card = find_card(card.member(card.natural_steps)) if card.members else card
     adapter = skeleton(card).to("meta")
     for network in filter(None, (adapter.network, adapter.guide)):
-        network.forward = lambda x, *conditions, **named: x
+        if inspect.signature(network.forward).return_annotation == "Tensor":  # one of several parts computes
+            network.forward = lambda x, *conditions, **named: x
     meter = Meter(adapter)
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     settings = adapter.resolve_settings(card.natural_steps)

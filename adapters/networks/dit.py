@@ -94,8 +94,8 @@ class DiT(nn.Module):
     `scalars` names the scalar embedders in argument order (`t_embedder`, and for MeanFlow `r_embedder`, which embeds
     t - r). `label_rows` counts the rows of the label table, null row included; without rows there is no table and
     labels are ignored. `out_channels` defaults to the input's. `qk_norm` adds RMS norms of q and k, with weights.
-    `rms_norm` puts RMS norms in place of the layer norms, `modulation_norm` one on each part of a modulation; `precision`
-    is that of the scalars' angles.
+    `rms_norm` puts RMS norms in place of the layer norms, `modulation_norm` one on each part of a modulation;
+    `precision` is that of the scalars' angles.
     """
 
     pos_embed: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ class GMDiT(Float32Buffers):
         self.transformer_blocks = nn.ModuleList(GMBlock(hidden_size, num_heads) for _ in range(depth))
         self.proj_out_1 = nn.Linear(hidden_size, 2 * hidden_size)
         widths = [hidden_size, *[logstd_inner_dim] * (logstd_layers - 1), 1]
-        layers = [(nn.SiLU(), nn.Linear(*pair)) for pair in zip(widths, widths[1:], strict=False)]
+        layers = [(nn.SiLU(), nn.Linear(*pair)) for pair in pairwise(widths)]
         self._add_head(hidden_size, nn.Sequential(*(part for layer in layers for part in layer)))
 
     def _add_head(self, width: int, log_stds: nn.Module) -> None:

@@ -28,7 +28,8 @@ SMALL = {
     "hidden_size": 64, "depth": 2, "num_heads": 2, "num_blocks": 2, "num_encoder_blocks": 1, "num_groups": 2,
     "aux_head_depth": 1, "bottleneck_channels": 8, "model_channels": 16, "channels_per_head": 16,
     "num_classes": NUM_CLASSES, "num_class_tokens": 2, "num_time_tokens": 1, "num_cfg_tokens": 1,
-    "num_interval_tokens": 1, "dmf_depth": 1, "bottleneck_dim": 8, "in_context_len": 2, "in_context_start": 1,
+    "num_interval_tokens": 1, "num_gaussians": 4, "logstd_inner_dim": 32, "lora_hidden_size": 32,
+    "dmf_depth": 1, "bottleneck_dim": 8, "in_context_len": 2, "in_context_start": 1,
     "cond_dim": 64, "noise_classes": 8, "noise_coords": 4, "n_cls_tokens": 2,
 }  # fmt: skip
 PAIRS = {"hidden_size": [48, 64], "depth": [2, 1], "num_heads": [2, 2]}
@@ -59,7 +60,7 @@ AUTOENCODERS = {
 }  # fmt: skip
 """Small decoders of each kind, all of which double the side."""
 
-GUIDED_NFE = {
+GUIDED_NFE = {"tim-xl-256": 7, "tim-xl-512": 7,
     "ucgm-s-ddt-xl-256": 6, "ucgm-s-lightningdit-xl-256": 7, "ucgm-s-sit-xl-repae-256": 6, "facm-xl-100ep": 7,
     "jit-b-16": 7,
 }  # fmt: skip
