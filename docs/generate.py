@@ -28,7 +28,7 @@ from protocols import protocol_schema
 
 DOCS = Path(__file__).parent
 COMMANDS = (
-    "", "run", "fetch", "report", "leaderboard", "score", "check", "compare", "mmhm", "models", "protocols",
+    "", "run", "fetch", "report", "leaderboard", "score", "check", "compare", "power", "mmhm", "models", "protocols",
     "references", "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
     "weights add", "doctor", "export", "merge", "reindex", "parity", "adapter", "adapter new", "adapter check",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from bench.cli import browse, contribute, data, fetching, measure, mmhm, reference, weights
+from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, weights
 from bench.cli.parsing import check_words
 from bench.cli.terminal import prepare_streams, write_line
 from results.errors import BenchError, BenchWarning, MissingError
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (measure, fetching, mmhm, browse, data, reference, weights, contribute):
+for module in (measure, fetching, mmhm, power, browse, data, reference, weights, contribute):
     module.register(app)
 
 

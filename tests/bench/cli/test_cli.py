@@ -161,6 +161,18 @@ def test_compare_pairs_the_same_noise(bench, finished):
     assert "matches 2 cells" in bench("compare", *["digits-flow-small@2"] * 2, "--runs-dir", finished)[2]
 
 
+def test_power_says_what_more_samples_of_a_pilot_would_find(bench, finished):
+    rows = ("digits-flow-small@2@1.5", "digits-flow-small@2@1")
+    code, out, _ = bench("power", *rows, "--n", "10000", "--json", "--runs-dir", finished)
+    found = {row["metric"]: row for row in json.loads(out)}
+    assert code == 0 and set(found) >= {"fid", "is", "clip", "pick"}
+    assert all(row["samples"] == 10000 and row["resolves"] > 0 and row["gain"] > 0 for row in found.values())
+    code, out, _ = bench("power", *rows, "--metric", "clip", "--difference", "0.5", "--runs-dir", finished)
+    assert code == 0 and "samples needed" in out
+    code, _, error = bench("power", *rows, "--difference", "0.5", "--runs-dir", finished)
+    assert code == 2 and "name it with --metric" in error
+
+
 def test_a_stored_command_repeats_its_row(bench, finished, tmp_path):
     import shlex
 

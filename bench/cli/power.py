@@ -1,0 +1,58 @@
+"""`bench power`: what more samples of two rows would resolve."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.output import JSON, RUNS_DIR, page, plain_table, print_json, print_table, runs_directory
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(power)
+
+
+def power(
+    a: Annotated[str, typer.Argument(help="A cell id, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG: a pilot.")],
+    b: Annotated[str, typer.Argument(help="Likewise, measured with the same noise.")],
+    samples: Annotated[int | None, typer.Option("--n", help="Samples asked about; the pilot's by default.")] = None,
+    difference: Annotated[float | None, typer.Option(help="Difference to find; the pilot's by default.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
+    """Say what difference more samples of two rows would find.
+
+    The rows are a pilot of a few hundred samples. Power is 80 %, the level 5 %; what to find is the pilot's own
+    difference unless --difference says another.
+    """
+    from results.comparing import compare_cells
+    from results.power import power_of
+
+    outcome = compare_cells(runs_directory(runs_dir) / "bench.duckdb", a, b, seed)
+    found = power_of(*outcome.rows, samples=samples, difference=difference, metric=metric)
+    if as_json:
+        print_json([{**p._asdict(), "gain": p.gain if math.isfinite(p.gain) else None} for p in found])
+        return
+    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
+    columns = ["metric", "a - b", f"found with {found[0].samples:,}", "to find", "samples needed", "paired gain"]
+    cells = [
+        [
+            p.metric,
+            f"{p.difference:+.3g}",
+            f"{p.resolves:.3g}",
+            f"{p.sought:.3g}",
+            "none" if p.needed is None else f"{p.needed:,}",
+            f"{p.gain:.3g}x",
+        ]
+        for p in found
+    ]
+    print_table(page(), plain_table(columns, cells, right=columns[1:]))
+    for p in found:
+        if p.reason is not None:
+            page().print(f"{p.metric}: {p.reason}", markup=False, soft_wrap=True)
