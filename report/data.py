@@ -13,7 +13,7 @@ import pandas as pd
 
 from report.text import plural
 from results import budgets as costs
-from results import comparing, leaderboard, store
+from results import leaderboard, store
 from results.budgets import Budget
 from results.catalog import MetricFact
 from results.errors import ReportError, StoreError
@@ -73,9 +73,10 @@ class Measurements:
         """Return the best cell by `metric` of each group, best first; groups without a value are left out."""
         return [cell_of(row) for row in leaderboard.best_of_each(self.contenders(metric, among), metric, by)]
 
-    def tied(self, one: str, other: str, metric: str) -> bool:
-        """Tell whether the data cannot order two cells by `metric`."""
-        return comparing.tied(self.rows[one], self.rows[other], metric)
+    def leaders(self, metric: str) -> list[str]:
+        """Return the cells among which the best by `metric` is with 95 %, best first."""
+        found = self.contenders(metric)
+        return [cell_of(row) for row in found[:1] + [row for row in found[1:] if _may_be_best(row, metric)]]
 
     def budgets(self, metric: str, cost: Literal["nfe", "seconds"] = "nfe") -> list[Budget]:
         """Return the winner by `metric` at each budget of `cost` per image."""
@@ -113,6 +114,11 @@ def contenders(found: Iterable[Row], metric: str) -> list[Row]:
         and value.value is not None
         and value.n == row.cell["num_samples"]
     ]
+
+
+def _may_be_best(row: Row, metric: str) -> bool:
+    value = row.measured(metric)
+    return value is not None and value.may_be_best is not False
 
 
 def cell_of(row: Row) -> str:

@@ -278,12 +278,12 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
 
 
 def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> go.Figure:
-    """Draw each row's rank interval, its median where known, and the probability of being first.
+    """Draw each row's 95 % rank set, its place by the value as it is, and its model's chance of being the best.
 
-    `rows` has model, label, rank_low, rank_high, rank_median, p_first, first-ranked row first.
+    `rows` has model, label, rank_low, rank_high, place, p_first, first-ranked row first.
     """
     rows = rows[::-1]
-    middle = rows["rank_median"].astype(float).fillna((rows["rank_low"] + rows["rank_high"]) / 2)
+    middle = rows["place"].astype(float)
     chances = ["" if pd.isna(chance) or chance < 0.005 else f"  first in {chance:.0%}" for chance in rows["p_first"]]
     figure = go.Figure(
         go.Scatter(

@@ -17,7 +17,8 @@ def leader(data: Measurements) -> tuple[str, str]:
     """Return the answer of the first screen, and how sure it is."""
     metric = data.metrics[data.headline]
     best = data.best(metric.name)
-    first, tied = best[0], [cell for cell in best[1:] if data.tied(best[0], cell, metric.name)]
+    leaders = set(data.leaders(metric.name))
+    first, tied = best[0], [cell for cell in best[1:] if cell in leaders]
     value = data.value(first, metric.name)
     assert value is not None
     shown = f"{metric.short} {with_interval(value['value'], value['low'], value['high'])}"
@@ -30,14 +31,21 @@ def leader(data: Measurements) -> tuple[str, str]:
 
 def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     sentences = []
-    chance = data.rows[first].rank.get("p_first") if metric == COMPOSITE else None
-    if known(chance):
-        sentences.append(f"It is first in {chance:.0%} of resamples.")
+    rank = data.rows[first].rank if metric == COMPOSITE else {}
+    chance, model = rank.get("p_first"), rank.get("p_first_model")
+    if known(chance) and known(model) and len(data.ranked) > 1:
+        sentences.append(
+            f"It is truly the best setting with probability {chance:.0%}, and {data.fact(first, 'model')} with one of "
+            f"its settings with {model:.0%}."
+        )
+    if rank.get("withheld"):
+        sentences.append(f"Nothing is said of the order: {rank['withheld']}.")
+    leaders = set(data.leaders(metric))
     costs = data.ranked["evaluations"].astype(float)
     cheaper = [
         cell
         for cell in map(cell_of, data.contenders(metric))
-        if cell != first and costs[cell] < costs[first] and data.tied(first, cell, metric)
+        if cell != first and costs[cell] < costs[first] and cell in leaders
     ]
     if cheaper:
         cheapest = min(cheaper, key=lambda cell: costs[cell])  # the first of those that cost the same is the best
@@ -127,14 +135,13 @@ def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, s
 def stability(data: Measurements) -> str:
     """Say how many rows may be first."""
     values = [row.measured(data.headline) for row in data.contenders(data.headline)]
-    lows = [value.rank_low for value in values if value is not None and value.rank_low is not None]
+    may = [value.may_be_best for value in values if value is not None and value.may_be_best is not None]
     short = data.metrics[data.headline].short
-    if not lows:
+    if not may:
         return f"No interval says how sure the order by {short} is"
-    count = sum(low <= 1 for low in lows)
-    if count == 1:
+    if sum(may) == 1:
         return f"Only one setting can be first by {short}"
-    return f"{count} of {plural(len(values), 'setting')} can be first by {short}"
+    return f"{sum(may)} of {plural(len(values), 'setting')} can be first by {short} (95% confidence)"
 
 
 def sensitive(changes: Mapping[str, int]) -> str:

@@ -239,7 +239,7 @@ def _script_data(page: Page) -> dict[str, Any]:
                 "short": metric.short,
                 "higher": metric.higher_is_better,
                 "share": metric.is_share,
-                "leaders": _leaders(data, key),
+                "leaders": data.leaders(key),
             }
             for key, metric in data.metrics.items()
         },
@@ -255,12 +255,6 @@ def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> 
         [budget.level, cell_of(budget.winner), [cell_of(row) for row in budget.tied]]
         for budget in data.budgets(metric, cost)
     ]
-
-
-def _leaders(data: Measurements, metric: str) -> list[str]:
-    """Return the best cell and all that are tied with it."""
-    cells = [cell_of(row) for row in data.contenders(metric)]
-    return [cell for cell in cells if cell == cells[0] or data.tied(cells[0], cell, metric)]
 
 
 def _provenance(data: Measurements) -> Markup:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, findings, samples, tables, text
-from report.data import COMPOSITE, Measurements
+from report.data import COMPOSITE, Measurements, cell_of
 from report.markup import Markup, element, escape
 from results.budgets import Budget, Cost
 from results.catalog import FACTS
@@ -277,13 +277,19 @@ class Page:
             return None
         shown = data.with_metric(self.headline).loc[self.best[:24]]
         ranks: list[Any] = [data.rows[str(cell)].rank if self.headline == COMPOSITE else {} for cell in shown.index]
+        order = [cell_of(row) for row in data.contenders(self.headline)]
         rows = shown[["model", "label", "rank_low", "rank_high"]].assign(
-            rank_median=[rank.get("rank_median") for rank in ranks], p_first=[rank.get("p_first") for rank in ranks]
+            place=[1 + order.index(str(cell)) for cell in shown.index],
+            p_first=[rank.get("p_first_model") for rank in ranks],
         )
-        among = text.plural(len(data.contenders(self.headline)), "setting")
         parts = []
         if rows["rank_low"].notna().any():
-            caption = f"Rank interval of each model's best setting among {among}; dot: median or middle."
+            caption = (
+                f"95% rank set of each model's best setting among {text.plural(len(order), 'setting')}: all bars hold "
+                "the true ranks at once with 95% confidence; dot: its place by the value measured."
+            )
+            if any(text.known(chance) for chance in rows["p_first"]):
+                caption += " Percentages: probability that the model, with one of its settings, is truly the best."
             known = rows[rows["rank_low"].notna()]
             parts.append(self.figure("ranks", figures.rank_intervals(known, self.styles), caption))
         changes = (data.ranking["sensitivity"] or {}) if data.ranking else {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from results.comparing import tied
+from results.comparing import tied_with_best
 from results.leaderboard import Row, best_of_each, within_budget
 
 Cost = Literal["nfe", "seconds", "latency_seconds"]
@@ -43,7 +43,7 @@ def budgets(found: Sequence[Row], metric: str, cost: Literal["nfe", "seconds"] =
         affordable = within_budget(priced, nfe=level) if cost == "nfe" else within_budget(priced, seconds=level)
         best = best_of_each(affordable, metric)
         if best:
-            chosen.append(Budget(level, best[0], [row for row in best[1:] if tied(best[0], row, metric)]))
+            chosen.append(Budget(level, best[0], tied_with_best(best, metric)))
     return chosen
 
 

@@ -361,11 +361,11 @@ _COMPOSITES = (
     ),
     MetricFact(
         name="rank",
-        title="Median rank by MMHM",
+        title="Rank by MMHM",
         short="rank",
         better="lower",
         definition="Median over resamples of the place by MMHM; 1 is best.",
-        array="rank_median",
+        array="rank",
         lowest=1.0,
         place=1,
         kind="composite",

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows
+from results.rank_sets import FEWEST_BLOCKS, possible_bests
 from results.statistics import Interval, PairedDifference, paired_difference, win_rate
 from results.store import connect, dictionaries
 
@@ -63,6 +65,38 @@ def tied(a: Row, b: Row, metric: str) -> bool:
     """Tell whether the data cannot order two rows by `metric`: their paired difference holds zero, or is not known."""
     difference = paired(a, b, metric)
     return difference is None or difference.sign == 0
+
+
+def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
+    """Return the rows that cannot be told from the best, the first of `found` (best first by `metric`, with blocks).
+
+    They are those that may be the best one (`rank_sets.possible_bests`), which allows for the number of rows and for
+    the best having been chosen as such. A row without the blocks of the others is tied: nothing is known of it.
+    """
+    if len(found) < 2:
+        return []
+    blocks = {id(row): _blocks(row, metric) for row in found}
+    shared = [row for row in found if blocks[id(row)] == blocks[id(found[0])]]
+    members = [measured for row in shared if (measured := row.measured(metric)) is not None]
+    surely = set()
+    if blocks[id(found[0])][0] >= FEWEST_BLOCKS:
+        best = possible_bests(
+            np.array([value.value for value in members]),
+            np.array([value.jackknife for value in members]),
+            found[0].fact(metric).better,
+            leave_reference_out=None
+            if not members[0].jackknife_reference
+            else np.array([value.jackknife_reference for value in members]),
+        )
+        surely = {id(row) for row, may in zip(shared, best, strict=True) if not may}
+    return [row for row in found[1:] if id(row) not in surely]
+
+
+def _blocks(row: Row, metric: str) -> tuple[int, int, str]:
+    """Return the blocks of samples and of the reference whose values are known, and the ranking they belong to."""
+    value = row.measured(metric)
+    own, reference = (None, None) if value is None else (value.jackknife, value.jackknife_reference)
+    return len(own or ()), len(reference or ()), row.cell["ranking"]
 
 
 def verdict(a: Row, b: Row, metric: str) -> str:
@@ -140,8 +174,6 @@ def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     paths = [directory.path / f"{array}.npy" for directory in directories]
     if not all(path.is_file() for path in paths):  # a merged database has no scores of images
         return None
-    import numpy as np
-
     try:
         a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
     except (OSError, ValueError, EOFError):

@@ -26,7 +26,7 @@ ROUNDING = 0.005
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one row: value, 95 % interval, bias-corrected value where there is one, and rank interval."""
+    """A metric of one row: value, 95 % interval, bias-corrected value where there is one, and 95 % rank set."""
 
     value: float | None
     low: float | None = None
@@ -36,6 +36,8 @@ class Value:
     n: int = 0
     rank_low: float | None = None
     rank_high: float | None = None
+    may_be_best: bool | None = None
+    """Whether the row is one of those among which the best of its ranking is with 95 %; None where nothing is known."""
     method: str = ""
     judge: str = ""
     judge_digest: str = ""
@@ -77,8 +79,10 @@ class Row:
             n=self.cell.get("num_samples", 0),
             rank_low=rank.get("rank_low"),
             rank_high=rank.get("rank_high"),
-            method="blocks resampled jointly",
+            may_be_best=rank.get("may_be_best"),
+            method="delete-block jackknife of the score",
             jackknife=rank.get("jackknife"),
+            jackknife_reference=rank.get("jackknife_reference"),
         )
 
     def value(self, metric: str) -> float | None:
@@ -157,11 +161,18 @@ def rows(
         cell["measurement"] = cell["measurement"] or cell["protocol_digest"]
     metrics = _metrics(connection, where, values, blocks)
     ranks: dict[str, dict[str, Any]] = {}
-    query = f"SELECT r.* FROM ranks r JOIN cells c USING (ranking, cell_id) {where}"
+    query = (
+        "SELECT r.*, s.p_first_model FROM ranks r JOIN cells c USING (ranking, cell_id) JOIN (SELECT o.ranking, "
+        "o.model, sum(q.p_first) AS p_first_model FROM ranks q JOIN cells o USING (ranking, cell_id) GROUP BY ALL) s "
+        f"ON s.ranking = r.ranking AND s.model = c.model {where}"
+    )
     for rank in dictionaries(connection, query, values):
         rank["utilities"], rank["outside"] = json.loads(rank["utilities"]), json.loads(rank["outside"])
-        left = rank.pop("jackknife")
-        ranks[rank["cell_id"]] = rank | ({"jackknife": tuple(left)} if blocks and left else {})
+        for column in ("jackknife", "jackknife_reference"):
+            left = rank.pop(column)
+            if blocks and left:
+                rank[column] = tuple(left)
+        ranks[rank["cell_id"]] = rank
     facts = read_facts(connection)
     return [Row(cell, metrics.get(cell["cell_id"], {}), ranks.get(cell["cell_id"], {}), facts) for cell in found]
 
@@ -171,7 +182,7 @@ def _metrics(
 ) -> dict[str, dict[str, Value]]:
     columns = "m.*" if blocks else "m.* EXCLUDE (jackknife, jackknife_reference)"
     query = (
-        f"SELECT {columns}, r.rank_low, r.rank_high FROM metrics m JOIN cells c USING (cell_id) "
+        f"SELECT {columns}, r.rank_low, r.rank_high, r.may_be_best FROM metrics m JOIN cells c USING (cell_id) "
         f"LEFT JOIN metric_ranks r USING (ranking, cell_id, metric) {where} ORDER BY m.cell_id, m.metric"
     )
     found: dict[str, dict[str, Value]] = {}
@@ -185,6 +196,7 @@ def _metrics(
             row["n"],
             row["rank_low"],
             row["rank_high"],
+            row["may_be_best"],
             row["method"],
             row["judge"],
             row["judge_digest"],

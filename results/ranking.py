@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 
 from results.catalog import FACTS, MMHM_METRICS, MetricFact, read_facts
+from results.chances import chances_of_first
 from results.composite import (
     COLUMNS,
     PartialBounds,
@@ -26,9 +27,11 @@ from results.composite import (
     table_array,
     utilities_of,
 )
+from results.digests import digest_of
 from results.errors import BenchError, unknown_key
 from results.published import published_rows
-from results.statistics import jackknife, joint_rank_intervals, paired_ranks
+from results.rank_sets import FEWEST_BLOCKS, Better, rank_sets
+from results.statistics import jackknife
 from results.store import RANKING_TABLES, connect, dictionaries, replace_rankings
 
 INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"
@@ -73,7 +76,8 @@ def contenders(connection: duckdb.DuckDBPyConnection, ranking: str) -> dict[str,
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in dictionaries(
         connection,
-        "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.reference FROM metrics m JOIN cells c USING (cell_id) "
+        "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.jackknife_reference, m.reference "
+        "FROM metrics m JOIN cells c USING (cell_id) "
         "WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights AND m.n = c.num_samples "
         "AND isfinite(m.value) ORDER BY m.cell_id, m.metric",
         [ranking],
@@ -96,37 +100,44 @@ def rank_by_metrics(
         cells = [cell_id for cell_id, measured in rows.items() if metric in measured]
         values = np.array([rows[cell_id][metric]["value"] for cell_id in cells], dtype=np.float64)
         places = rankdata(-fact.sign * values, method="min")
-        limits = _paired_limits(values, [rows[cell_id][metric]["jackknife"] for cell_id in cells], fact)
+        members = [rows[cell_id][metric] for cell_id in cells]
+        limits = _limits(values, members, fact.better, seed_of(ranking, metric))
         found += [
-            {
-                "ranking": ranking,
-                "cell_id": cell_id,
-                "metric": metric,
-                "rank": int(place),
-                "rank_low": low,
-                "rank_high": high,
-            }
-            for cell_id, place, (low, high) in zip(cells, places, limits, strict=True)
+            {"ranking": ranking, "cell_id": cell_id, "metric": metric, "rank": int(place)} | limit
+            for cell_id, place, limit in zip(cells, places, limits, strict=True)
         ]
     return found
 
 
-def _paired_limits(
-    values: np.ndarray, blocks: Sequence[Sequence[float] | None], fact: MetricFact
-) -> list[tuple[int | None, int | None]]:
-    """Return first and last rank of each row; rows whose blocks nobody shares are tied with all others, and say None.
+def seed_of(*names: str) -> int:
+    """Return the seed of what is drawn for a ranking: a repeated ranking is the same to the last digit."""
+    return int(digest_of(list(names))[:8], 16)
 
-    Rows of one ranking are measured on the same blocks, so there is one number of blocks, or none.
+
+def _limits(
+    values: np.ndarray, measured: Sequence[Mapping[str, Any]], better: Better, seed: int
+) -> list[dict[str, Any]]:
+    """Return rank set and `may_be_best` of each row.
+
+    Rows of one ranking are measured on the same blocks, so there is one number of blocks, or none: of a row without,
+    nothing is said, and it may stand anywhere among the others.
     """
-    limits: list[tuple[int | None, int | None]] = [(None, None)] * len(values)
-    lengths = [0 if row is None else len(row) for row in blocks]
-    for length in {length for length in lengths if length >= 2}:
-        members = [index for index, own in enumerate(lengths) if own == length]
-        left = np.array([blocks[index] for index in members], dtype=np.float64)
+    limits: list[dict[str, Any]] = [dict.fromkeys(("rank_low", "rank_high", "may_be_best")) for _ in values]
+    kinds = [(_length(row["jackknife"]), _length(row["jackknife_reference"])) for row in measured]
+    for kind in {kind for kind in kinds if kind[0] >= FEWEST_BLOCKS}:
+        members = [index for index, own in enumerate(kinds) if own == kind]
+        left = np.array([measured[index]["jackknife"] for index in members], dtype=np.float64)
+        reference = np.array([measured[index]["jackknife_reference"] for index in members]) if kind[1] else None
+        sets = rank_sets(values[members], left, better, leave_reference_out=reference, seed=seed)
         others = len(values) - len(members)
-        for index, (low, high) in zip(members, paired_ranks(values[members], left, fact.better), strict=True):
-            limits[index] = (int(low), int(high) + others)
+        for index, low, high, best in zip(members, *sets, strict=True):
+            limits[index] = {"rank_low": int(low), "rank_high": int(high) + others, "may_be_best": bool(best)}
     return limits
+
+
+def _length(blocks: Sequence[float] | None) -> int:
+    """Return the number of blocks of which the values without one are known, all of them finite; else 0."""
+    return len(blocks) if blocks and all(value is not None and math.isfinite(value) for value in blocks) else 0
 
 
 class Scaling(NamedTuple):
@@ -193,12 +204,14 @@ def _rank_by_composite(
         scaling = read_scaling(definition.get("composite", {}))
     except BenchError as error:
         return ranking | {"note": str(error)}, []
-    facts, ranks = _scored(complete, scaling)
+    facts, ranks = _scored(complete, scaling, seed_of(group["ranking"], "mmhm"))
     source = "rows" if scaling.bounds is None else f"frozen ({group['protocol']}/{scaling.version})"
     return ranking | facts | {"bounds_source": source}, [{"ranking": group["ranking"]} | row for row in ranks]
 
 
-def _scored(complete: Mapping[str, Measured], scaling: Scaling) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _scored(
+    complete: Mapping[str, Measured], scaling: Scaling, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what the composites say of the table as a whole, and of each of its rows."""
     cells = list(complete)
     table = {
@@ -208,8 +221,8 @@ def _scored(complete: Mapping[str, Measured], scaling: Scaling) -> tuple[dict[st
     values = table_array(table)
     scored = minmax_harmonic_mean(table, scaling.eps, scaling.bounds, scaling.clip)
     used = None if scaling.bounds is None else resolve_bounds(values, scaling.bounds)
-    left = [[complete[cell_id][name]["jackknife"] for name in MMHM_METRICS] for cell_id in cells]
-    intervals = _intervals(values, left, used, scaling)
+    measured = [[complete[cell_id][name] for name in MMHM_METRICS] for cell_id in cells]
+    intervals = _intervals(values, measured, used, scaling, seed)
     geometric = minmax_geometric_mean(scored.utilities, scaling.eps)
     places = 1.0 + (1.0 - rank_composite(values)) * (len(values) - 1)
     mean_rank = np.round(8 * places) / 8  # means of four places, shared ones by halves: exact, so that ties stay ties
@@ -242,35 +255,63 @@ def _scored(complete: Mapping[str, Measured], scaling: Scaling) -> tuple[dict[st
 
 
 def _intervals(
-    values: np.ndarray, left: list[list[Any]], bounds: np.ndarray | None, scaling: Scaling
+    values: np.ndarray,
+    measured: Sequence[Sequence[Mapping[str, Any]]],
+    bounds: np.ndarray | None,
+    scaling: Scaling,
+    seed: int,
 ) -> list[dict[str, Any]]:
-    """Return the intervals of each row's score and rank; None where the blocks are missing or differ."""
-    lengths = {len(blocks) if blocks else 0 for row in left for blocks in row}
-    if len(lengths) != 1 or min(lengths) < 2:
-        none = dict.fromkeys(("low", "high", "rank_median", "rank_low", "rank_high", "p_first", "jackknife"))
-        return [none] * len(values)
-    blocks = np.array(left, dtype=np.float64)
+    """Return interval, rank set and chance of being first of each row's score; or why they are withheld."""
+    from scipy.stats import rankdata
 
     def score(table: np.ndarray) -> np.ndarray:
         return harmonic_scores(utilities_of(table, bounds, scaling.clip), scaling.eps)
 
     full = score(values)
-    without = np.stack([score(blocks[:, :, k]) for k in range(blocks.shape[2])], axis=1)
-    found = []
-    for row, places in enumerate(joint_rank_intervals(values, blocks, score)):
-        interval = jackknife(full[row], without[row])
-        found.append(
-            {
-                "low": _number(interval.low),
-                "high": _number(interval.high),
-                "rank_median": places.median,
-                "rank_low": places.low,
-                "rank_high": places.high,
-                "p_first": places.first,
-                "jackknife": [float(value) for value in without[row]],
-            }
-        )
+    empty = dict.fromkeys(
+        ("low", "high", "rank_low", "rank_high", "may_be_best", "p_first", "withheld", "jackknife",
+         "jackknife_reference")
+    )  # fmt: skip
+    found = [empty | {"rank": int(place)} for place in rankdata(-full, method="min")]
+    lengths = {_length(row["jackknife"]) for rows in measured for row in rows}
+    if len(lengths) > 1 or min(lengths) < 2:
+        return [row | {"withheld": "the rows are not measured on the same blocks"} for row in found]
+    without = _without(values, measured, "jackknife", score)
+    assert without is not None
+    reference = _without(values, measured, "jackknife_reference", score)
+    if not (np.isfinite(full).all() and np.isfinite(without).all()):
+        return [row | {"withheld": "a score is not finite"} for row in found]
+    for index, row in enumerate(found):
+        interval = jackknife(full[index], without[index], reference=None if reference is None else reference[index])
+        row |= {"low": interval.low, "high": interval.high, "jackknife": without[index].tolist()}
+        row["jackknife_reference"] = None if reference is None else reference[index].tolist()
+    blocks = without.shape[1]
+    if blocks < FEWEST_BLOCKS:
+        return [row | {"withheld": f"{blocks} blocks; {FEWEST_BLOCKS} say something of an order"} for row in found]
+    sets = rank_sets(full, without, "higher", leave_reference_out=reference, seed=seed)
+    chances = chances_of_first(full, without, "higher", leave_reference_out=reference, seed=seed)
+    for row, low, high, best, chance in zip(found, *sets, chances, strict=True):
+        row |= {"rank_low": int(low), "rank_high": int(high), "may_be_best": bool(best), "p_first": float(chance)}
     return found
+
+
+def _without(
+    values: np.ndarray,
+    measured: Sequence[Sequence[Mapping[str, Any]]],
+    column: str,
+    score: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray | None:
+    """Return the scores [R, K] with each block left out of all rows; a metric without such blocks keeps its value."""
+    counts = {_length(row[column]) for rows in measured for row in rows} - {0}
+    if len(counts) != 1:
+        return None
+    (count,) = counts
+    tables = np.repeat(values[:, :, None], count, axis=2)
+    for index, rows in enumerate(measured):
+        for place, row in enumerate(rows):
+            if _length(row[column]):
+                tables[index, place] = row[column]
+    return np.stack([score(tables[:, :, k]) for k in range(count)], axis=1)
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
--- Version 3. One row of `cells` is one measured setting; everything else hangs on its cell_id.
+-- Version 4. One row of `cells` is one measured setting; everything else hangs on its cell_id.
 
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 
@@ -161,13 +161,16 @@ CREATE TABLE ranks (
   high DOUBLE,
   utilities JSON NOT NULL,             -- metric -> normalised value in [0, 1]
   outside JSON NOT NULL,               -- metrics that lie outside the bounds
-  rank_median DOUBLE,
-  rank_low DOUBLE,
-  rank_high DOUBLE,
-  p_first DOUBLE,                      -- probability of being first
+  rank INTEGER,                        -- by the score as it is, 1 is best; equal scores share the better place
+  rank_low INTEGER,                    -- 95 % rank set, true for all rows at once; NULL where `withheld` says why
+  rank_high INTEGER,
+  may_be_best BOOLEAN,                 -- one of the rows among which the best is with 95 %
+  p_first DOUBLE,                      -- probability that the row is truly the best
+  withheld VARCHAR,                    -- why nothing is said of the order
   geometric DOUBLE,                    -- geometric mean of the normalised values
   mean_rank DOUBLE,                    -- mean place over the four metrics, 1 is best
   jackknife DOUBLE[],                  -- MMHM without block k, for paired differences
+  jackknife_reference DOUBLE[],        -- MMHM without block r of the reference
   PRIMARY KEY (ranking, cell_id)
 );
 
@@ -177,8 +180,9 @@ CREATE TABLE metric_ranks (
   cell_id VARCHAR NOT NULL,
   metric VARCHAR NOT NULL,
   rank INTEGER NOT NULL,               -- by the value as it is, 1 is best; equal values share the better place
-  rank_low INTEGER,                    -- 1 + rows surely better; NULL where the metric has no blocks
+  rank_low INTEGER,                    -- 95 % rank set: 1 + rows surely better; NULL without enough blocks
   rank_high INTEGER,                   -- number of rows - rows surely worse
+  may_be_best BOOLEAN,                 -- one of the rows among which the best is with 95 %
   PRIMARY KEY (ranking, cell_id, metric)
 );
 

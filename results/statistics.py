@@ -1,4 +1,4 @@
-"""Intervals, paired differences and rank intervals by leaving out blocks of samples.
+"""Intervals and paired differences by leaving out blocks of samples; `rank_sets` and `chances` speak of whole orders.
 
 A block holds the whole label histogram, and the same samples (same noise, same label) for every model, so the K values
 of a metric with one block left out carry its sampling error, its bias and its pairing with every other row.
@@ -8,7 +8,7 @@ A percentile bootstrap of FID never covers: a resample repeats rows, which adds 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -192,25 +192,6 @@ def paired_difference(
     return PairedDifference(value, low, high, standard_error, sign)
 
 
-def paired_ranks(values: np.ndarray, leave_one_out: np.ndarray, better: Literal["lower", "higher"]) -> np.ndarray:
-    """Return the first and last rank that paired differences leave to each row, int [R, 2]; rank 1 is best.
-
-    A row's rank lies between 1 + the number of rows surely better than it and R - the number of rows surely worse.
-
-    Args:
-        values: value of each row, [R].
-        leave_one_out: the same without each block, [R, K].
-        better: direction of the metric.
-    """
-    worse = np.array(
-        [
-            paired_difference(value, left, values, leave_one_out).sign * (1 if better == "higher" else -1)
-            for value, left in zip(values, leave_one_out, strict=True)
-        ]
-    )
-    return np.stack([1 + (worse < 0).sum(axis=1), len(values) - (worse > 0).sum(axis=1)], axis=1)
-
-
 def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
     """Return the mean of `values` [n] with its interval, free of differences between classes if `labels` are given.
 
@@ -292,72 +273,6 @@ def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:
         np.asarray(scores_a) == np.asarray(scores_b)
     ).sum()
     return wilson(float(wins), len(scores_a))
-
-
-class RankInterval(NamedTuple):
-    """Where a row may stand when its samples are drawn again; rank 1 is best.
-
-    Attributes:
-        rank: rank by the values as they are (ties share the better rank).
-        median: median rank over draws.
-        low: 5 % quantile.
-        high: 95 % quantile.
-        first: probability of being first; rows tied for it share it.
-    """
-
-    rank: int
-    median: float
-    low: float
-    high: float
-    first: float
-
-
-def joint_rank_intervals(
-    values: np.ndarray,
-    leave_one_out: np.ndarray,
-    score: Callable[[np.ndarray], np.ndarray],
-    *,
-    draws: int = 2000,
-    rng_seed: int = 2020,
-) -> list[RankInterval]:
-    """Return each row's rank interval under a score of several metrics, all drawn together.
-
-    Each draw takes one multinomial weight vector w over the blocks, the same for all rows and metrics (so pairing and
-    the correlation of metrics are kept), and moves every metric by its jackknife linearisation, sum_k (w_k - 1) I_k
-    with I_k = sqrt((K - 1)/K) (mean_k x_(k) - x_(k)), whose variance is the jackknife's.
-
-    Args:
-        values: metrics of each row, [R, M], finite.
-        leave_one_out: the same with each block left out, [R, M, K].
-        score: maps tables [..., R, M] to scores [..., R], more is better; bounds taken from the rows are taken anew
-            in each draw.
-        draws: number of weight vectors.
-        rng_seed: seed of the local generator.
-
-    Raises:
-        ValueError: shapes disagree, or a value is not finite.
-    """
-    from scipy.stats import rankdata
-
-    x = np.asarray(values, dtype=np.float64)
-    left = np.asarray(leave_one_out, dtype=np.float64)
-    if left.ndim != 3 or left.shape[:2] != x.shape or left.shape[2] < 2:
-        raise ValueError(f"values {x.shape} and leave-one-out values {left.shape} are not [R, M] and [R, M, K >= 2]")
-    if not (np.isfinite(x).all() and np.isfinite(left).all()):
-        raise ValueError("ranks need finite values: leave out the rows that lack a metric")
-    k = left.shape[2]
-    influence = np.sqrt((k - 1) / k) * (left.mean(axis=2, keepdims=True) - left)
-    weights = np.random.default_rng(rng_seed).multinomial(k, np.full(k, 1.0 / k), size=draws)
-    tables = x + np.einsum("bk,rmk->brm", weights - 1.0, influence)
-    drawn = rankdata(-score(tables), method="min", axis=-1)
-    best = drawn == 1
-    first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
-    low, median, high = np.quantile(drawn, [0.05, 0.5, 0.95], axis=0)
-    rank = rankdata(-score(x), method="min")
-    return [
-        RankInterval(int(r), float(m), float(lo), float(hi), float(p))
-        for r, m, lo, hi, p in zip(rank, median, low, high, first, strict=True)
-    ]
 
 
 def label_strata(labels: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from bench.cli.output import (
     page,
     plain_table,
     print_json,
+    print_order,
     print_remarks,
     print_table,
     room,
@@ -113,6 +114,7 @@ def leaderboard(
             print_table(page(), leaderboard_table(members, room(page()), sort))
             if any(row.cell["off_regime"] for row in members):
                 page().print(OFF_REGIME)
+            print_order(page(), members, facts.get(name, {}).get("clip"))
             print_remarks(page(), members)
             if sort is not None and all(row.value(sort) is None for row in members):
                 page().print(f"no row here has '{sort}': in the order of measurement", markup=False)

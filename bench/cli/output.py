@@ -123,17 +123,26 @@ DROPPED = ("first", "ACCURACY", "PICK", "CLIP", "IS")
 """Columns that a narrow page goes without, the first one first."""
 
 
+CLIPPED = "^"
+"""Marks a row with a metric outside the bounds of MMHM."""
+ORDER = (
+    "rank: 95 % rank set, true for all rows at once; first: probability that the {who} is truly the best by MMHM, "
+    "= one of those among which the best is with 95 %"
+)
+
+
 def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
     """Return the leaderboard: rank interval, setting, NFE, metrics with intervals, MMHM, speed; fewer if narrow.
 
-    `first` is the probability of being first. What the rows are sorted by has a column, and samples that failed have
-    one where there are any.
+    `first` is the probability of being truly the best (of the model, where each has one row); `print_order` says so.
+    What the rows are sorted by has a column, and samples that failed have one where there are any.
     """
     from results.catalog import CATALOG
 
     names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
     sorted_by: list[str] = [] if sort is None or sort in (*names, *SHOWN_ANYWAY) else [sort]
     failures = any(row.cell["failures"] for row in found)
+    whole = one_of_each(found)
     columns = ["rank", "model", "steps", "cfg", "NFE", *[name.upper() for name in [*sorted_by, *names]]]
     columns += ["MMHM", "first", "img/s", *["failed"] * failures]
     rows = []
@@ -142,14 +151,14 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
         rows.append(
             [
                 _rank(row),
-                _name(cell, row.remarks),
+                _name(cell, row.remarks) + f" {CLIPPED}" * bool(row.rank.get("outside")),
                 "-" if cell["steps"] is None else str(cell["steps"]),
                 "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
                 *[_value(row, name) for name in sorted_by],
                 *[_value(row, name) for name in names],
                 _mmhm(row),
-                "-" if row.rank.get("p_first") is None else f"{row.rank['p_first']:.0%}",
+                _first(row, whole),
                 "-" if cell["images_per_second"] is None else f"{cell['images_per_second']:,.0f}",
                 *[str(cell["failures"])] * failures,
             ]
@@ -177,6 +186,33 @@ def _value(row: Row, name: str) -> str:
         return with_interval(row.metrics[name], digits)
     value = row.value(name)
     return "-" if value is None else number(value, digits=digits)
+
+
+def one_of_each(found: Sequence[Row]) -> bool:
+    """Tell whether these are single rows of their models, so that a model's chances may stand beside them."""
+    models = [row.cell["model"] for row in found]
+    return len(models) == len(set(models))
+
+
+def _first(row: Row, whole: bool) -> str:
+    chance = row.rank.get("p_first_model" if whole else "p_first")
+    if chance is None:
+        return "-"
+    return f"{'=' if row.rank.get('may_be_best') else ''}{chance:.0%}"
+
+
+def print_order(out: Console, shown: Sequence[Row], clip: bool | None) -> None:
+    """Print what ranks, chances and marks of a leaderboard mean, or why they are withheld."""
+    if any(row.rank.get("rank_low") is not None for row in shown):
+        who = "model, with any of its settings," if one_of_each(shown) else "row"
+        out.print(ORDER.format(who=who), markup=False, soft_wrap=True)
+    for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld")):
+        out.print(f"no rank sets: {reason}", markup=False, soft_wrap=True)
+    outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
+    if outside:
+        how = "clipped to them: what lies beyond is not told apart" if clip else "not clipped"
+        line = f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}), {how}"
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def print_remarks(out: Console, shown: Sequence[Row]) -> None:

@@ -119,7 +119,7 @@ def test_rank_figure_shows_interval_and_chance(styles):
             "label": ["x"],
             "rank_low": [1.0],
             "rank_high": [4.0],
-            "rank_median": [2.0],
+            "place": [2],
             "p_first": [0.25],
         }
     )

@@ -4,7 +4,7 @@ import pytest
 from results.budgets import budgets, pareto_front
 from results.comparing import paired, tied
 from results.leaderboard import Row, Value, best_of_each
-from results.statistics import paired_ranks
+from results.rank_sets import rank_sets
 
 K = 20
 NOISE = np.linspace(-1, 1, K)
@@ -39,8 +39,10 @@ def test_the_limit_is_students_t_of_the_jackknife_of_the_difference():
 def test_ranks_lie_between_the_rows_surely_better_and_those_surely_worse():
     values = np.array([1.0, 1.01, 9.0])
     left = values[:, None] + np.random.RandomState(2).randn(3, K) / 20
-    assert paired_ranks(values, left, "lower").tolist() == [[1, 2], [1, 2], [3, 3]]
-    assert paired_ranks(values, left, "higher").tolist() == [[2, 3], [2, 3], [1, 1]]
+    lower, higher = rank_sets(values, left, "lower"), rank_sets(values, left, "higher")
+    assert (lower.low.tolist(), lower.high.tolist()) == ([1, 1, 3], [2, 2, 3])
+    assert (higher.low.tolist(), higher.high.tolist()) == ([2, 2, 1], [3, 3, 1])
+    assert (lower.best.tolist(), higher.best.tolist()) == ([True, True, False], [False, False, True])
 
 
 def test_best_setting_of_each_model_comes_best_first():

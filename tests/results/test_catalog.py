@@ -19,7 +19,7 @@ def test_a_metric_is_sorted_in_its_direction_by_everyone(synthetic, capsys, name
     assert f"`{name}`" in DOCS
     database = synthetic()
     for model, value in (("small", 1.0), ("large", 2.0)):
-        database.add(model, {name: value}, {name: [value, value]})
+        database.add(model, {name: value}, {name: [value] * 5})
     path = database.write()
     expected = ["small", "large"] if fact.better == "lower" else ["large", "small"]
     with connect(path) as connection:

@@ -5,7 +5,6 @@ import html
 import json
 import re
 from collections import defaultdict
-from itertools import combinations
 from pathlib import Path
 
 import duckdb
@@ -15,8 +14,8 @@ from bench.cli import main
 from bench.cli.output import leaderboard_table
 from report import tables
 from report.data import read_measurements
-from results.comparing import compare_rows, tied
-from results.leaderboard import headline, rankings, rows, sorted_rows
+from results.comparing import tied, tied_with_best
+from results.leaderboard import rankings, rows, sorted_rows
 from results.store import SCHEMA_VERSION, connect
 
 OLD = Path(__file__).parent / "databases" / "version1.duckdb.gz"
@@ -44,7 +43,7 @@ def test_an_old_database_is_read_without_being_altered(old, found):
     before = old.read_bytes()
     values = {(row.cell["cell_id"], name): value.value for row in found for name, value in row.metrics.items()}
     assert values == {(c, m): v for c, m, v in stored(old, "SELECT cell_id, metric, value FROM metrics")}
-    columns = ("mmhm", "low", "high", "rank_low", "rank_high", "rank_median", "p_first", "geometric", "mean_rank")
+    columns = ("mmhm", "low", "high", "geometric", "mean_rank")
     for cell, *numbers in stored(old, f"SELECT cell_id, {', '.join(columns)} FROM ranks"):
         rank = next(row.rank for row in found if row.cell["cell_id"] == cell)
         assert [rank[column] for column in columns] == pytest.approx(numbers, rel=1e-12)
@@ -65,17 +64,14 @@ def test_the_first_command_that_writes_migrates_in_place_and_keeps_everything(ol
         assert stored(path, count) == stored(old, count)
 
 
-def test_report_and_command_line_tell_every_pair_apart_alike(old, found):
+def test_report_command_line_and_budgets_name_the_same_ties(old, found):
     data = read_measurements(old)
-    ranked = sorted_rows(found, headline(found))
-    pairs = 0
-    for a, b in combinations(ranked, 2):
-        for difference in compare_rows(a, b):
-            pairs += 1
-            one, other = (row.cell["cell_id"] for row in (a, b))
-            assert data.tied(one, other, difference.metric) is (difference.verdict == "tied")
-            assert tied(a, b, difference.metric) is (difference.low <= 0.0 <= difference.high)
-    assert pairs == 9 * 903
+    for metric in ("mmhm", "fid", "recall"):
+        ranked = sorted_rows(found, metric)
+        tied = [row.cell["cell_id"] for row in ranked[1:] if row.measured(metric).may_be_best]
+        assert sorted(data.leaders(metric)) == sorted([ranked[0].cell["cell_id"], *tied])
+        asked = {row.cell["cell_id"] for row in tied_with_best(ranked, metric)}
+        assert len(asked ^ set(tied)) <= 1  # at the limit the draws decide, which have a seed for each ranking
 
 
 def printed_by_the_report(data):
@@ -111,14 +107,15 @@ def test_report_and_command_line_print_every_number_alike(old, found):
     assert not printed
 
 
-def test_rank_intervals_count_the_rows_surely_better_and_worse(found):
-    for metric in ("fid", "recall"):
+def test_rank_sets_are_wider_than_what_single_pairs_say(found):
+    for metric in ("fid", "recall", "mmhm"):
         for row in found:
             others = [other for other in found if other is not row and not tied(row, other, metric)]
             sign = row.fact(metric).sign
             better = sum(sign * (other.value(metric) - row.value(metric)) > 0 for other in others)
-            value = row.metrics[metric]
-            assert (value.rank_low, value.rank_high) == (1 + better, len(found) - (len(others) - better))
+            value = row.measured(metric)
+            assert 1 <= value.rank_low <= 1 + better
+            assert len(found) - (len(others) - better) <= value.rank_high <= len(found)
 
 
 @pytest.mark.parametrize(

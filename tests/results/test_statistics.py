@@ -3,12 +3,10 @@ import pytest
 
 from bench.metrics.frechet import FrechetReference, frechet_distance
 from bench.metrics.kernel import kernel_distance
-from results.composite import harmonic_scores, utilities_of
 from results.statistics import (
     block_count,
     blocks_by_label,
     jackknife,
-    joint_rank_intervals,
     mean_interval,
     paired_difference,
     wilson,
@@ -160,34 +158,3 @@ def test_wilson_matches_the_textbook_and_never_leaves_the_unit_interval():
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 10).low == 0.0 and wilson(10, 10).high == 1.0 and wilson(10, 10).low < 0.8
     assert win_rate(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0])).value == 0.5
-
-
-def mmhm_of(tables):
-    return harmonic_scores(utilities_of(tables))
-
-
-def test_rank_intervals_follow_the_uncertainty_and_are_seeded():
-    values = np.array([[4.0, 280, 28, 20.6], [8, 330, 29, 20.9], [20, 390, 30.2, 21.6], [11, 150, 27, 20.1]])
-    noise = np.random.default_rng(3).normal(size=(4, 4, 20))
-    sure = joint_rank_intervals(values, values[..., None] + 1e-6 * noise, mmhm_of)
-    assert [row.rank for row in sure] == [2, 1, 3, 4] and sure[1].first == 1.0
-    assert all(row.low == row.median == row.high == row.rank for row in sure)
-    loose = joint_rank_intervals(values, values[..., None] + 0.3 * noise, mmhm_of)
-    assert loose == joint_rank_intervals(values, values[..., None] + 0.3 * noise, mmhm_of)
-    assert any(row.low < row.high for row in loose) and sum(row.first for row in loose) == pytest.approx(1.0)
-
-
-def test_rank_draws_have_the_jackknife_variance_and_keep_the_pairing():
-    noise = np.random.default_rng(4).normal(size=20)
-    values, left = np.array([[1.0], [1.001]]), np.array([[1.0 + noise], [1.001 + noise]])
-    drawn = []
-
-    def record(tables):
-        drawn.append(tables)
-        return tables[..., 0]
-
-    rows = joint_rank_intervals(values, left, record)
-    assert rows[1].first == 1.0  # shared noise cannot turn a paired order round
-    assert drawn[0][:, 0, 0].std() == pytest.approx(jackknife(1.0, left[0, 0]).standard_error, rel=0.05)
-    with pytest.raises(ValueError, match="finite"):
-        joint_rank_intervals(np.array([[np.nan], [1.0]]), left, record)

@@ -1,0 +1,149 @@
+"""Each row's chance of being truly the best: hierarchical Bayes over the whole table."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+from results.rank_sets import Better, noise_of, oriented
+
+TIED = 0.3
+"""Prior probability that the rows of one group are exactly tied."""
+SMALLEST_SPREAD = 0.7
+"""In standard errors of a row: a spread below it is as good as a tie."""
+CLEAR_GAP = 2.0
+"""In standard errors of the difference: a gap behind which a group may end without cost (see `_hypotheses`)."""
+_SPREADS = 25
+_MODELS = 256
+
+
+def chances_of_first(
+    values: np.ndarray,
+    leave_one_out: np.ndarray,
+    better: Better,
+    *,
+    leave_reference_out: np.ndarray | None = None,
+    seed: int = 0,
+    draws: int = 4000,
+) -> np.ndarray:
+    """Return the probability that each row is truly the best, [R]; it sums to 1, rows tied for the place share it.
+
+    Drawing from the observed values counts their noise twice and believes whichever row luck put first. Here the true
+    values have a prior of their own, learnt from all rows (hierarchical Bayes; Efron and Morris, JASA 70, 1975): the
+    leading rows, 2 up to all of R, come from N(mu_1, tau_1^2) and the rest from N(mu_2, tau_2^2); the number of leading
+    rows and both tau, 0 among them (an exact tie), are averaged over by how well they explain the table. Errors are
+    normal, less what all rows share, with the correlations that are surely above zero.
+
+    No method can be right for every single field: exactly tied leaders are believed too readily, evenly spread ones too
+    little. docs/statistics.md shows by how much. Arguments and errors are those of `rank_sets`; `draws` are taken from
+    the posterior.
+    """
+    scores, errors = oriented(values, leave_one_out, better, leave_reference_out)
+    rows = len(scores)
+    if rows == 1:
+        return np.ones(1)
+    noise = noise_of(errors) * errors.degrees / (errors.degrees - 2)  # variance of Student's t
+    variance = np.diag(noise)
+    width = float(np.ptp(scores))
+    scale = float(np.median(np.sqrt(variance)))
+    if width == 0.0 or not scale > 1e-12 * width:  # nothing is drawn: the order is as it stands
+        best = scores == scores.max()
+        return best / best.sum()
+    order = np.argsort(-scores, kind="stable")
+    random = np.random.default_rng(seed)
+    chosen, counts = np.unique(
+        _hypotheses(scores[order] / scale, variance[order] / scale**2, draws, random), axis=0, return_counts=True
+    )
+    if len(chosen) > _MODELS:
+        keep = np.argsort(-counts, kind="stable")[:_MODELS]
+        chosen, counts = chosen[keep], counts[keep]
+    counts = np.maximum(1, np.round(counts * draws / counts.sum())).astype(int)
+    y, noise = scores[order] / scale, noise[np.ix_(order, order)] / scale**2
+    root = np.linalg.cholesky(noise + 1e-9 * np.eye(rows))
+    first = np.zeros(rows)
+    for (size, one, other), count in zip(chosen, counts, strict=True):
+        leading = np.arange(rows) < size
+        if one == 0.0:
+            first[leading] += count / size
+            continue
+        tau = np.where(leading, one, other)
+        drawn = _posterior(y, noise, root, tau, leading, int(count), random)
+        first += np.bincount(drawn.argmax(axis=1), minlength=rows)
+    chances = np.empty(rows)
+    chances[order] = first / first.sum()
+    for value in np.unique(scores):  # rows of equal value and equal parts are one row measured twice
+        same = np.flatnonzero(scores == value)
+        if len(same) > 1:
+            for twins in _equal(errors.parts[same]):
+                chances[same[twins]] = chances[same[twins]].mean()
+    return chances
+
+
+def _equal(parts: np.ndarray) -> list[np.ndarray]:
+    _, group = np.unique(parts, axis=0, return_inverse=True)
+    return [np.flatnonzero(group.ravel() == index) for index in range(group.max() + 1)]
+
+
+def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.random.Generator) -> np.ndarray:
+    """Return `draws` of (number of leading rows, tau_1, tau_2) from their posterior; y [R] is sorted, best first."""
+    rows = len(y)
+    width = float(np.ptp(y)) + 1.0
+    taus = np.concatenate([[0.0], np.geomspace(SMALLEST_SPREAD, 2 * width, _SPREADS)])
+    prior = np.log(np.concatenate([[TIED], np.full(_SPREADS, (1 - TIED) / _SPREADS)]))
+    precision = 1 / (taus[:, None] ** 2 + variance)
+    terms = np.stack([np.log(precision), precision, precision * y, precision * y**2])
+    top = np.cumsum(terms, axis=-1)
+    rest = top[..., -1:] - top
+
+    def evidence(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
+        logs, weight, linear, square = sums
+        safe = np.where(size > 0, weight, 1.0)
+        inside = logs - square + linear**2 / safe - np.log(safe) - (size - 1) * np.log(2 * np.pi)
+        return np.where(size > 0, inside / 2 - np.log(width) + prior[:, None], -np.inf)
+
+    sizes = np.arange(1, rows + 1)
+    leading, behind = evidence(top, sizes), evidence(rest, rows - sizes)
+    behind[:, -1] = -np.inf
+    behind[0, -1] = 0.0
+    total = logsumexp(leading, axis=0) + logsumexp(behind, axis=0)
+    size_prior = np.full(rows, -np.inf)
+    size_prior[1:-1] = np.log(0.5 / max(rows - 2, 1))
+    size_prior[-1] = np.log(0.5 if rows > 2 else 1.0)
+    # Which rows lead was read off the data: that one choice of many costs its number, but not behind a clear gap.
+    clear = np.append(y[:-1] - y[1:] > CLEAR_GAP * np.sqrt(variance[:-1] + variance[1:]), False)
+    choices = gammaln(rows + 1) - gammaln(sizes + 1) - gammaln(rows - sizes + 1)
+    size_prior -= np.where(clear, 0.0, choices)
+    size = random.choice(rows, draws, p=_shares(total + size_prior))
+    found = np.empty((draws, 3))
+    for index in np.unique(size):
+        here = size == index
+        found[here, 0] = index + 1
+        found[here, 1] = random.choice(taus, here.sum(), p=_shares(leading[:, index]))
+        found[here, 2] = random.choice(taus, here.sum(), p=_shares(behind[:, index]))
+    return found
+
+
+def _shares(logs: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.exp(logs - logsumexp(logs))
+    return shares / shares.sum()
+
+
+def _posterior(
+    y: np.ndarray,
+    noise: np.ndarray,
+    root: np.ndarray,
+    tau: np.ndarray,
+    leading: np.ndarray,
+    count: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Return `count` draws of the true values [count, R], whose groups have flat means and spreads `tau`."""
+    rows = len(y)
+    groups = np.stack([leading, ~leading] if not leading.all() else [leading], axis=1).astype(float)
+    inverse = np.linalg.inv(noise + np.diag(tau**2 + 1e-9))
+    information = np.linalg.inv(groups.T @ inverse @ groups)
+    middle = information @ groups.T @ inverse @ y
+    means = random.multivariate_normal(middle, information, size=count, method="cholesky") @ groups.T
+    own = tau * random.standard_normal((count, rows))
+    error = random.standard_normal((count, rows)) @ root.T
+    return means + own + (y - means - own - error) @ inverse * tau**2
