@@ -60,6 +60,15 @@ class CellDirectory:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             return None
 
+    def shard_layout(self, start: int, stop: int) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+        """Return (dtype as safetensors writes it, shape) of each array of a shard, None when it is unreadable."""
+        try:
+            with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
+                slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+        except (OSError, SafetensorError, ValueError, TypeError):
+            return None
+
     def assemble(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         """Join the shards into one memory-mapped array per name (`thumbnails` only from where they are).
 

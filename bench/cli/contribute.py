@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
+from bench.cli.parsing import LARGEST_SECONDS
 from bench.cli.terminal import write_line
 
 adapter = typer.Typer(help="Write and check an adapter of your own.", no_args_is_help=True, rich_markup_mode=None)
@@ -71,15 +72,19 @@ def adapter_check(
     weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Check with seeded noise as weights.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a clause may take (default: no limit)."),
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check a model against the adapter contract. Exit code 1 if a clause does not hold; each is named."""
     from bench.models.cards import find_card
-    from bench.models.conformance import check_adapter
     from bench.models.loading import parse_device
+    from bench.run.checking import check_contained
 
-    findings = check_adapter(
-        find_card(name), weights=weights, random_weights=random_weights, device=parse_device(device)
+    findings = check_contained(
+        find_card(name), timeout=timeout, weights=weights, random_weights=random_weights, device=parse_device(device)
     )
     if as_json:
         print_json([finding._asdict() for finding in findings])

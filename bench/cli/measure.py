@@ -24,7 +24,7 @@ from bench.cli.output import (
     room,
     runs_directory,
 )
-from bench.cli.parsing import LARGEST_COUNT, LARGEST_SEED
+from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
 from bench.cli.terminal import write_line
 from results.errors import BenchError
 
@@ -40,6 +40,7 @@ SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise (default: t
 SELECT_ON = typer.Option(
     min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
 )
+TIMEOUT = typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take (default: no limit).")
 WORKERS = typer.Option(min=0, max=1024, help="Worker processes (0: one per core, or one for a GPU).")
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated (default: the protocol's).")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
@@ -82,7 +83,9 @@ def run(
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[int, WORKERS] = 0,
     fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that a batch may take [any].")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take [any].")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:

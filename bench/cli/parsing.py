@@ -14,6 +14,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 MOST_STEPS, LARGEST_SCALE = 10**6, 1e6
 LARGEST_COUNT = 2**31 - 1
 """What the store keeps of a count of samples."""
+LARGEST_SECONDS = 10**7
 LARGEST_SEED = 2**63 - 1
 """What the store keeps of a seed."""
 

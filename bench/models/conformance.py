@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from bench.contracts.noise import PhiloxNoise
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
 from bench.models.registry import skeleton
-from results.errors import BenchError
+from results.errors import BenchError, one_line
 
 SAMPLES = 6
 SEED = 11
@@ -59,14 +59,26 @@ class _Drew(Exception):
 
 
 def check_adapter(
-    card: ModelCard, *, weights: Path | None = None, random_weights: bool = False, device: str = "cpu"
+    card: ModelCard,
+    *,
+    weights: Path | None = None,
+    random_weights: bool = False,
+    device: str = "cpu",
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[Finding]:
     """Check the model of `card` and return every clause with its finding.
 
-    With `random_weights` (or for a card whose weights are not here) the same clauses are checked on seeded noise.
+    With `random_weights` (or for a card whose weights are not here) the same clauses are checked on seeded noise. Each
+    call of the adapter's code is made inside a `guard()`.
     """
-    adapter = build_adapter(card, device=device, weights=weights, random_weights=random_weights)
-    steps = _smallest_steps(adapter)
+    try:
+        with guard():
+            adapter = build_adapter(card, device=device, weights=weights, random_weights=random_weights)
+            steps = _smallest_steps(adapter)
+    except (BenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        return [Finding("can be built", False, one_line(f"{type(error).__name__}: {error}"))]
     sample = _Sampler(adapter, steps)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("declares its facts", lambda: _facts(adapter)),
@@ -92,13 +104,15 @@ def check_adapter(
     findings = []
     for clause, check in checks:
         try:
-            findings.append(Finding(clause, True, check()))
+            with guard():
+                detail = check()
+            findings.append(Finding(clause, True, detail))
         except AssertionError as failure:
             findings.append(Finding(clause, False, str(failure)))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() too: a check that passes by ending is none
-            findings.append(Finding(clause, False, f"{type(error).__name__}: {error}".splitlines()[0]))
+            findings.append(Finding(clause, False, one_line(f"{type(error).__name__}: {error}")))
     return findings
 
 

@@ -180,7 +180,7 @@ class _Build:
 
     def _same(self, entry: BuiltReference) -> bool:
         facts = entry.facts
-        return facts["listing"] == self.source.listing and facts["settings"] == self.settings
+        return facts.get("listing") == self.source.listing and facts.get("settings") == self.settings
 
     def _judge(self, judges: Sequence[Judge]) -> None:
         """Judge every image that is not judged yet, batch by batch; whatever batch was finished stays on disk."""

@@ -36,6 +36,12 @@ OUTPUTS = ("features", "spatial")
 """What is kept of a judge's outputs: all that a metric reads of a reference."""
 ARCHIVES = ("npz", "statistics", "none")
 """Kinds of references that are no folder of images: an archive of them, exact statistics, or nothing at all."""
+BUILT_FACTS: Mapping[str, type | tuple[type, ...]] = {
+    "name": str, "kind": str, "n": int, "resize": str, "resolution": int, "data": str, "digest": str, "judge": str,
+    "judge_digest": str, "outputs": list, "labels": (dict, type(None)),
+}  # fmt: skip
+"""Facts of a built reference that are read again, and their types."""
+SOURCE_FACTS: Mapping[str, type | tuple[type, ...]] = {"n": int, "judges_digest": str}
 SOURCES: Group[Callable[..., Any]] = Group("bench.references", "source", "a function", callable)
 """Functions that give a reference's images or exact statistics: what `[reference] source` names."""
 
@@ -66,7 +72,15 @@ class Reference:
     @property
     def labels(self) -> np.ndarray | None:
         """Class of each reference image, int64 [n], where known."""
-        return None if self.labels_path is None else np.load(self.labels_path, allow_pickle=False)
+        if self.labels_path is None:
+            return None
+        labels = _read_array(self.labels_path, 1, mapped=False)
+        if self.n and len(labels) != self.n:
+            raise BenchError(
+                f"{self.labels_path}: is damaged ({len(labels)} labels of {self.n} images); remove its folder, which "
+                "'bench run' or 'bench reference build' makes anew"
+            )
+        return labels
 
     def features(self) -> dict[str, ReferenceFeatures]:
         """Return what the judges said of the reference, features memory-mapped, by array name."""
@@ -112,12 +126,42 @@ def built_references(name: str | None = None) -> list[BuiltReference]:
     found = []
     for path in sorted(references_directory().glob(f"{name or '*'}/*/facts.json")):
         try:
-            found.append(BuiltReference(path.parent, json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError) as error:
+            found.append(BuiltReference(path.parent, _read_facts(path, BUILT_FACTS)))
+        except BenchError as error:
             raise BenchError(
-                f"{path}: cannot be read ({error}); remove its folder and build the reference again"
+                f"{error}; remove {path.parent} and build it again: bench reference build {path.parent.parent.name} "
+                "--data DIR"
             ) from error
     return found
+
+
+def _read_facts(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """Return the facts of a stored reference. Raises BenchError naming the file for what is not what we write."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchError(f"{path}: is damaged ({one_line(str(error))})") from error
+    if not isinstance(facts, dict):
+        raise BenchError(f"{path}: is damaged (holds no JSON object)")
+    for key, kind in wanted.items():
+        if not isinstance(facts.get(key), kind) or isinstance(facts.get(key), bool):
+            raise BenchError(f"{path}: is damaged ('{key}' is missing or of a wrong type)")
+    return facts
+
+
+def _read_array(path: Path, dimensions: int, *, mapped: bool = True) -> np.ndarray:
+    """Return a stored array. Raises BenchError naming the file for one that is damaged, pickled or of another shape."""
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype.kind not in "fiu":
+            raise ValueError("it holds no numbers of the expected shape")
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError) as error:
+        reason = "it is pickled" if "allow_pickle" in str(error) else one_line(str(error))
+        raise BenchError(
+            f"{path}: is damaged ({reason}); remove {path.parent}, which 'bench run' or 'bench reference build' makes "
+            "anew"
+        ) from error
+    return array
 
 
 def feature_judges(judges: Mapping[str, Judge]) -> dict[str, Judge]:
@@ -266,7 +310,8 @@ def check_fit(protocol: Protocol, facts: Mapping[str, Any]) -> None:
 
 def _load(stem: Path, part: str) -> np.ndarray | None:
     path = stem.with_name(f"{stem.name}{part}.npy")
-    return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+    dimensions = {"": 2, ".mu": 1, ".sigma": 2}[part]
+    return _read_array(path, dimensions) if path.exists() else None
 
 
 def _prepare_source(protocol: Protocol, judges: Mapping[str, Judge], runs: Path) -> Reference:
@@ -282,7 +327,10 @@ def _prepare_source(protocol: Protocol, judges: Mapping[str, Judge], runs: Path)
         else:
             parts = _judge_images(protocol, judges, loaded.images, loaded.labels)
             _write(directory, parts, {**facts, "n": len(loaded.images), "judges_digest": judges_digest(judges)})
-    stored = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
+    try:
+        stored = _read_facts(directory / "facts.json", SOURCE_FACTS)
+    except BenchError as error:
+        raise BenchError(f"{error}; remove {directory}, which the next run makes anew") from error
     stems = (path.stem.removesuffix(".mu").removesuffix(".sigma") for path in sorted(directory.glob("*.npy")))
     arrays = {stem: directory / stem for stem in stems if stem != "labels"}
     labels = directory / "labels.npy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -11,11 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from bench.run.executors import last_words
+
+GRACE = 2.0
+"""Seconds after its time in which a batch can still be interrupted; then a worker is ended whatever it computes."""
 PUBLIC = [
     *((torch.nn.functional, name) for name in ("linear", "conv2d", "interpolate", "softmax", "gelu", "silu", "relu",
                                                "layer_norm", "group_norm", "scaled_dot_product_attention", "avg_pool2d",
@@ -56,7 +61,8 @@ def contained() -> Iterator[Changes]:
     seeds = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     errors = np.geterr()
     try:
-        yield changes
+        with no_exit():
+            yield changes
     finally:
         patched = [(owner, name, own) for owner, name, own in functions if getattr(owner, name) is not own]
         for owner, name, own in patched:
@@ -84,6 +90,23 @@ def contained() -> Iterator[Changes]:
         torch.random.set_rng_state(seeds[2])
 
 
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Let `os._exit` in the block raise SystemExit, so that no adapter ends the process; children of fork may."""
+    own, process = os._exit, os.getpid()
+
+    def leave(status: int = 0) -> NoReturn:
+        if os.getpid() != process:
+            own(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = own
+
+
 def _state() -> dict[str, Any]:
     return {
         "the default dtype": torch.get_default_dtype(),
@@ -108,19 +131,31 @@ def _directory() -> str | None:
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise TimedOut in the block after `seconds` (None: never). Only the main thread of a process can be limited."""
+def time_limit(seconds: float | None, what: str = "a batch") -> Iterator[None]:
+    """Raise TimedOut in the block after `seconds` (None: never). Only the main thread of a process can be limited.
+
+    Compiled code that never returns to Python is not interrupted: GRACE later a worker process ends, and is replaced.
+    """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise TimedOut(f"a batch took longer than {seconds:g} s (--timeout); raise it, or fix the adapter")
+        raise TimedOut(too_long(seconds, what))
 
     kept = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    note = last_words()
+    if note is not None:
+        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=note)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, kept)
+
+
+def too_long(seconds: float, what: str = "a batch") -> str:
+    """Return what is said of what took longer than `seconds`."""
+    return f"{what} took longer than {seconds:g} s (--timeout); raise it, or fix the adapter"

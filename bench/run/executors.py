@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import re
 import signal
+import tempfile
 import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from bench.contracts.plugins import Group
 from results.errors import BenchError
 from results.printable import printable
+
+TIMED_OUT = "timed out"
+_last_words: IO[str] | None = None
 
 
 class Executor(ABC):
     """Runs tasks, each a module-level function with picklable arguments, on `workers` workers."""
 
     workers: int
+    deaths: tuple[type[BaseException], ...] = ()
+    """What a future raises whose worker ended before its task did."""
+
+    def reopen(self) -> str:
+        """Replace workers that died, when nothing runs, and return what is known of the cause."""
+        return "killed, out of memory, or ended by the adapter"
 
     @abstractmethod
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -58,10 +72,32 @@ class InProcess(Executor):
 class Processes(Executor):
     """Runs tasks in `workers` fresh processes of one thread each, which end when this process ends."""
 
+    deaths = (BrokenProcessPool,)
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.notes = tempfile.TemporaryDirectory(prefix="bench-workers-", ignore_cleanup_errors=True)
+        self.pool = self._open()
+
+    def _open(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        return ProcessPoolExecutor(
+            self.workers, mp_context=context, initializer=_start_worker, initargs=(self.notes.name,)
+        )
+
+    def reopen(self) -> str:
+        """Start fresh processes; what the dead ones noted in their last moment tells the cause."""
+        self._end(now=True)
+        cause = super().reopen()
+        for note in Path(self.notes.name).iterdir():
+            text = note.read_text(encoding="utf-8", errors="replace")
+            if text.startswith("Timeout"):
+                cause = TIMED_OUT
+            elif found := re.match(r"Fatal Python error: (.+)", text):
+                cause = found.group(1).lower()
+            note.unlink()
+        self.pool = self._open()
+        return cause
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Queue the task; a process that is started for it leaves Ctrl-C to this one from its first moment."""
@@ -71,8 +107,12 @@ class Processes(Executor):
 
     def shutdown(self, *, now: bool) -> None:
         """Wait for the workers, or end them at once."""
+        self._end(now=now)
+        self.notes.cleanup()
+
+    def _end(self, *, now: bool) -> None:
         if now:
-            for process in list(getattr(self.pool, "_processes", {}).values()):
+            for process in list((getattr(self.pool, "_processes", None) or {}).values()):
                 process.kill()
         self.pool.shutdown(wait=not now, cancel_futures=True)
 
@@ -87,6 +127,7 @@ class Ray(Executor):
             raise BenchError("executor 'ray' needs the extra: pip install 'fewstep-bench[ray]'") from error
         self.workers = workers
         self.ray = ray
+        self.deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
         ray.init(ignore_reinit_error=True, log_to_driver=False)
         self.remote = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_call)
 
@@ -125,14 +166,17 @@ EXECUTORS: Group[Callable[[int, str], Executor]] = Group(
 )
 
 
-def open_executor(name: str, workers: int, device: str) -> Opened:
+def open_executor(name: str, workers: int, device: str, *, apart: bool = False) -> Opened:
     """Return the executor `name` (entry point group `bench.executors`) with `workers` workers.
 
-    0 workers: as many as fit the device. Raises BenchError for an unknown or broken one.
+    0 workers: as many as fit the device. `apart`: never in this process, so that a worker can be ended. Raises
+    BenchError for an unknown or broken one.
     """
     executor = EXECUTORS.load(name)(workers or default_workers(device), device)
     if not isinstance(executor, Executor):
         raise BenchError(f"executor '{name}': gave {type(executor).__name__}, not a bench.run.executors.Executor")
+    if apart and isinstance(executor, InProcess):
+        executor = Processes(executor.workers)
     return Opened(executor)
 
 
@@ -171,8 +215,16 @@ def _interrupts_deferred() -> Iterator[None]:
                 handler(*came[0])
 
 
-def _start_worker() -> None:
+def last_words() -> IO[str] | None:
+    """Return the file in which this process notes why it ends; None in a process that nobody replaces."""
+    return _last_words
+
+
+def _start_worker(notes: str) -> None:
     """Leave Ctrl-C to the parent, and end when the parent does, even when it is killed."""
+    global _last_words
+    _last_words = (Path(notes) / str(os.getpid())).open("w", encoding="utf-8")
+    faulthandler.enable(_last_words)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.formatwarning = _in_one_line
     parent = multiprocessing.parent_process()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from typing import Protocol as Interface
 
 import numpy as np
@@ -17,12 +17,13 @@ from filelock import Timeout
 
 from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
-from bench.run.executors import Executor, open_executor
+from bench.run.containment import too_long
+from bench.run.executors import TIMED_OUT, Executor, InProcess, open_executor
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
 from bench.run.readiness import preflight
 from bench.run.record import Context, cell_record, model_row, ranking_of
-from bench.run.shard import SHARD_FACTS, CellFailure
+from bench.run.shard import SHARD_FACTS, CellFailure, Layout, judged_layout
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
 from protocols.labels import plan_labels
@@ -66,7 +67,7 @@ class Summary:
     """Why the database lacks what was measured."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
     """A cell in progress."""
 
@@ -79,6 +80,15 @@ class _Work:
     @property
     def total(self) -> int:
         return len(self.ranges)
+
+
+class _Task(NamedTuple):
+    """A shard to sample, or (no span) a cell to measure."""
+
+    item: _Work
+    span: tuple[int, int] | None
+    alone: bool = False
+    """A worker died while this and others ran, so that it runs by itself now."""
 
 
 def run(
@@ -95,18 +105,20 @@ def run(
     """Measure every cell of a request that is not measured yet.
 
     Raises BenchError before the first sample for what can be met before: unknown names, missing weights, an unusable
-    database or directory. A cell whose adapter breaks is recorded as failed and the others go on.
+    database or directory. A cell whose adapter breaks, or whose worker dies twice, is recorded as failed and the others
+    go on. `timeout` limits each batch, in seconds, and needs a worker process that can be ended.
     """
     database = runs / "bench.duckdb"
     preflight(request, runs, database)
     with (
         _alone(runs, progress),
         fixed_threads(request.device),
-        open_executor(executor, workers, request.device) as opened,
+        open_executor(executor, workers, request.device, apart=timeout is not None) as opened,
     ):
         pool = opened.executor
-        for _ in range(pool.workers if pool.workers > 1 else 0):
-            pool.submit(idle_task)
+        if not isinstance(pool, InProcess):
+            for _ in range(pool.workers):
+                _submit(pool, idle_task)
         judges = load_judges(request.protocol, request.device)
         reference = prepare_reference(request.protocol, judges, runs)
         threads = pool.workers if request.device == "cpu" else os.cpu_count() or 1
@@ -120,7 +132,7 @@ def run(
         )
         cells = make_plan(request, conditions(judges, reference))
         summary = Summary(database, Indexer(database))
-        work = _sort(cells, context, runs, fresh, summary)
+        work = _sort(cells, context, runs, fresh, summary, partial(judged_layout, judges, request.protocol))
         ahead = [(item.cell.steps, stop - start) for item in work for start, stop in item.missing]
         samples = sum(count for _, count in ahead)
         cost = float(sum(steps * count for steps, count in ahead))
@@ -166,9 +178,20 @@ def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
 
 
-def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary: Summary) -> list[_Work]:
-    """Split the plan into finished cells, unsupported ones and work, and clear what cannot be continued."""
+def _sort(
+    cells: list[Cell],
+    context: Context,
+    runs: Path,
+    fresh: bool,
+    summary: Summary,
+    judged: Callable[[], Layout],
+) -> list[_Work]:
+    """Split the plan into finished cells, unsupported ones and work, and clear what cannot be continued.
+
+    `judged` tells what the judges say of one image; it is asked once, where there are shards of an earlier run.
+    """
     work = []
+    layout: Layout | None = None
     for cell in cells:
         directory = CellDirectory(runs, cell.cell_id)
         if fresh:
@@ -188,7 +211,9 @@ def _sort(cells: list[Cell], context: Context, runs: Path, fresh: bool, summary:
             summary.unsupported.append((cell, cell.unsupported))
             continue
         ranges = shard_ranges(cell.num_samples, cell.batch_size)
-        missing = [span for span in ranges if not _continues(directory, span, cell.batch_size)]
+        if layout is None and next(directory.path.glob("shard-*"), None) is not None:
+            layout = judged()
+        missing = [span for span in ranges if not _continues(directory, span, cell.batch_size, layout or {})]
         labels = plan_labels(
             context.protocol.label_plan,
             cell.num_samples,
@@ -206,76 +231,117 @@ def _has_metrics(record: Mapping[str, Any], protocol: Protocol) -> bool:
     return found >= set(protocol.metrics)
 
 
-def _continues(directory: CellDirectory, span: tuple[int, int], batch_size: int) -> bool:
-    """Tell whether a shard from an earlier run can stay: whole, and sampled with the same batch size."""
+def _continues(directory: CellDirectory, span: tuple[int, int], batch_size: int, judged: Layout) -> bool:
+    """Tell whether a shard from an earlier run can stay: whole, of the same batch size, with all that judges say."""
     facts = directory.shard_facts(*span)
     if facts is None or facts.get("batch_size") != batch_size:
         return False
     numbers = [facts.get(name) for name in SHARD_FACTS]
-    return all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
+    if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+        return False
+    found = directory.shard_layout(*span) or {}
+    pictures, _ = found.pop("thumbnails", ("U8", ()))
+    expected = {name: (dtype, (span[1] - span[0], *rest)) for name, (dtype, (_, *rest)) in judged.items()}
+    return pictures == "U8" and found == expected
 
 
 def _execute(
     pool: Executor, work: list[_Work], context: Context, runs: Path, progress: Progress, summary: Summary
 ) -> None:
-    """Keep the workers busy: shards in order, and each cell's measurement as soon as its shards are there."""
+    """Keep the workers busy: shards in order, and each cell's measurement as soon as its shards are there.
+
+    Where a worker dies, what ran goes again in fresh ones, one task at a time: the one that dies again is the culprit.
+    """
     remaining = {item.cell.cell_id: len(item.missing) for item in work}
     failed: set[str] = set()
-    running: dict[Future[Any], tuple[_Work, tuple[int, int] | None]] = {}
+    running: dict[Future[Any], _Task] = {}
     ready = [item for item in work if not item.missing]
     queue = _shards(work, failed)
     window = 2 * pool.workers if pool.workers > 1 else 1
+    died: list[_Task] = []
+    suspects: list[_Task] = []
 
-    def measure(item: _Work) -> None:
-        arguments = (context, item.cell, item.labels, item.ranges, runs, item.row)
-        running[_submit(pool, item.cell, measure_task, *arguments)] = (item, None)
+    def start(task: _Task) -> None:
+        item, span = task.item, task.span
+        if span is None:
+            future = _submit(pool, measure_task, context, item.cell, item.labels, item.ranges, runs, item.row)
+        else:
+            future = _submit(pool, sample_task, context, item.cell, item.labels, *span, runs)
+        running[future] = task
+
+    def fail(item: _Work, failure: CellFailure) -> None:
+        if item.cell.cell_id not in failed:
+            failed.add(item.cell.cell_id)
+            _record_failure(item, context, runs, failure, summary, progress)
 
     while True:
-        while ready and len(running) < window + 2:
-            measure(ready.pop())
-        while len(running) < window and (entry := next(queue, None)) is not None:
-            item, span = entry
-            task = _submit(pool, item.cell, sample_task, context, item.cell, item.labels, *span, runs)
-            running[task] = (item, span)
+        if died and not running:
+            cause = _reopen(pool)
+            overdue = cause == TIMED_OUT and len(died) == 1
+            for task in died:
+                if task.alone or overdue:
+                    fail(task.item, _death(task, cause, context.timeout))
+                else:
+                    suspects.append(task._replace(alone=True))
+            died.clear()
+        suspects = [task for task in suspects if task.item.cell.cell_id not in failed]
+        if suspects and not running:
+            start(suspects.pop(0))
+        elif not suspects and not died and not any(task.alone for task in running.values()):
+            while ready and len(running) < window + 2:
+                start(_Task(ready.pop(), None))
+            while len(running) < window and (entry := next(queue, None)) is not None:
+                start(_Task(*entry))
         if not running:
             break
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            item, finished = running.pop(future)
+            task = running.pop(future)
+            item, cell_id = task.item, task.item.cell.cell_id
             try:
                 failure = future.result()
-            except BrokenProcessPool as error:
-                raise _died(item.cell) from error
-            cell_id = item.cell.cell_id
-            if failure is not None:
-                if cell_id not in failed:
-                    failed.add(cell_id)
-                    _record_failure(item, context, runs, failure, summary, progress)
+            except pool.deaths:
+                died.append(task)
                 continue
-            if finished is None:
+            if failure is not None:
+                fail(item, failure)
+                continue
+            if task.span is None:
                 summary.indexer.add(CellDirectory(runs, cell_id))
                 summary.measured.append(item.cell)
                 progress.cell(item.cell, "done", None)
                 continue
             remaining[cell_id] -= 1
-            samples = finished[1] - finished[0]
+            samples = task.span[1] - task.span[0]
             progress.shard(item.cell, item.total - remaining[cell_id], item.total, samples)
             if remaining[cell_id] == 0 and cell_id not in failed:
                 ready.append(item)
 
 
-def _submit(pool: Executor, cell: Cell, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+def _submit(pool: Executor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     try:
         return pool.submit(function, *arguments)
-    except BrokenProcessPool as error:  # it died before its first result
-        raise _died(cell) from error
+    except pool.deaths as error:  # a worker died before this task came to it
+        future: Future[Any] = Future()
+        future.set_exception(error)
+        return future
 
 
-def _died(cell: Cell) -> BenchError:
-    return BenchError(
-        f"a worker died while it sampled {cell.label} (out of memory, or the adapter ended its process?); run the same "
-        "command to continue, with a smaller --batch-size or --workers 1"
-    )
+def _reopen(pool: Executor) -> str:
+    """Return why a worker died, once fresh ones are there. Raises BenchError where none can be started."""
+    cause = pool.reopen()
+    try:
+        pool.submit(idle_task).result()
+    except pool.deaths as error:
+        raise BenchError(f"no worker process can be started ({pool.reopen()}); try --workers 1") from error
+    return cause
+
+
+def _death(task: _Task, cause: str, timeout: float | None) -> CellFailure:
+    during = "its metrics were computed" if task.span is None else f"it sampled {task.span[0]}..{task.span[1] - 1}"
+    if cause == TIMED_OUT and timeout:
+        return CellFailure(f"the worker process was ended while {during}: {too_long(timeout)}")
+    return CellFailure(f"the worker process died while {during}, and again in a fresh one: {cause}")
 
 
 def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[int, int]]]:

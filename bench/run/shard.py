@@ -33,6 +33,10 @@ _WARM: WeakKeyDictionary[Adapter, tuple[str, int]] = WeakKeyDictionary()
 allocates."""
 
 
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Arrays by name: dtype as safetensors writes it, and shape."""
+
+
 class CellFailure(Exception):
     """The adapter broke its contract on this cell; the other cells go on."""
 
@@ -143,6 +147,15 @@ def judge_batch(judges: Mapping[str, Judge], pixels: Tensor, labels: Tensor) -> 
     """Return what each judge says of uint8 `pixels` [B, 3, H, W], as `<judge>.<name>` [B, ...]: one pass a judge."""
     judged = {name: judge(pixels, labels) for name, judge in judges.items()}
     return {f"{name}.{key}": values.cpu().numpy() for name, said in judged.items() for key, values in said.items()}
+
+
+def judged_layout(judges: Mapping[str, Judge], protocol: Protocol) -> Layout:
+    """Return what the judges say of one image, a black one of class 0: what a shard must hold, row by row."""
+    device = next(iter(judges.values())).device if judges else torch.device("cpu")
+    pixels = torch.zeros(1, 3, protocol.resolution, protocol.resolution, dtype=torch.uint8, device=device)
+    said = judge_batch(judges, pixels, torch.zeros(1, dtype=torch.int64, device=device))
+    types = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64", np.dtype(np.int64): "I64"}
+    return {name: (types.get(values.dtype, str(values.dtype)), values.shape) for name, values in said.items()}
 
 
 def shrink(pixels: Tensor) -> Tensor:

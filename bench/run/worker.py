@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.pixels.precision import full_precision
 from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
+from bench.run.containment import no_exit, time_limit
 from bench.run.costs import sample_costs
 from bench.run.plan import Cell
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
 from protocols import Protocol
 from results.cells import CellDirectory
+from results.errors import BenchError, one_line
 from results.store import now
 
+BATCHES_OF_COSTS = 10
+"""What is allowed for the costs of a sample, as so many batches."""
 _judges: dict[str, Mapping[str, Judge]] = {}
 _adapters: dict[tuple[str, ...], Adapter] = {}
 
@@ -58,8 +63,9 @@ def sample_task(
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
     fix_threads(context.device)
     judges = load_judges(context.protocol, context.device)
-    adapter = load_cell_adapter(cell, context.device)
     try:
+        with adapter_faults(cell):
+            adapter = load_cell_adapter(cell, context.device)
         with full_precision():
             arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
     except CellFailure as failure:
@@ -70,16 +76,19 @@ def sample_task(
 
 def measure_task(
     context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
-) -> None:
-    """Measure a cell whose shards are all there, write its record and remove the shards."""
+) -> CellFailure | None:
+    """Measure a cell whose shards are all there, write its record and remove the shards. Return None, or why not."""
     fix_threads(context.device)
     directory = CellDirectory(runs, cell.cell_id)
     facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
-    adapter = load_cell_adapter(cell, context.device)
     rows = finish_rows(context, directory, ranges, labels)
     cost = cost_facts(facts, cell.num_samples)
-    with full_precision():
-        alone = sample_costs(cell, adapter, labels)
+    try:
+        with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():
+            adapter = load_cell_adapter(cell, context.device)
+            alone = sample_costs(cell, adapter, labels)
+    except CellFailure as failure:
+        return failure
     cell_row = {
         **row,
         "status": "done",
@@ -93,6 +102,19 @@ def measure_task(
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
     directory.remove_shards()
+    return None
+
+
+@contextmanager
+def adapter_faults(cell: Cell) -> Iterator[None]:
+    """Turn what an adapter raises outside of a batch into CellFailure; a BenchError says itself what to do."""
+    try:
+        with no_exit():
+            yield
+    except (BenchError, CellFailure, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise CellFailure(f"{cell.card.family}: {one_line(f'{type(error).__name__}: {error}')}") from error
 
 
 def idle_task() -> float:

@@ -91,13 +91,21 @@ def test_a_shard_whose_facts_or_names_are_foreign_harms_nothing(measure, tmp_pat
         (path, *_) = sorted((tmp_path / str(facts)).glob("cells/*/shard-*"))
         path.write_bytes(save({"../../../out": np.ones(50)}, metadata={"facts": json.dumps(facts)}))
         assert metrics_of(measure(tmp_path / str(facts))) == undisturbed
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "named", progress=quiet(stop_after=2))
-    (path, *_) = sorted((tmp_path / "named").glob("cells/*/shard-*"))
-    with safe_open(path, framework="numpy") as shard:
-        arrays, facts = {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata()  # noqa: SIM118
-    path.write_bytes(save({**arrays, "../../../out": np.ones(50)}, metadata=facts))
-    assert metrics_of(measure(tmp_path / "named")) == undisturbed
+    spoils = {
+        "another name": lambda arrays: {**arrays, "../../../out": np.ones(50)},
+        "fewer arrays": lambda arrays: {"inception.features": arrays["inception.features"]},
+        "fewer rows": lambda arrays: {name: array[:3] for name, array in arrays.items()},
+        "another dtype": lambda arrays: {name: array.astype(np.float16) for name, array in arrays.items()},
+        "another shape": lambda arrays: {name: array[..., None] for name, array in arrays.items()},
+    }
+    for case, spoil in spoils.items():
+        with pytest.raises(KeyboardInterrupt):
+            measure(tmp_path / case, progress=quiet(stop_after=2))
+        (path, *_) = sorted((tmp_path / case).glob("cells/*/shard-*"))
+        with safe_open(path, framework="numpy") as shard:
+            arrays, facts = {name: shard.get_tensor(name) for name in shard.keys()}, shard.metadata()  # noqa: SIM118
+        path.write_bytes(save({name: array.copy() for name, array in spoil(arrays).items()}, metadata=facts))
+        assert metrics_of(measure(tmp_path / case)) == undisturbed, case
     assert not list(tmp_path.rglob("out*"))
 
 
@@ -326,16 +334,6 @@ def test_a_runs_directory_that_is_a_file_is_met_first(measure, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="cannot be written"):
         measure(tmp_path / "file")
-
-
-def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch, digits_request, quiet):
-    monkeypatch.setattr(bench.run.runner, "sample_task", _die)
-    with pytest.raises(BenchError, match="a worker died"):
-        bench.run.runner.run(digits_request(), tmp_path / "runs", progress=quiet(), workers=2)
-
-
-def _die(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_one_worker_runs_in_this_process_and_more_in_their_own():
