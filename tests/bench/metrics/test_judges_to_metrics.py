@@ -1,0 +1,137 @@
+"""From images through a judge to the value: what every metric that reads features gives for two sets of pictures.
+
+Networks are small and random; the values are computed here anew, by the textbook, from features that transformers and
+torch-fidelity's own extractor give of the same images.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchvision.transforms.v2 import functional
+
+from bench.judges.base import JudgeSpec, load_judge
+from bench.metrics.measure import ReferenceFeatures, measure
+
+N, M = 60, 50
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """uint8 [110, 3, 28, 28]: smooth noise, the first 60 darker than the rest."""
+    random = np.random.RandomState(0)
+    small = torch.from_numpy(random.randint(0, 256, (N + M, 3, 7, 7)).astype(np.uint8))
+    images = functional.resize(small, [28, 28], interpolation=functional.InterpolationMode.BICUBIC)
+    images[:N] = (images[:N] * 0.8).to(torch.uint8)
+    return images
+
+
+def judged(images, name, kind, root, **options):
+    judge = load_judge(JudgeSpec(name, kind, options), device="cpu", root=root)
+    return {f"{name}.{key}": value.numpy() for key, value in judge(images, torch.zeros(len(images), dtype=int)).items()}
+
+
+def value_of(metric, arrays, **options):
+    generated = {name: array[:N] for name, array in arrays.items()}
+    real = {name: ReferenceFeatures.of(array[N:]) for name, array in arrays.items()}
+    result = measure(generated, real, [metric], options=options)
+    assert not result.skipped
+    return result.values[0].value
+
+
+def frechet(x, y):
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * np.trace(sqrtm(s @ t)).real
+
+
+def test_fd_dinov2_is_the_frechet_distance_of_class_tokens(pictures, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    model = transformers.Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path / "dino")
+    arrays = judged(pictures, "dinov2", "dinov2", tmp_path, path="dino", size=28)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        tokens = model((pictures / 255 - mean[:, None, None]) / std[:, None, None]).last_hidden_state[:, 0].numpy()
+    assert value_of("fd_dinov2", arrays) == pytest.approx(frechet(tokens[:N], tokens[N:]), rel=1e-3)
+
+
+def test_cmmd_is_the_discrepancy_of_embeddings_of_unit_length(pictures, tmp_path):
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        projection_dim=12, text_config=tower, vision_config={**tower, "image_size": 28, "patch_size": 14}
+    )
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path / "clip")
+    arrays = judged(pictures, "clip_l14_336", "clip-features", tmp_path, path="clip")
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    with torch.no_grad():
+        pooled = model.vision_model((pictures / 255 - mean[:, None, None]) / std[:, None, None]).pooler_output
+        e = torch.nn.functional.normalize(model.visual_projection(pooled).double(), dim=1).numpy()
+    k = np.exp(-cdist(e, e, "sqeuclidean") / 200)
+    expected = 1000 * (k[:N, :N].mean() + k[N:, N:].mean() - 2 * k[:N, N:].mean())
+    assert value_of("cmmd", arrays) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def inception(pictures, tmp_path_factory):
+    """What the judge gives, and the pool and seven channels of the 17x17 map of torch-fidelity's extractor."""
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    maps = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output[:, :7]))
+    few = torch.cat([pictures[:12], pictures[-12:]])
+    arrays = judged(few, "inception", "torch-fidelity", path.parent, weights=str(path), spatial=True)
+    with torch.no_grad():
+        (pool,) = network(few)
+    return arrays, pool.double().numpy(), torch.cat(maps).double().flatten(1).numpy()
+
+
+def small_value(metric, arrays, **options):
+    generated = {name: array[:12] for name, array in arrays.items()}
+    real = {name: ReferenceFeatures.of(array[12:]) for name, array in arrays.items()}
+    return measure(generated, real, [metric], options=options).values[0].value
+
+
+def nuclear(x, y):
+    """The Frechet distance of few samples in many dimensions: the nuclear norm of the centred products."""
+    a, b = x - x.mean(0), y - y.mean(0)
+    scale = np.sqrt((len(x) - 1) * (len(y) - 1))
+    traces = (a**2).sum() / (len(x) - 1) + (b**2).sum() / (len(y) - 1)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + traces - 2 * np.linalg.norm(a @ b.T, "nuc") / scale
+
+
+def test_fid_and_sfid_are_frechet_distances_of_the_pool_and_of_seven_channels_of_the_map(inception):
+    arrays, pool, spatial = inception
+    assert small_value("fid", arrays) == pytest.approx(nuclear(pool[:12], pool[12:]), rel=1e-3)
+    assert small_value("sfid", arrays) == pytest.approx(nuclear(spatial[:12], spatial[12:]), rel=1e-3)
+
+
+def test_kid_is_the_unbiased_cubic_discrepancy_of_the_pool(inception):
+    arrays, pool, _ = inception
+    k = (pool @ pool.T / pool.shape[1] + 1) ** 3
+    x, y = k[:12, :12], k[12:, 12:]
+    expected = sum((own.sum() - np.trace(own)) / (12 * 11) for own in (x, y)) - 2 * k[:12, 12:].mean()
+    assert small_value("kid", arrays) == pytest.approx(expected, rel=2e-3, abs=1e-9)
+
+
+def test_precision_and_recall_are_shares_inside_balls_of_the_pool(inception):
+    arrays, pool, _ = inception
+    fake, real = pool[:12], pool[12:]
+    cross = cdist(fake, real)
+    radius = {side: np.sort(cdist(x, x), axis=1)[:, 3] for side, x in (("fake", fake), ("real", real))}
+    assert small_value("precision", arrays) == pytest.approx((cross <= radius["real"]).any(1).mean())
+    assert small_value("recall", arrays) == pytest.approx((cross <= radius["fake"][:, None]).any(0).mean())
