@@ -113,10 +113,12 @@ class _NoMemory(NoiseSource):
 
 
 def _nfe(card: ModelCard) -> str:
-    """Return the evaluations per image at the natural setting: networks are counted, not computed."""
+    """Return the evaluations per image at the natural setting: networks of any size are counted, not computed."""
     card = find_card(card.member(card.natural_steps)) if card.members else card
     adapter = skeleton(card).to("meta")
     for network in filter(None, (adapter.network, adapter.guide)):
+        if sum(parameter.numel() for parameter in network.parameters()) < 1_000_000:
+            continue  # cheap as it is, and its output need not be of x's shape
         if inspect.signature(network.forward).return_annotation == "Tensor":  # one of several parts computes
             network.forward = lambda x, *conditions, **named: x
     meter = Meter(adapter)

@@ -10,8 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.consistency import karras_sigmas, multistep_sample
-from adapters.digits.network import NULL_LABEL, DigitsMixer
-from adapters.digits.parametrisation import FINEST_LEVEL, LEVELS, consistency_function, denoise, step_code, velocity
+from adapters.digits.network import NULL_LABEL, build_network
+from adapters.digits.parametrisation import (
+    FINEST_LEVEL,
+    LEVELS,
+    Network,
+    consistency_function,
+    denoise,
+    step_code,
+    velocity,
+)
 from adapters.dmd import one_step_sample
 from adapters.guidance import Guided
 from adapters.integrators import AdaptiveSolver, FixedSolver, ode_sample
@@ -27,11 +35,9 @@ from bench.contracts.settings import Number, SamplerSettings
 class Digits(Adapter):
     """What all digits generators share: the network, its weights and the grey picture, float32 [B, 1, 8, 8]."""
 
-    network: DigitsMixer
-
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
-        self.network = DigitsMixer(**card.architecture)
+        self.network = build_network(card.architecture)
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Fill the network from the trained state dict, strictly."""
@@ -54,15 +60,23 @@ class DigitsFlow(Digits):
     Settings = FlowSettings
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: FlowSettings) -> Tensor:
-        """Integrate the flow over `steps` equal steps."""
-
-        def network(x: Tensor, level: Tensor, labels: Tensor) -> Tensor:
-            return velocity(self.network, x, level, labels)
-
-        model = Guided(network, labels, torch.full_like(labels, NULL_LABEL), cfg)
-        times = [i / steps for i in range(steps + 1)]
+        """Integrate the flow over `steps` steps."""
+        model, times = self.guided(labels, cfg), self.times(steps, settings)
         # The sampler has noise at t = 0, the network at t = 1.
         return ode_sample(lambda x, t: -model(x, 1 - t), noise.normal(self.latent_shape), times, settings.solver)
+
+    def guided(self, labels: Tensor, cfg: float) -> Guided:
+        """Return the velocity towards the noise as a function of (x, t)."""
+        return Guided(velocity_of(self.network), labels, torch.full_like(labels, NULL_LABEL), cfg)
+
+    def times(self, steps: int, settings: FlowSettings) -> Sequence[float]:
+        """Return the steps + 1 times from noise (0) to data (1), equally far apart."""
+        return [i / steps for i in range(steps + 1)]
+
+
+def velocity_of(network: Network) -> Network:
+    """Return a flow network as a function of (x, t, labels)."""
+    return lambda x, t, labels: velocity(network, x, t, labels)
 
 
 class DigitsUNI(UNI):

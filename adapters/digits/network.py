@@ -6,9 +6,14 @@ faster but memorises the 1,198 training images; attention or convolutions cost m
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from results.errors import BenchError
 
 IMAGE_SIZE = 8
 PATCH = 2
@@ -25,12 +30,24 @@ class DigitsMixer(nn.Module):
     `t` and `s` are scalars in [0, 1] per sample; t = 1 is pure noise and t = 0 is data in every family. `s` is what the
     family needs beside the time: the interval (MeanFlow), the step size's code (shortcut), else 0. Labels are
     0..9, and 10 (the last row of the table) is the null label.
+
+    `guided` adds the code of the guidance scale as a third scalar, `hinted` a second image beside x. Both start with
+    zero weights: the weights of a network without them are those of one with them that has not learnt to use them.
     """
 
-    def __init__(self, width: int = 64, blocks: int = 3) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        blocks: int = 3,
+        *,
+        channels: int = 1,
+        outputs: int = 1,
+        guided: bool = False,
+        hinted: bool = False,
+    ) -> None:
         super().__init__()
         self.width = width
-        self.embed = nn.Linear(PATCH**2, width)
+        self.embed = nn.Linear(channels * PATCH**2, width)
         self.position = nn.Parameter(0.3 * torch.randn(TOKENS, 1, width))
         self.time = ScalarEmbedding(width)
         self.second = ScalarEmbedding(width)
@@ -38,20 +55,84 @@ class DigitsMixer(nn.Module):
         self.blocks = nn.ModuleList(MixerBlock(width) for _ in range(blocks))
         # Every block's modulation and the output's come from one product: 6 vectors a block, 2 at the end.
         self.modulation = nn.Linear(width, (6 * blocks + 2) * width)
-        self.output = nn.Linear(width, PATCH**2)
-        for layer in (self.modulation, self.output):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.output = nn.Linear(width, outputs * PATCH**2)
+        self.guide = ScalarEmbedding(width) if guided else None
+        self.hint = nn.Linear(PATCH**2, width) if hinted else None
+        for layer in (self.modulation, self.output, self.guide and self.guide.mlp[-1], self.hint):
+            for parameter in layer.parameters() if layer is not None else ():
+                nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """Return float32 [B, 1, 8, 8] for x [B, 1, 8, 8], t [B], s [B] and labels int64 [B]."""
+    def forward(
+        self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor, guide: Tensor | None = None, hint: Tensor | None = None
+    ) -> Tensor:
+        """Return float32 [B, outputs, 8, 8] for x [B, channels, 8, 8], t [B], s [B] and labels int64 [B].
+
+        `guide` [B] in [0, 1] and `hint` [B, 1, 8, 8] are what a guided or hinted network can take besides.
+        """
         dtype = self.output.weight.dtype
         tokens = self.embed(patches(x.to(dtype))) + self.position
+        if self.hint is not None and hint is not None:
+            tokens = tokens + self.hint(patches(hint.to(dtype)))
         condition = self.time(t) + self.second(s) + self.label(labels)
+        if self.guide is not None and guide is not None:
+            condition = condition + self.guide(guide)
         vectors = self.modulation(F.silu(condition)).unflatten(-1, (-1, self.width)).unbind(1)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, *vectors[6 * index : 6 * index + 6])
         return images(self.output(modulated_norm(tokens, *vectors[-2:]))).float()
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a network with fewer inputs; the further ones keep their zeros. Nothing else may lack."""
+        keys = self.load_state_dict(weights, strict=False)
+        further = {name for name in self.state_dict() if name.startswith(("guide.", "hint."))}
+        if keys.unexpected_keys or not further.issuperset(keys.missing_keys):
+            raise BenchError(f"the weights to start from do not fit: {keys}")
+
+
+class Members(nn.Module):
+    """Several mixers of one shape in one file: a system of more than one network."""
+
+    members: nn.ModuleDict
+
+    def __init__(self, members: Sequence[str], **architecture: Any) -> None:
+        super().__init__()
+        self.members = nn.ModuleDict({name: DigitsMixer(**architecture) for name in members})
+
+
+class Choice(Members):
+    """Each call asks one of the members."""
+
+    def forward(self, member: str, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Return the output of one of the mixers."""
+        output: Tensor = self.members[member](*inputs, **named)
+        return output
+
+
+class Experts(Members):
+    """The members share out the images between them: each image meets one, and costs one evaluation."""
+
+    def forward(self, member: Tensor, *inputs: Tensor) -> Tensor:
+        """Return float32 [B, 1, 8, 8]: row i from the mixer number `member`[i], int64 [B].
+
+        The rows' weights are gathered on the device, so that nothing waits for the values of `member`.
+        """
+        mixers = list(self.members.values())
+        weights, _ = torch.func.stack_module_state(mixers)
+        own = {name: weight[member] for name, weight in weights.items()}
+        rows = tuple(value[:, None] for value in inputs)
+        output: Tensor = torch.func.vmap(lambda own, rows: torch.func.functional_call(mixers[0], own, rows))(own, rows)
+        return output[:, 0]
+
+
+def build_network(architecture: Mapping[str, Any]) -> nn.Module:
+    """Return the untrained network of a card's or recipe's `architecture`.
+
+    `members` names several mixers of the rest, `experts` tells that each image meets one of them; `guide` is the
+    architecture of a second network.
+    """
+    facts = {key: value for key, value in architecture.items() if key != "guide"}
+    members, experts = facts.pop("members", None), facts.pop("experts", False)
+    return DigitsMixer(**facts) if members is None else (Experts if experts else Choice)(members, **facts)
 
 
 class MixerBlock(nn.Module):
@@ -111,13 +192,16 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def patches(x: Tensor) -> Tensor:
-    """Return the 2x2 patches of x [B, 1, 8, 8], row-major, as [16, B, 4]."""
+    """Return the 2x2 patches of x [B, C, 8, 8], row-major, as [16, B, 4 C]."""
     side = IMAGE_SIZE // PATCH
-    return x.reshape(-1, side, PATCH, side, PATCH).permute(1, 3, 0, 2, 4).reshape(TOKENS, -1, PATCH**2)
+    channels = x.shape[1]
+    grid = x.reshape(-1, channels, side, PATCH, side, PATCH)
+    return grid.permute(2, 4, 0, 1, 3, 5).reshape(TOKENS, -1, channels * PATCH**2)
 
 
 def images(tokens: Tensor) -> Tensor:
-    """Return [B, 1, 8, 8]: the inverse of `patches`."""
+    """Return [B, C, 8, 8]: the inverse of `patches`."""
     side = IMAGE_SIZE // PATCH
-    grid = tokens.reshape(side, side, -1, PATCH, PATCH)
-    return grid.permute(2, 0, 3, 1, 4).reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    channels = tokens.shape[-1] // PATCH**2
+    grid = tokens.reshape(side, side, -1, channels, PATCH, PATCH)
+    return grid.permute(2, 3, 0, 4, 1, 5).reshape(-1, channels, IMAGE_SIZE, IMAGE_SIZE)

@@ -15,11 +15,16 @@ from torch import Generator, Tensor, nn
 from adapters.digits.network import IMAGE_SIZE, NULL_LABEL
 from adapters.digits.parametrisation import (
     FINEST_LEVEL,
+    INTRINSIC_SCALE,
     LEVELS,
     consistency_function,
+    cosine_path,
     denoise,
     edm_denoise,
+    guide_code,
+    predict_bits,
     step_code,
+    to_bits,
     velocity,
     wide,
 )
@@ -193,32 +198,95 @@ def shortcut(network: nn.Module, ema: nn.Module, batch: Batch, draws: Generator,
     return (network(x_t, t, code, y) - target).square().mean()
 
 
-# --- DMD (arXiv 2311.18828) with the two time scales of DMD2 (arXiv 2405.14867) ---------------------------------------
+# --- iSM: a shortcut model with intrinsic guidance (arXiv 2510.21250) -------------------------------------------------
 
 
-def fake_score(fake: nn.Module, generator: nn.Module, y: Tensor, draws: Generator) -> Tensor:
-    """The flow objective on the generator's own samples: `fake` learns what the generator makes now."""
-    with torch.no_grad():
-        x = one_step(generator, y, draws)
-    z = normal_like(x, draws)
-    t = torch.sigmoid(torch.randn(len(x), generator=draws))
-    return (velocity(fake, path(x, z, t), t, y) - (z - x)).square().mean()
-
-
-def distribution_matching(
-    generator: nn.Module, fake: nn.Module, teacher: nn.Module, y: Tensor, draws: Generator
+def intrinsic_shortcut(
+    network: nn.Module, target: nn.Module, batch: Batch, draws: Generator, *, bootstrap: float = 0.25
 ) -> Tensor:
-    """Move G(z) along w (mu_fake - mu_real), mu the denoised means at a noised sample, w = 1 / mean|G(z) - mu_real|."""
-    x = one_step(generator, y, draws)
-    t = 0.02 + 0.96 * torch.rand(len(x), generator=draws)
+    """The shortcut objective with the guidance scale w as an input: the finest step is that of the guided velocity.
+
+    Only there does guidance enter, z - x + (w - 1)(v(y) - v(null)) with v from `target`, a fast average, at w = 1; a
+    step of 2d must equal two of d at the same w. w is 1 in three tenths of the batch, else uniform on [1, 3], and 1 for
+    the null label.
+    """
+    x, y = batch
+    z = normal_like(x, draws)
+    count = round(bootstrap * len(x))
+    level = torch.randint(0, FINEST_LEVEL, (count,), generator=draws)
+    d = 2.0 ** -(level + 1)
+    start = ((torch.rand(count, generator=draws) / (2 * d)).floor() + 1) * 2 * d
+    flow_time = torch.sigmoid(torch.randn(len(x) - count, generator=draws))
+    t = torch.cat([start, flow_time])
+    code = torch.cat([step_code(level), torch.zeros_like(flow_time)])
+    y_flow = drop_labels(y[count:], draws)
+    y_all = torch.cat([y[:count], y_flow])
+    w = guidance_scales(len(x), 0.3, INTRINSIC_SCALE, draws)
+    w = torch.where(y_all == NULL_LABEL, 1.0, w)
+    guide = guide_code(w, INTRINSIC_SCALE)
+    x_t = path(x, z, t)
+    goal = z - x
     with torch.no_grad():
-        x_t = path(x, normal_like(x, draws), t)
-        mu_real = denoise(teacher, x_t, t, y)
-        mu_fake = denoise(fake, x_t, t, y)
-        w = 1 / (x - mu_real).abs().mean((1, 2, 3), keepdim=True)
-        gradient = w * (mu_fake - mu_real)
-        target = x - gradient
-    return 0.5 * (x - target).square().mean()
+        half = step_code(level + 1)
+        s_1 = target(x_t[:count], start, half, y[:count], guide[:count])
+        s_2 = target(x_t[:count] - wide(d) * s_1, start - d, half, y[:count], guide[:count])
+        goal[:count] = (s_1 + s_2) / 2
+        none = torch.zeros_like(flow_time)
+        v = target(x_t[count:], flow_time, none, y_flow, none)
+        v_null = target(x_t[count:], flow_time, none, torch.full_like(y_flow, NULL_LABEL), none)
+        goal[count:] += wide(w[count:] - 1) * (v - v_null)
+    return (network(x_t, t, code, y_all, guide) - goal).square().mean()
+
+
+# --- Analog bits (arXiv 2208.04202) ----------------------------------------------------------------------------------
+
+
+def analog_bits(network: nn.Module, batch: Batch, draws: Generator) -> Tensor:
+    """|x_hat(x_t, x_hat', t) - x|^2 of the bits x; x_hat' is the network's own estimate in half of the batch, else 0.
+
+    That is self-conditioning: the estimate comes from the same x_t, without a gradient, and is clipped to [-1, 1].
+    """
+    x, y = to_bits(batch.x), drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    t = torch.rand(len(x), generator=draws)
+    alpha, sigma = cosine_path(t)
+    x_t = wide(alpha) * x + wide(sigma) * z
+    estimate = torch.zeros_like(x)
+    half = len(x) // 2
+    with torch.no_grad():
+        own = predict_bits(network, x_t[:half], estimate[:half], t[:half], y[:half])
+        estimate[:half] = own.clamp(-1, 1)
+    return (predict_bits(network, x_t, estimate, t, y) - x).square().mean()
+
+
+# --- SplitMeanFlow (arXiv 2507.16884) --------------------------------------------------------------------------------
+
+
+def split_mean_flow(network: nn.Module, ema: nn.Module, batch: Batch, draws: Generator) -> Tensor:
+    """(t - r) u(x_t; r, t) = (s - r) u(x_s; r, s) + (t - s) u(x_t; s, t), the right side from the network `ema`.
+
+    In the first quarter r = t, where u = v; in the second t = 1, half of it with r = 0, the question that one step
+    asks. `ema` is a fast average: with the network itself in its place any constant field is a solution, and training
+    finds one.
+    """
+    x, y = batch.x, drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    pair = torch.rand(2, len(x), generator=draws)
+    t, r = pair.amax(0), pair.amin(0)
+    quarter = len(x) // 4
+    r[:quarter] = t[:quarter]
+    t[quarter : 2 * quarter] = 1.0
+    r[quarter : quarter + quarter // 2] = 0.0
+    s = r + torch.rand(len(x), generator=draws) * (t - r)
+    x_t = path(x, z, t)
+    target = z - x
+    with torch.no_grad():
+        u_2 = ema(x_t, t, t - s, y)
+        x_s = x_t - wide(t - s) * u_2
+        u_1 = ema(x_s, s, s - r, y)
+        split = (wide(s - r) * u_1 + wide(t - s) * u_2) / wide(t - r).clamp(min=1e-4)
+        target = torch.where(wide(r < t), split, target)
+    return (network(x_t, t, t - r, y) - target).square().mean()
 
 
 # --- Pieces ----------------------------------------------------------------------------------------------------------
@@ -248,6 +316,12 @@ def normal_like(x: Tensor, draws: Generator) -> Tensor:
 def drop_labels(y: Tensor, draws: Generator) -> Tensor:
     """Return labels of which a tenth became the null label."""
     return torch.where(torch.rand(len(y), generator=draws) < LABEL_DROPOUT, NULL_LABEL, y)
+
+
+def guidance_scales(count: int, unguided: float, largest: float, draws: Generator) -> Tensor:
+    """Return [count] scales w, 1 in a share `unguided` and else uniform on [1, largest]."""
+    w = 1 + (largest - 1) * torch.rand(count, generator=draws)
+    return torch.where(torch.rand(count, generator=draws) < unguided, 1.0, w)
 
 
 def beta(a: float, count: int, draws: Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Train the digits generators: `python -m adapters.digits.train [--only flow,meanflow] [--seed 7] [--output DIR]`.
 
-One CPU core, about eleven minutes, seeded; only the training part of the digits is read. Writes one safetensors file a
+One CPU core, about 25 minutes, seeded; only the training part of the digits is read. Writes one safetensors file a
 model and, into the package's own folder, each card's digest of it.
 """
 
@@ -59,7 +59,7 @@ def train(names: list[str], data: Data, seed: int, output: Path, progress: Progr
             path = output / f"{recipe.start}.safetensors"
             if not path.exists():
                 raise BenchError(f"{name} starts from {path}, which does not exist; train {recipe.start} first")
-            network.load_state_dict(load_file(path))
+            network.start_from(load_file(path))
         # Each model's draws depend on the seed and its name alone, not on what was trained before it.
         draws = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
         task = progress.add_task(name, total=recipe.iterations, loss="")
