@@ -21,8 +21,8 @@ from results.leaderboard import COMPOSITE, Row
 from results.published import Claim, claims_of
 
 NUMBERS = (
-    "steps", "cfg", "nfe", "guide_nfe", "parameters", "flops", "network_seconds", "decode_seconds", "judge_seconds",
-    "images_per_second", "latency_seconds", "peak_memory",
+    "steps", "cfg", "nfe", "guide_nfe", "substeps", "parameters", "flops", "network_seconds", "decode_seconds",
+    "judge_seconds", "images_per_second", "latency_seconds", "peak_memory",
 )  # fmt: skip
 """Columns of `cells` that are numbers, some of them unknown."""
 

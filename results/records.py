@@ -48,6 +48,7 @@ LEAST = {
     ("cells", "seed"): 0,
     ("cells", "nfe"): 0,
     ("cells", "guide_nfe"): 0,
+    ("cells", "substeps"): 0,
     ("cells", "failures"): 0,
     ("cells", "parameters"): 0,
     ("cells", "flops"): 0,

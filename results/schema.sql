@@ -66,6 +66,7 @@ CREATE TABLE cells (
   weights_sha256 VARCHAR,
   nfe DOUBLE,                          -- measured evaluations of the network per sample
   guide_nfe DOUBLE,                    -- of a second, weaker network
+  substeps DOUBLE,                     -- updates between evaluations that ask no network, per sample; null: none
   failures INTEGER NOT NULL,           -- samples that were not finite
   parameters BIGINT,
   flops DOUBLE,                        -- per sample, by torch's counter

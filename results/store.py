@@ -23,7 +23,7 @@ from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError,
 from results.files import disk_error, sweep, writing
 from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 TABLES = (
     "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
     "ranks", "metric_ranks", "rankings", "references", "published", "schema_version",

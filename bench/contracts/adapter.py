@@ -88,6 +88,10 @@ class Adapter(ABC):
             return f"{self.card.name} takes no guidance (cfg must be 1)"
         return None
 
+    def substeps(self, steps: int, settings: Any) -> int | None:
+        """Return how many updates of a sample ask no network, beside its NFE; None for a sampler without such."""
+        return None
+
     @abstractmethod
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: Any) -> Tensor:
         """Return samples in model space, float32 [B, *latent_shape]; `settings` is a record of `Settings`."""

@@ -95,6 +95,7 @@ def measure_task(
         "reason": None,
         **cost,
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
+        "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
         "latency_seconds": alone.latency_seconds,
         "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
         "pixels": pixel_facts(facts),

@@ -10,6 +10,7 @@ from adapters.gmflow import GMFlow
 from adapters.imm import IMM, IMMSettings
 from adapters.piflow import PiFlow, PiFlowSettings
 from adapters.tim import TiM
+from bench.cli.output import leaderboard_table
 from bench.contracts.adapter import Adapter
 from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import PhiloxNoise
@@ -18,6 +19,7 @@ from bench.models.cards import cards, find_card
 from bench.models.registry import skeleton
 from bench.recordings.replay import run_case
 from results.errors import BenchError
+from results.leaderboard import Row
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("tvm-a", "piflow-imagenet-a", "gmflow-imagenet-a", "tim-a", "imm-a")
@@ -82,3 +84,15 @@ def test_an_architecture_that_nobody_published_is_refused_in_one_line(name: str,
     case = replace(case, spec={**case.spec, "architecture": {**case.architecture, key: value}})
     with pytest.raises(BenchError, match=key):
         recorded_adapter(case, TiM if name == "tim-a" else IMM, "classifier-free")
+
+
+def test_rows_with_substeps_show_them_beside_nfe_and_others_have_no_such_column() -> None:
+    cell = {
+        "model": "m", "steps": 1, "cfg": 1.0, "nfe": 1.0, "failures": 0, "images_per_second": None, "sampler": "native",
+        "dtype": "float32", "random_weights": False, "off_regime": False, "options": {}, "seed": 0,
+    }  # fmt: skip
+    headings = [
+        [column.header for column in leaderboard_table([Row({**cell, "substeps": count}, {})], 200).columns]
+        for count in (128, None)
+    ]
+    assert headings[0][4:6] == ["NFE", "substeps"] and "substeps" not in headings[1]
