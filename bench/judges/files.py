@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object. Raises BenchError naming the file when it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{path}: cannot be read as JSON ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise BenchError(f"{path}: holds no JSON object")

@@ -7,6 +7,7 @@ scores; or `torchvision`); `scale` (default: the model's exp(logit_scale)); `bat
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -77,8 +78,11 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
 
     weights, config, processor, tokenizer_file = files
     model = load_model(spec, transformers.CLIPModel, config)
-    with _quietly(spec, tokenizer_file.parent):
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer_file.parent, local_files_only=True)
+    parts = tokenizer_parts(spec, tokenizer_file)
+    with tempfile.TemporaryDirectory(prefix="bench-tokenizer-") as alone, _quietly(spec, tokenizer_file.parent):
+        for part in parts:
+            (Path(alone) / part.name).symlink_to(part.absolute())
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(alone, local_files_only=True)
     preprocess = from_processor_config(read_json(processor), spec.options.get("backend", "pillow"))
     if model.config.vision_config.image_size != preprocess.size:
         raise BenchError(
@@ -91,7 +95,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
         "library": library_version("transformers"),
         "weights": file_sha256(weights),
         "config": file_sha256(config),
-        "tokenizer": {part.name: file_sha256(part) for part in _tokenizer_parts(tokenizer_file.parent)},
+        "tokenizer": {part.name: file_sha256(part) for part in parts},
         "preprocess": asdict(preprocess),
         "scale": "exp(logit_scale)" if scale is None else float(scale),
     }
@@ -99,8 +103,15 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     return AlignmentJudge(spec.name, towers, preprocess, scale, facts, device, spec.options.get("batch_size"))
 
 
-def _tokenizer_parts(directory: Path) -> list[Path]:
-    return [directory / name for name in TOKENIZER_PARTS if (directory / name).is_file()]
+def tokenizer_parts(spec: JudgeSpec, file: Path) -> list[Path]:
+    """Return the files that make the tokenizer: those of a local directory, or of a hub's the one that was fetched.
+
+    Any program may add files to the hub's cache; were they read, one judge would differ between machines.
+    """
+    prefix = "processor_" if {"processor_path", "processor_hub"} & set(spec.options) else ""
+    fetched = f"{prefix}path" not in spec.options
+    names = (file.name, "merges.txt") if file.name == "vocab.json" else (file.name,)
+    return [file.parent / name for name in (names if fetched else TOKENIZER_PARTS) if (file.parent / name).is_file()]
 
 
 def model_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:

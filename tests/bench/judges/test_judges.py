@@ -296,6 +296,9 @@ def test_hub_files_of_earlier_versions_are_found_in_the_cache_directory(judge_fi
     assert missing_files(spec, tmp_path) == []
     judge = load_judge(spec, device="cpu", root=tmp_path)
     assert judge.digest == loaded(PICK, judge_files).digest
+    (snapshot / "special_tokens_map.json").write_text('{"unk_token": "?"}')  # another program fetched it
+    (snapshot / "tokenizer_config.json").write_text('{"model_max_length": 3}')
+    assert load_judge(spec, device="cpu", root=tmp_path).digest == judge.digest
 
 
 @pytest.mark.parametrize(
