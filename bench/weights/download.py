@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.weights.cache import sha256_of
+from bench.weights.sniff import kind_of
 from results.errors import BenchError
 
 Progress = Callable[[int, int | None], None]
@@ -83,6 +84,9 @@ def download(
             f"{title}: {remote.url} should be of size {remote.size} but has size {size}; nothing was kept, "
             "try again later"
         )
+    if kind_of(partial).name == "html":
+        partial.unlink()
+        raise Unreachable(f"{title}: {remote.url} answers with a page, not with a file; open it in a browser")
     expected = expected or remote.sha256
     found = sha256_of(partial)
     if expected is not None and not found.startswith(expected):

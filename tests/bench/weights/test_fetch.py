@@ -246,6 +246,15 @@ def test_a_server_without_head_is_taken_as_it_is_and_a_page_is_no_file(repositor
     assert fetch_model(card(source))[0].path.read_bytes() == CONTENT
 
 
+def test_a_page_that_says_it_is_a_file_is_refused_by_its_first_bytes(repository, cache):
+    url = f"{repository.url}/content/folder/model.safetensors"
+    repository.files["folder/model.safetensors"] = b"<!DOCTYPE html>\n<html><body>quota exceeded</body></html>"
+    for sha256 in (None, SHA256):
+        source = WeightsSource(format="safetensors", file="model.safetensors", url=url, sha256=sha256)
+        assert "answers with a page, not with a file" in refused(source)
+        assert not [path for path in cache.rglob("*") if path.is_file() and b"quota" in path.read_bytes()]
+
+
 @pytest.mark.parametrize("name", ["../../outside", "/outside", "folder/../../../../x"])
 def test_a_name_that_leads_out_of_the_cache_is_refused(repository, cache, name):
     assert "is no name of a file to fetch" in refused(replace(SOURCE, file=name))
