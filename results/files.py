@@ -110,6 +110,7 @@ def remove(path: Path) -> None:
 
 def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
     """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    short = error.errno is None and str(error).endswith(" written")  # numpy, when the device is full
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
     return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")

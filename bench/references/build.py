@@ -413,9 +413,9 @@ def _publish(temporary: Path, home: Path, facts: Mapping[str, Any]) -> BuiltRefe
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -41,7 +41,7 @@ BUILT_FACTS: Mapping[str, type | tuple[type, ...]] = {
     "judge_digest": str, "outputs": list, "labels": (dict, type(None)),
 }  # fmt: skip
 """Facts of a built reference that are read again, and their types."""
-SOURCE_FACTS: Mapping[str, type | tuple[type, ...]] = {"n": int, "judges_digest": str}
+SOURCE_FACTS: Mapping[str, type | tuple[type, ...]] = {"name": str, "n": int, "judges_digest": str}
 SOURCES: Group[Callable[..., Any]] = Group("bench.references", "source", "a function", callable)
 """Functions that give a reference's images or exact statistics: what `[reference] source` names."""
 
@@ -126,7 +126,7 @@ def built_references(name: str | None = None) -> list[BuiltReference]:
     found = []
     for path in sorted(references_directory().glob(f"{name or '*'}/*/facts.json")):
         try:
-            found.append(BuiltReference(path.parent, _read_facts(path, BUILT_FACTS)))
+            found.append(BuiltReference(path.parent, read_facts(path, BUILT_FACTS)))
         except BenchError as error:
             raise BenchError(
                 f"{error}; remove {path.parent} and build it again: bench reference build {path.parent.parent.name} "
@@ -135,7 +135,7 @@ def built_references(name: str | None = None) -> list[BuiltReference]:
     return found
 
 
-def _read_facts(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def read_facts(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     """Return the facts of a stored reference. Raises BenchError naming the file for what is not what we write."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -328,7 +328,7 @@ def _prepare_source(protocol: Protocol, judges: Mapping[str, Judge], runs: Path)
             parts = _judge_images(protocol, judges, loaded.images, loaded.labels)
             _write(directory, parts, {**facts, "n": len(loaded.images), "judges_digest": judges_digest(judges)})
     try:
-        stored = _read_facts(directory / "facts.json", SOURCE_FACTS)
+        stored = read_facts(directory / "facts.json", SOURCE_FACTS)
     except BenchError as error:
         raise BenchError(f"{error}; remove {directory}, which the next run makes anew") from error
     stems = (path.stem.removesuffix(".mu").removesuffix(".sigma") for path in sorted(directory.glob("*.npy")))
