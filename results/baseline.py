@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from results.documents import read_json
 from results.errors import BenchError
 from results.files import write_atomically
 from results.leaderboard import Row
@@ -87,12 +88,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline file. Raises BenchError when it cannot be read, is not one of this format, or holds nothing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise BenchError(f"baseline {path}: cannot be read ({error.strerror}); make one with --write") from error
-    except ValueError as error:
-        raise BenchError(f"baseline {path}: not JSON ({error}); make it again with --write") from error
+    content = read_json(path, "baseline")
     if (
         not isinstance(content, dict)
         or not {"format", *Baseline._fields} <= set(content)

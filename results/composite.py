@@ -11,16 +11,19 @@ freeze them.
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from results.catalog import CATALOG, MMHM_METRICS
+from results.documents import read_json
 from results.errors import BenchError
+from results.files import write_atomically
 
 _PARTS = [CATALOG[name] for name in MMHM_METRICS]
 COLUMNS = tuple(fact.mmhm for fact in _PARTS)
@@ -217,10 +220,7 @@ def read_bounds(path: Path) -> PartialBounds:
     Raises:
         BenchError: the file cannot be read or has another form.
     """
-    try:
-        bounds: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"bounds file {path} cannot be read ({error}): give a JSON file of bounds") from error
+    bounds = read_json(path, "bounds file")
     if not isinstance(bounds, dict):
         raise BenchError(f'bounds file {path} holds no object: expected {{"FID": {{"min": ..., "max": ...}}, ...}}')
     for name, pair in bounds.items():
@@ -237,4 +237,6 @@ def read_bounds(path: Path) -> PartialBounds:
 
 def write_bounds(path: Path, bounds: PartialBounds) -> None:
     """Write `bounds` as the paper's bounds file."""
-    path.write_text(json.dumps(bounds, indent=2) + "\n", encoding="utf-8")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path.parent))
+    write_atomically(path, (json.dumps(bounds, indent=2) + "\n").encode(), "--write-bounds")

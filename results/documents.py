@@ -6,6 +6,7 @@ into `card FILE: key 'a.b[2]' must be ..., found ...`.
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -69,6 +70,17 @@ def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> di
         raise error(f"{what} {shown(path)}: is nested too deeply; flatten its tables") from fault
     except ValueError as fault:
         raise error(f"{what} {shown(path)}: not valid TOML ({one_line(str(fault))}); fix the file") from fault
+
+
+def read_json(path: Path, what: str, error: type[BenchError] = BenchError) -> Any:
+    """Return what a JSON file holds. Raises `error`, one line that begins with `what path`."""
+    text = read_text(path, what, error)
+    try:
+        return json.loads(text)
+    except RecursionError as fault:
+        raise error(f"{what} {shown(path)}: is nested too deeply; make it again") from fault
+    except ValueError as fault:
+        raise error(f"{what} {shown(path)}: not JSON ({one_line(str(fault))}); fix the file") from fault
 
 
 def _depth(table: dict[str, Any]) -> int:

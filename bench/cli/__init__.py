@@ -18,7 +18,7 @@ import typer
 from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, weights
 from bench.cli.parsing import check_words
 from bench.cli.terminal import prepare_streams, write_line
-from results.errors import BenchError, BenchWarning, MissingError
+from results.errors import BenchError, BenchWarning, MissingError, one_line
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults()  # names a distribution with unreadable entry points: torch, triton and pydantic fail on one
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            write_line(f"Error: {one_line(str(error.filename))}: {error.strerror}; check the path")
+            sys.exit(2)
         write_line((f"Error: {type(error).__name__}: {error}".splitlines() or [""])[0] + "; --debug shows where")
         sys.exit(2)
     if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own

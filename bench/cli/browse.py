@@ -97,14 +97,15 @@ def _protocol(path: Path) -> Any:
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
     """List the reference sets: ready, and still to build."""
-    import json
-
-    from bench.references.stored import build_command, built_references
+    from bench.references.stored import SOURCE_FACTS, build_command, built_references, read_facts
     from protocols import load_protocol, protocol_files
 
     found = [{"path": str(built.directory), **built.facts} for built in built_references()]
     for path in sorted((runs_directory(runs_dir) / "references").glob("*/facts.json")):
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            facts = read_facts(path, SOURCE_FACTS)
+        except BenchError as error:
+            raise BenchError(f"{error}; remove {path.parent}, which the next run makes anew") from error
         found.append({"path": str(path.parent), "digest": path.parent.name, "judge": "all", **facts})
     if as_json:
         print_json(found)

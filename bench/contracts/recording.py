@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import RecordedNoise
-from results.errors import BenchError
+from results.errors import BenchError, one_line
 
 Call = Mapping[str, Any]
 Replay = Callable[[Call], Mapping[str, Any]]
@@ -49,7 +51,9 @@ class Case:
 
     def file(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a further safetensors file of the case."""
-        return load_file(self.directory / name)
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BenchError(f"{self.directory}: case.json names a file elsewhere ({one_line(str(name))})")
+        return _load_tensors(self.directory / name)
 
     def inputs(self, call: Call) -> dict[str, Tensor | None]:
         """Return the tensors of a call's `inputs` by role (null stays None)."""
@@ -84,11 +88,41 @@ def load_case(directory: Path) -> Case:
         spec = json.loads((directory / "case.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BenchError(f"{directory}: no case.json here; give the directory of a parity case") from error
-    except (json.JSONDecodeError, NotADirectoryError) as error:
-        raise BenchError(f"{directory}: case.json cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchError(f"{directory}: case.json cannot be read ({one_line(str(error))})") from error
+    fault = _fault(spec)
+    if fault is not None:
+        raise BenchError(f"{directory}: case.json is damaged ({fault}); record the case again")
     files = {name: directory / f"{name}.safetensors" for name in ("weights", "tensors")}
-    loaded = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
+    loaded = {name: _load_tensors(path) if path.exists() else {} for name, path in files.items()}
     return Case(directory, spec, loaded["weights"], loaded["tensors"])
+
+
+def _fault(spec: Any) -> str | None:
+    """Return what is wrong with the frame of a case, which every replay reads; None where nothing is."""
+    if not isinstance(spec, dict):
+        return "holds no object"
+    for key in ("name", "adapter"):
+        if not isinstance(spec.get(key), str):
+            return f"'{key}' is not a text"
+    calls = spec.get("calls")
+    if not isinstance(calls, list) or not calls:
+        return "'calls' is not a list of calls"
+    for place, call in enumerate(calls):
+        if not isinstance(call, dict) or not all(isinstance(call.get(key), str) for key in ("id", "kind")):
+            return f"calls[{place}] is no object with 'id' and 'kind'"
+        for key in ("atol", "rtol"):
+            bound = call.get(key) or 0.0
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 <= bound < math.inf:
+                return f"calls[{place}].{key} is not a number of at least 0"
+    return None
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BenchError(f"{path}: cannot be read as safetensors ({one_line(str(error))}); record it again") from error
 
 
 def sampled(adapter: Adapter, sample: Callable[[], Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.contracts.plugins import Group
 from bench.contracts.recording import Call, Case, Replay, load_case
-from results.errors import BenchError
+from results.errors import BenchError, one_line
 
 REPLAYS: Group[Callable[[Case], Replay]] = Group("bench.parity", "parity adapter", "a function of a case", callable)
 
@@ -53,8 +53,9 @@ def run_case(directory: Path) -> list[CallResult]:
     try:
         with torch.inference_mode():
             replay = open_replay(case)
-    except BenchError as error:
-        return [_failure(case, call, str(error)) for call in case.spec["calls"]]
+    except Exception as error:  # the family's reader meets a damaged recording in its own way
+        reason = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+        return [_failure(case, call, one_line(reason)) for call in case.spec["calls"]]
     return replay_case(case, replay)
 
 
@@ -70,20 +71,16 @@ def _failure(case: Case, call: Call, reason: str) -> CallResult:
 
 
 def _run_call(case: Case, call: Call, replay: Replay) -> CallResult:
+    try:
+        return _compared(case, call, replay)
+    except Exception as error:  # a family's code, or a recording that is damaged: the call fails, the others go on
+        return _failure(case, call, one_line(f"{type(error).__name__}: {error}"))
+
+
+def _compared(case: Case, call: Call, replay: Replay) -> CallResult:
     optional = bool(call.get("optional", False))
     call = {key: value for key, value in call.items() if value is not None}  # null and absent say the same
-    try:
-        produced = replay(call)
-    except (
-        BenchError,
-        ImportError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        return _failure(case, call, f"{type(error).__name__}: {error}".splitlines()[0])
+    produced = replay(call)
     max_abs = max_rel = 0.0
     ok, compared = True, []
     for key in COMPARED:

@@ -109,7 +109,7 @@ class FileCache:
             table = json.loads((self.root / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BenchError(f"{self.root / name}: cannot be read ({error}); fix or delete it") from error
         return table if isinstance(table, dict) else {}
 

@@ -1,0 +1,508 @@
+"""A seeded generator of hostile and malformed command lines: every command, every option, every kind of file.
+
+A case is a function of (seed, index): what failed once can be made again. Commands and options are read off the
+command line itself, so that one that is added is tried without a word here.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import random
+import shutil
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save
+from typer.main import get_command
+
+from bench.cli import app
+
+CANARY = "canary"
+"""A file that only code can have made which came with an input."""
+TEXTS = [
+    "", " ", "\t", "\n", "-", "--", "x" * 5000, "\x1b[31mred\x07", "a\x00b".replace("\x00", "\x01"), "\u202egnp",
+    "模型", "é" * 200, "\udcff", "%s%n{0}", "'; DROP TABLE cells; --", '"', "$(touch canary)", "`touch canary`",
+    "../..", "=cmd|'/C calc'!A0", "nan", "inf", "-inf", "NaN", "1e999", "-1", "0", "1_0", "1,5", "١", "0x10",
+    "1e-400", "9" * 40,
+    "-" + "9" * 40, "2147483648", "9223372036854775808", "os:system", "builtins:eval", "[]", "{}", "null", "true", ",",
+    ",,", "1,", "*", "?", "~", "file:///etc/passwd", "http://[", "<script>alert(1)</script>", "con", "a/b", "a\\b",
+]  # fmt: skip
+VALUES = [
+    None, True, False, 0, -1, 1.5, -1e308, 1e308, 10**30, "", "x", "\x1b[31m", "os:system", "../../../out", [], [[]],
+    {}, {"x": {}}, [None], ["x"] * 3, [1, "a"], "9" * 400, "模型",
+]  # fmt: skip
+LITERALS = [
+    "true", "-1", "0", "1.5", "nan", "inf", "-inf", "99999999999999999999", '""', '"x"', "[]", "{}", "[[]]", "[1, 'a']",
+    '"os:system"', '"../../out"', '"\\u001b[31m"', "{ x = 1 }", "1979-05-27", "[-1]", "[0]", "[1e400]", '"/dev/zero"',
+]  # fmt: skip
+PLACES = ["/dev/null", "/dev/zero", "/dev/urandom", "/proc/self/mem", "/etc", "missing", "missing/deep", "folder", "."]
+HTML = b"<!DOCTYPE html><html><body>404</body></html>"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12\n"
+PROTOCOL = """
+extends = "digits"
+name = "mine"
+
+[sampling]
+num_samples = 20
+seed = 1
+batch_size = 10
+
+[reference]
+name = "mine"
+kind = "folder"
+images = 2
+
+[metrics]
+names = ["fid", "accuracy"]
+blocks = 5
+"""
+
+
+class Bomb:
+    """Unpickled it runs a command."""
+
+    def __reduce__(self):
+        return __import__("os").system, (f"touch {CANARY}",)
+
+
+@dataclass
+class Case:
+    """One command line, made in a directory of its own."""
+
+    words: list[str]
+    title: str
+    outputs: list[Path] = field(default_factory=list)
+    """Files that must be whole or absent, and absent after an error."""
+
+
+class Generator:
+    """Makes cases in `place`, the working directory, beside `runs`, a copy of a finished run."""
+
+    def __init__(self, seed: int, index: int, place: Path, finished: Path) -> None:
+        self.rng = random.Random(f"{seed} {index}")
+        self.place, self.finished = place, finished
+
+    def case(self) -> Case:
+        makers = [self.options] * 5 + [
+            self.protocol, self.baseline, self.table, self.bounds, self.images, self.images, self.data_set,
+            self.weights, self.weights, self.database, self.database, self.record, self.record,
+            self.shard, self.reference, self.recording, self.labels,
+        ]  # fmt: skip
+        make = self.rng.choice(makers)
+        case = make()
+        case.title = f"{make.__name__}: {case.title}"
+        return case
+
+    # ---- words
+
+    def options(self) -> Case:
+        """Any command with some of its options, at least one of them hostile."""
+        path, command = self.rng.choice(list(commands()))
+        words, hostile = list(path), []
+        for parameter in command.params:
+            if parameter.name in ("help", "version"):
+                continue
+            argument = not parameter.opts[0].startswith("-")
+            wanted = parameter.required or self.rng.random() < 0.25
+            if not wanted or (parameter.name in SPAWNING):
+                continue
+            if getattr(parameter, "is_flag", False):
+                words.append(parameter.opts[0])
+                continue
+            value = self.value(parameter.name)
+            hostile.append(f"{parameter.name}={value[:40]!r}")
+            words += [value] if argument else [f"{parameter.opts[0]}={value}"]
+        if self.rng.random() < 0.1:
+            words.append(self.rng.choice(["--nowhere", "-x", "extra", "--help=1", "--json=maybe"]))
+        words += SAFE.get(" ".join(path), [])
+        if self.rng.random() < 0.5:
+            self.runs()
+        return Case(words, " ".join(hostile))
+
+    def value(self, name: str) -> str:
+        known = SENSIBLE.get(name)
+        if known and self.rng.random() < 0.4:
+            return self.rng.choice(known)
+        output = name in ("output", "write", "write_bounds", "directory", "runs_dir")
+        if output:
+            return self.rng.choice(["out", "folder", "missing/deep/out", "x" * 300, "file/below", "", "\x1b[31m", "é"])
+        if self.rng.random() < 0.25:
+            return self.rng.choice(PLACES)
+        return self.rng.choice(TEXTS)
+
+    # ---- files
+
+    def damage(self, content: bytes) -> bytes:
+        rng, size = self.rng, len(content)
+        kinds = [
+            lambda: b"", lambda: content[: rng.randrange(max(size, 1))], lambda: rng.randbytes(300), lambda: HTML,
+            lambda: LFS, lambda: b"\x00" * 300, lambda: b"[" * 100_000, lambda: b'{"a":' * 50_000,
+            lambda: content.decode("latin-1").encode("utf-16"), lambda: b"\xef\xbb\xbf" + content,
+            lambda: content + rng.randbytes(50), lambda: rng.randbytes(8) + content, lambda: self.flipped(content),
+            lambda: self.flipped(content), lambda: self.flipped(content), lambda: pickle.dumps(Bomb()),
+        ]  # fmt: skip
+        return rng.choice(kinds)()
+
+    def flipped(self, content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(self.rng.choice([1, 3, 20])):
+            if changed:
+                changed[self.rng.randrange(len(changed))] = self.rng.randrange(256)
+        return bytes(changed)
+
+    def mutated(self, tree):
+        """Return a JSON tree with one node replaced, removed or doubled."""
+        tree = copy.deepcopy(tree)
+        nodes = []
+
+        def walk(node):
+            for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+                nodes.append((node, key))
+                walk(node[key])
+
+        walk(tree)
+        if not nodes or self.rng.random() < 0.05:
+            return self.rng.choice(VALUES)
+        for _ in range(self.rng.choice([1, 1, 3])):
+            node, key = self.rng.choice(nodes)
+            if isinstance(node, dict) and self.rng.random() < 0.3:
+                node.pop(key, None)
+                if self.rng.random() < 0.4:
+                    node[self.rng.choice(TEXTS).replace("\udcff", "?")] = 1
+            elif isinstance(node, dict) or key < len(node):
+                node[key] = copy.deepcopy(self.rng.choice(VALUES))
+        return tree
+
+    def json(self, tree) -> bytes:
+        text = json.dumps(self.mutated(tree)).encode()
+        return self.damage(text) if self.rng.random() < 0.3 else text
+
+    def toml(self, text: str) -> bytes:
+        lines = text.splitlines()
+        for _ in range(self.rng.choice([1, 1, 2])):
+            at = self.rng.randrange(len(lines))
+            key = lines[at].partition("=")[0]
+            lines[at] = self.rng.choice(
+                [f"{key}= {self.rng.choice(LITERALS)}"] * 6
+                + ["", lines[at] * 2, f"[{self.rng.choice(['judges.clip', 'labels', 'x', 'judges.x'])}]", "a b c"]
+                + [f"{self.rng.choice(['notes', 'title', 'source', 'x', 'kind'])} = {self.rng.choice(LITERALS)}"]
+            )
+        if self.rng.random() < 0.15:
+            lines += ["[reference]", 'source = "os:system"', f'part = "touch {CANARY}"']
+        content = "\n".join(lines).encode("utf-8", "replace")
+        return self.damage(content) if self.rng.random() < 0.2 else content
+
+    def write(self, name: str, content: bytes) -> Path:
+        path = self.place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def runs(self) -> Path:
+        target = self.place / "runs"
+        if not target.exists():
+            shutil.copytree(self.finished, target)
+        return target
+
+    def folder(self, name: str = "images") -> Path:
+        for label in ("zero", "one"):
+            for index in range(2):
+                self.write(f"{name}/{label}/{index}.png", self.png())
+        return self.place / name
+
+    def png(self, size: int = 8) -> bytes:
+        buffer = io.BytesIO()
+        pixels = np.frombuffer(self.rng.randbytes(size * size * 3), np.uint8).reshape(size, size, 3)
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def protocol(self) -> Case:
+        path = str(self.write("mine.toml", self.toml(PROTOCOL)))
+        words = self.rng.choice(
+            [
+                ["run", "--dry-run", "--protocol", path],
+                [
+                    "run",
+                    "--num-samples",
+                    "20",
+                    "--workers",
+                    "1",
+                    "--model",
+                    "digits-dmd",
+                    "--steps",
+                    "1",
+                    "--protocol",
+                    path,
+                ],
+                ["show", path],
+                ["fetch", "--dry-run", "--protocol", path],
+                ["score", str(self.folder()), "--protocol", path],
+                ["reference", "build", "mine", "--data", str(self.folder()), "--protocol", path],
+                ["leaderboard", "--protocol", path],
+            ]
+        )
+        return Case(words, "")
+
+    def baseline(self) -> Case:
+        tree = {
+            "protocol": "gaussian", "protocol_digest": "x", "models": ["gaussian"], "steps": [1], "num_samples": 20,
+            "cells": {"gaussian 1": {"fid": {"value": 1.0, "low": 0.9, "high": 1.1}}},
+        }  # fmt: skip
+        known = Path(__file__).parents[1] / "baselines" / "digits.json"
+        tree = json.loads(known.read_text()) if self.rng.random() < 0.5 else tree
+        if tree.get("protocol") == "digits":
+            tree["num_samples"], tree["models"] = 20, ["digits-dmd"]
+        return Case(["check", "--workers", "1", "--baseline", str(self.write("b.json", self.json(tree)))], "")
+
+    def table(self) -> Case:
+        lines = ["model,fid,is,clip,pick", "a,2.27,278.2,30.1,20.5", "b,3.1,200.0,29,21"]
+        if self.rng.random() < 0.7:
+            at = self.rng.randrange(3)
+            cells = lines[at].split(",")
+            cells[self.rng.randrange(len(cells))] = self.rng.choice(TEXTS)
+            lines[at] = ",".join(cells)
+            content = "\n".join(lines).encode("utf-8", "surrogateescape")
+        else:
+            content = self.damage("\n".join(lines).encode())
+        return Case(["mmhm", str(self.write("table.csv", content))], "")
+
+    def bounds(self) -> Case:
+        table = self.write("t.csv", b"model,fid,is\na,2.27,278.2\nb,3.1,200.0\n")
+        tree = {"fid": [1.0, 5.0], "is": [100.0, 300.0]}
+        if self.rng.random() < 0.3:
+            tree = {name: {"low": low, "high": high} for name, (low, high) in tree.items()}
+        return Case(["mmhm", str(table), "--bounds", str(self.write("bounds.json", self.json(tree)))], "")
+
+    def npz(self) -> bytes:
+        rng, buffer = self.rng, io.BytesIO()
+        count, side = rng.choice([0, 1, 3]), rng.choice([0, 1, 8, 9])
+        shape = rng.choice([(count, side, side, 3), (count, 3, side, side), (count, side), (side,), ()])
+        dtype = rng.choice([np.uint8, np.float32, np.int64, object, "U4", "datetime64[s]", bool])
+        images = np.full(shape, Bomb() if dtype is object else 1).astype(dtype)
+        labels = rng.choice(
+            [np.arange(count), np.full(count, -1), np.full(count, 10**9), np.array("x"), np.zeros((2, 2))]
+        )
+        with np.errstate(all="ignore"):
+            np.savez(buffer, arr_0=images, **({"arr_1": labels} if rng.random() < 0.6 else {}))
+        return buffer.getvalue()
+
+    def archive(self) -> tuple[str, bytes]:
+        rng, buffer = self.rng, io.BytesIO()
+        names = [
+            "zero/0.png",
+            "one/1.png",
+            "../out.png",
+            "/tmp/out.png",
+            "zero/\x1b[31m.png",
+            "x.txt",
+            "zero/é.png",
+            "a//b.png",
+        ]
+        chosen = rng.sample(names, 3)
+        kind = rng.choice(["zip", "tar"])
+        if kind == "zip":
+            with zipfile.ZipFile(buffer, "w") as archive:
+                for name in chosen:
+                    archive.writestr(name, self.png() if rng.random() < 0.7 else self.damage(self.png()))
+        else:
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                for name in chosen:
+                    content = self.png() if rng.random() < 0.7 else self.damage(self.png())
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    if rng.random() < 0.2:
+                        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                    archive.addfile(entry, io.BytesIO(content))
+        return kind, buffer.getvalue()
+
+    def pictures(self) -> Path:
+        rng = self.rng
+        kind = rng.choice(["npz", "npz", "archive", "archive", "folder", "folder", "other"])
+        if kind == "npz":
+            content = self.npz()
+            return self.write("a.npz", self.damage(content) if rng.random() < 0.4 else content)
+        if kind == "archive":
+            suffix, content = self.archive()
+            return self.write(f"a.{suffix}", self.damage(content) if rng.random() < 0.4 else content)
+        if kind == "folder":
+            folder = self.folder()
+            name = rng.choice(["zero/0.png", "two words/0.png", "zero/x.jpg", "0/0.webp", "x.png", "zero/\x1b[31m.png"])
+            self.write(f"images/{name}", self.damage(self.png(rng.choice([1, 8, 300]))))
+            if rng.random() < 0.2:
+                (folder / "loop").symlink_to(folder)
+            return folder
+        return self.write(rng.choice(["a.parquet", "a.tar", "a.zip", "a.npz", "a.png", "a"]), self.damage(self.png()))
+
+    def images(self) -> Case:
+        words = ["score", str(self.pictures())]
+        if self.rng.random() < 0.3:
+            words += [f"--name={self.rng.choice(TEXTS)}"]
+        return Case(words, "")
+
+    def data_set(self) -> Case:
+        protocol = self.write("mine.toml", PROTOCOL.encode())
+        words = ["reference", "build", "mine", "--data", str(self.pictures()), "--protocol", str(protocol)]
+        if self.rng.random() < 0.3:
+            words.append("--skip-unreadable")
+        return Case(words, "")
+
+    def labels(self) -> Case:
+        lines = ["ImageId,PredictionString", "ILSVRC2012_val_00000001,n01440764 1 2 3 4", "x,"]
+        content = "\n".join(lines).encode()
+        content = self.damage(content) if self.rng.random() < 0.5 else content
+        path = self.write("labels.csv", content)
+        self.write("val/ILSVRC2012_val_00000001.JPEG", self.png())
+        data = str(self.place / "val")
+        return Case(["reference", "build", "mine", "--data", data, "--kind", "imagenet-val", "--labels", str(path)], "")
+
+    def weights(self) -> Case:
+        rng, tensors = self.rng, {"a": np.ones((2, 3), np.float32), "b.weight": np.zeros(4, np.float32)}
+        content = rng.choice(
+            [
+                lambda: save(tensors), lambda: pickle.dumps(tensors), lambda: pickle.dumps(Bomb()),
+                lambda: pickle.dumps({"ema": Bomb()}, protocol=0), lambda: self.npz(), lambda: self.archive()[1],
+                lambda: (2**60).to_bytes(8, "little") + b'{"a":1}', lambda: (2).to_bytes(8, "little") + b"{}",
+                lambda: b"cos\nsystem\n(S'touch canary'\ntR.",
+                lambda: b"\x80\x04c__builtin__\nbytearray\n\x8a\x05" + b"\xff" * 4 + b"\x00\x85R.",
+            ]
+        )()  # fmt: skip
+        content = self.damage(content) if rng.random() < 0.4 else content
+        path = str(self.write(rng.choice(["w.pt", "w.safetensors", "w.pkl", "w.ckpt", "w", "w.bin", "w.npz"]), content))
+        model = rng.choice(["digits-flow-small", "digits-dmd", "sit-xl"])
+        small = ["--protocol", "digits", "--steps", "1", "--num-samples", "20", "--workers", "1"]
+        words = rng.choice(
+            [["run", "--model", "digits-dmd", "--weights", path, *small], ["weights", "add", model, path]] * 2
+            + [["adapter", "check", "digits-dmd", "--weights", path]]
+        )
+        return Case(words, "")
+
+    # ---- what was measured
+
+    def reading(self) -> list[str]:
+        return self.rng.choice(
+            [
+                ["leaderboard"], ["leaderboard", "--json", "--all"], ["report"], ["doctor", "--json"],
+                ["show", "gaussian"],
+                ["compare", "gaussian", "gaussian"], ["export", "cells", "--output", "out"], ["references"],
+                ["reindex"],
+                ["remove", "gaussian", "--yes"], ["merge", "other"],
+                ["export", "metrics", "--format", "json", "--output", "out"],
+                [*SMALLEST, "--steps", "1"],
+            ]
+        )  # fmt: skip
+
+    def database(self) -> Case:
+        runs = self.runs()
+        path = runs / "bench.duckdb"
+        content = path.read_bytes()
+        if self.rng.random() < 0.3:
+            path.unlink()
+            path.mkdir() if self.rng.random() < 0.3 else None
+        else:
+            path.write_bytes(self.damage(content))
+        if self.rng.random() < 0.3:
+            self.write("runs/bench.duckdb.wal", self.rng.randbytes(200))
+        other = self.rng.choice(["other", "other", str(self.write("foreign.duckdb", self.damage(content)))])
+        words = [other if word == "other" else word for word in self.reading()]
+        return Case(words, "", [self.place / "out"])
+
+    def record(self) -> Case:
+        path = self.rng.choice(sorted(self.runs().glob("cells/*/result.json")))
+        path.write_bytes(self.json(json.loads(path.read_text())))
+        if self.rng.random() < 0.7:
+            (self.place / "runs" / "bench.duckdb").unlink()
+        if self.rng.random() < 0.3:
+            (self.place / "runs").rename(self.place / "other")
+        words = self.rng.choice([["reindex"], ["merge", "other"], [*SMALLEST, "--steps", "1"], self.reading()])
+        return Case(words, "", [self.place / "out"])
+
+    def shard(self) -> Case:
+        path = self.rng.choice(sorted(self.runs().glob("cells/*/result.json")))
+        path.unlink()
+        arrays = {
+            self.rng.choice(["inception.features", "../../../out", "thumbnails", "x"]): np.ones((20, 3), np.float32)
+        }
+        facts = self.mutated({"start": 0, "stop": 20, "batch_size": 500, "network_rows": 20, "peak_memory": 0})
+        content = save(arrays, metadata={"facts": json.dumps(facts)})
+        content = self.damage(content) if self.rng.random() < 0.4 else content
+        (path.parent / "shard-00000000-00000020.safetensors").write_bytes(content)
+        words = [
+            "run",
+            "--protocol",
+            "gaussian",
+            "--steps",
+            "1,2",
+            "--cfg",
+            "1",
+            "--num-samples",
+            "20",
+            "--workers",
+            "1",
+        ]
+        return Case(words, "")
+
+    def reference(self) -> Case:
+        path = self.rng.choice(sorted(self.runs().glob("references/*/*")))
+        if path.suffix == ".json":
+            path.write_bytes(self.json(json.loads(path.read_text())))
+        else:
+            path.write_bytes(self.damage(path.read_bytes()))
+        words = [
+            "run",
+            "--protocol",
+            "gaussian",
+            "--steps",
+            "2",
+            "--cfg",
+            "1.5",
+            "--num-samples",
+            "20",
+            "--workers",
+            "1",
+        ]
+        return Case(words, "")
+
+    def recording(self) -> Case:
+        source = self.rng.choice(RECORDINGS)
+        shutil.copytree(source, self.place / "case")
+        path = self.place / "case" / "case.json"
+        path.write_bytes(self.json(json.loads(path.read_text())))
+        return Case(["parity", str(self.place / "case")], source.name)
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RECORDINGS = [GOLDEN / name for name in ("metrics-kid-a", "metrics-mmhm-a", "metrics-is-a", "metrics-resize-a")]
+SPAWNING = ("workers", "executor")
+"""Options that would start a thousand processes where a value happens to be allowed."""
+SMALLEST = ["run", "--protocol", "gaussian", "--cfg", "1", "--num-samples", "20", "--workers", "1"]
+SMALL = ["--num-samples=20", "--workers=1"]
+SAFE = {
+    "run": ["--dry-run", *SMALL], "check": SMALL, "fetch": ["--dry-run"], "adapter check": ["--timeout=20"],
+    "remove": ["--yes"],
+}  # fmt: skip
+"""Words that keep a case small."""
+SENSIBLE = {
+    "model": ["gaussian", "digits-dmd", "sit-xl"], "protocol": ["gaussian", "digits"], "table": ["cells", "metrics"],
+    "format": ["csv", "json", "parquet"], "names": ["judges", "digits-dmd"], "steps": ["1", "1,2"], "a": ["gaussian"],
+    "b": ["gaussian"], "sort": ["fid", "mmhm"], "name": ["gaussian", "mine", "digits"], "device": ["cpu"],
+    "dtype": ["bf16"], "role": ["weights"],
+}  # fmt: skip
+
+
+def commands():
+    """Yield (path, command) of every command of the command line."""
+    todo = [((), get_command(app))]
+    while todo:
+        path, command = todo.pop()
+        children = getattr(command, "commands", None)
+        if children:
+            todo += [((*path, name), child) for name, child in children.items()]
+        else:
+            yield path, command
