@@ -142,7 +142,7 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
     sorted_by: list[str] = [] if sort is None or sort in (*names, *SHOWN_ANYWAY) else [sort]
     failures = any(row.cell["failures"] for row in found)
-    substeps = any(row.cell["substeps"] for row in found)
+    substeps = any(row.cell.get("substeps") for row in found)
     whole = one_of_each(found)
     counts = ["steps", "cfg", "NFE", *["substeps"] * substeps]
     columns = ["rank", "model", *counts, *[name.upper() for name in [*sorted_by, *names]]]
@@ -157,7 +157,7 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
                 "-" if cell["steps"] is None else str(cell["steps"]),
                 "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
                 "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
-                *["-" if cell["substeps"] is None else f"{cell['substeps']:g}"] * substeps,
+                *["-" if cell.get("substeps") is None else f"{cell['substeps']:g}"] * substeps,
                 *[_value(row, name) for name in sorted_by],
                 *[_value(row, name) for name in names],
                 _mmhm(row),
