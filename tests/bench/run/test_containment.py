@@ -146,8 +146,8 @@ def breaking(tmp_path_factory, install):
 
 
 def test_a_worker_that_dies_costs_its_cell_alone(breaking, tmp_path, run_bench):
-    before = set(Path(tempfile.gettempdir()).glob("bench-workers-*"))
     """With a limit of time even one worker is a process of its own."""
+    before = set(Path(tempfile.gettempdir()).glob("bench-workers-*"))
     words = ["--protocol", "gaussian", "--steps", "1,2,3,4", "--cfg", "1", "--num-samples", "40", "--timeout", "6"]
     done = run_bench(breaking, "run", "--model", "breaking", *words, "--workers", "1", MARK=str(tmp_path / "mark"))
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
