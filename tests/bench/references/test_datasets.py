@@ -92,7 +92,7 @@ def test_development_kit_numbers_without_their_order_are_refused(tmp_path):
         ("hello\n", "no known file of labels"),
         (f"{TENCH}\n", "has 1 lines and none for image"),
         (f"{val(1)} 2\n", "says nothing of image"),
-        (f"{val(1)} 1000\n", "none of the 1000 synsets"),
+        (f"{val(1)} 1000\n", "not one of the 1000 synsets"),
     ],
 )
 def test_a_bad_file_of_labels_is_named_with_the_reason(tmp_path, text, reason):
