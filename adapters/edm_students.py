@@ -6,6 +6,7 @@ differ in the levels and, slightly, in the preconditioning. None takes guidance.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf
@@ -30,9 +31,9 @@ Levels = Sequence[Number]
 class LevelSettings(SamplerSettings):
     """Settings that choose the noise levels of the steps."""
 
+    @abstractmethod
     def levels(self, steps: int) -> list[float]:
         """Return the noise levels of `steps` evaluations, falling, and a last 0."""
-        raise NotImplementedError
 
     def misfit(self, steps: int) -> str | None:
         """Return why there are no levels for `steps`, and which counts there are, or None."""
