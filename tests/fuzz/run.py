@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hostile import CANARY, Case, Generator
+from hostile import CANARY, OUTSIDE, Case, Generator
 
 SECONDS = 40
 GROWTH_BYTES = 1 << 30
@@ -94,7 +94,7 @@ def faults(case: Case, place: Path) -> tuple[list[str], int | None, str]:
     escapes = CONTROLS.intersection(out + err)
     if escapes:
         found.append(f"control characters {sorted(escapes)}")
-    if list(Path.cwd().rglob(CANARY)) or (Path.cwd().parent / CANARY).exists() or (Path("/tmp/out.png")).exists():
+    if list(Path.cwd().rglob(CANARY)) or (Path.cwd().parent / CANARY).exists() or OUTSIDE.exists():
         found.append("code ran, or a file was written outside")
     if (leftover := list(place.rglob("*.tmp"))) or (leftover := [p for p in place.parent.glob("*") if p != place]):
         found.append(f"left behind: {[str(path) for path in leftover[:3]]}")

@@ -202,6 +202,7 @@ def test_a_stopped_build_continues_with_the_same_bits(tmp_path, monkeypatch):
 
 
 def _build_slowly(root, cache):
+    torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
     os.environ["BENCH_CACHE_DIR"] = str(cache)
     import bench.references.build
 
