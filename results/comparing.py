@@ -75,7 +75,7 @@ def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
     """
     if len(found) < 2:
         return []
-    blocks = {id(row): _blocks(row, metric) for row in found}
+    blocks = {id(row): shared_blocks(row, metric) for row in found}
     shared = [row for row in found if blocks[id(row)] == blocks[id(found[0])]]
     members = [measured for row in shared if (measured := row.measured(metric)) is not None]
     surely = set()
@@ -92,7 +92,7 @@ def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
     return [row for row in found[1:] if id(row) not in surely]
 
 
-def _blocks(row: Row, metric: str) -> tuple[int, int, str]:
+def shared_blocks(row: Row, metric: str) -> tuple[int, int, str]:
     """Return the blocks of samples and of the reference whose values are known, and the ranking they belong to."""
     value = row.measured(metric)
     own, reference = (None, None) if value is None else (value.jackknife, value.jackknife_reference)
@@ -139,18 +139,32 @@ def compare_rows(a: Row, b: Row, runs: Path | None = None) -> list[Difference]:
 def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Comparison:
     """Return the paired differences of two rows, each a cell id, MODEL or MODEL@STEPS[@CFG]; `seed` narrows them.
 
-    Raises BenchError when a row is not found or not unique, or the two were not measured alike.
+    Raises BenchError when a row is not found or not unique, they are one row, or the two were not measured alike.
+    """
+    with connect(database, retry=True) as connection:
+        pair = _pair(find_cells(connection, a, seed), find_cells(connection, b, seed), a, b)
+        return _comparison(connection, pair, database.parent)
+
+
+def compare_settings(database: Path, a: str, b: str, seed: int | None = None) -> list[Comparison]:
+    """Return the comparisons of two models at every step count that both were measured at; of two rows, the one.
+
+    Raises BenchError as `compare_cells` does, also where a step count leaves a choice of guidance.
     """
     with connect(database, retry=True) as connection:
         found = [find_cells(connection, name, seed) for name in (a, b)]
-        cells = _pair(found[0], found[1], a, b)
-        ids = [cell["cell_id"] for cell in cells]
-        read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
+        return [_comparison(connection, pair, database.parent) for pair in _common(found[0], found[1], a, b)]
+
+
+def _comparison(
+    connection: duckdb.DuckDBPyConnection, cells: tuple[dict[str, Any], dict[str, Any]], runs: Path
+) -> Comparison:
+    ids = [cell["cell_id"] for cell in cells]
+    read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
     pair = read[ids[0]], read[ids[1]]
-    titles = [_title(cell) for cell in cells]
-    differences = compare_rows(*pair, database.parent)
-    lacking = [] if any(d.win_rate is not None for d in differences) else _scoreless(pair, differences, database.parent)
-    return Comparison(titles[0], titles[1], differences, pair, lacking)
+    differences = compare_rows(*pair, runs)
+    lacking = [] if any(d.win_rate is not None for d in differences) else _scoreless(pair, differences, runs)
+    return Comparison(title_of(cells[0]), title_of(cells[1]), differences, pair, lacking)
 
 
 def _scoreless(pair: Sequence[Row], differences: Sequence[Difference], runs: Path) -> list[str]:
@@ -181,7 +195,8 @@ def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     return win_rate(a, b) if a.shape == b.shape else None
 
 
-def _title(cell: dict[str, Any]) -> str:
+def title_of(cell: dict[str, Any]) -> str:
+    """Return what people read of a cell: model, setting and id."""
     return f"{cell['model']}, {_setting(cell)} ({cell['cell_id']})"
 
 
@@ -207,7 +222,46 @@ def _pair(
         unique = {cell["cell_id"]: cell for cell in cells}
         choices = "; ".join(f"{cell_id} ({_setting(cell)})" for cell_id, cell in list(unique.items())[:4])
         raise BenchError(f"'{name}' matches {len(unique)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+    if pairs[0][0]["cell_id"] == pairs[0][1]["cell_id"]:
+        raise BenchError(
+            f"'{a}' and '{b}' are the same row, {pairs[0][0]['cell_id']}: a row does not differ from itself"
+        )
     return pairs[0]
+
+
+def _common(
+    found_a: list[dict[str, Any]], found_b: list[dict[str, Any]], a: str, b: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return one pair for each step count of one ranking that both were measured at, else the only pair there is."""
+    pairs = [(one, other) for one in found_a for other in found_b if one["ranking"] == other["ranking"]]
+    if len(pairs) > 1 and a == b:
+        raise BenchError(f"'{a}' and '{b}' are the same rows: a row does not differ from itself")
+    alike = [pair for pair in pairs if pair[0]["steps"] == pair[1]["steps"] and pair[0]["cfg"] == pair[1]["cfg"]]
+    single = len({pair[0]["steps"] for pair in alike}) == len(alike) and len({one["ranking"] for one, _ in pairs}) == 1
+    if len(pairs) > 1 and alike and single and "@" not in a + b:
+        return alike
+    return [_pair(found_a, found_b, a, b)]
+
+
+def one_ranking(names: Sequence[str], found: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the one cell of each name that was measured as the others' were.
+
+    Raises BenchError when there is none, or a name leaves a choice.
+    """
+    common = set.intersection(*({cell["ranking"] for cell in cells} for cells in found))
+    if not common:
+        raise BenchError(
+            f"{', '.join(names)} were not measured alike (protocol, reference, judges, samples or seed differ): "
+            "measure all with one 'bench run'"
+        )
+    chosen = []
+    for name, cells in zip(names, found, strict=True):
+        here = [cell for cell in cells if cell["ranking"] in common]
+        if len(here) > 1:
+            choices = "; ".join(f"{cell['cell_id']} ({_setting(cell)})" for cell in here[:4])
+            raise BenchError(f"'{name}' matches {len(here)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+        chosen += here
+    return chosen
 
 
 def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | None = None) -> list[dict[str, Any]]:

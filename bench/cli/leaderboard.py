@@ -29,6 +29,7 @@ from bench.cli.output import runs_directory as directory_of
 from results.errors import BenchError
 
 if TYPE_CHECKING:
+    from results.comparing import Comparison
     from results.leaderboard import Choice, Row
 
 
@@ -225,31 +226,107 @@ def disagreements(rows: Sequence[Row], composite: str) -> tuple[int, int]:
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A cell id, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.")],
-    b: Annotated[str | None, typer.Argument(help="Likewise; not with --published.")] = None,
-    published: Annotated[bool, typer.Option("--published", help="Compare A with its published figures.")] = False,
+    names: Annotated[
+        list[str], typer.Argument(metavar="ROWS...", help="Cell ids, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.")
+    ],
+    published: Annotated[bool, typer.Option("--published", help="Compare a row with its published figures.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Show the paired difference a - b of two rows, or how far a row is from what was published."""
-    if published == (b is not None):
-        raise BenchError("compare: give either two rows, or one and --published")
+    """Show the paired difference a - b of two rows, every pair of several, or how far a row is from what was published.
+
+    Two models without steps are compared at every step count that both were measured at.
+    """
+    if published == (len(names) > 1):
+        raise BenchError("compare: give two rows or more, or one and --published")
     database = directory_of(runs_dir) / "bench.duckdb"
-    if b is None:
-        _compare_published(database, a, seed, as_json)
+    if published:
+        _compare_published(database, names[0], seed, as_json)
+    elif len(names) == 2:
+        _compare_rows(database, names[0], names[1], seed, as_json)
     else:
-        _compare_rows(database, a, b, seed, as_json)
+        _compare_several(database, names, seed, as_json)
+
+
+def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_json: bool) -> None:
+    from results.leaderboard import headline
+    from results.matrix import compare_several
+
+    outcome = compare_several(database, names, seed)
+    if as_json:
+        print_json([pair._asdict() for pair in outcome.pairs])
+        return
+    letters = {row.cell["cell_id"]: _letters(index) for index, row in enumerate(outcome.rows)}
+    for row, title in zip(outcome.rows, outcome.titles, strict=True):
+        page().print(f"{letters[row.cell['cell_id']]} = {title}", markup=False)
+    metrics = list(dict.fromkeys(pair.metric for pair in outcome.pairs))
+    if not metrics:
+        page().print("no metric that these rows have can be compared: too few blocks in common", markup=False)
+        return
+    columns = ["", *metrics]
+    lines = [
+        [letters[row.cell["cell_id"]], *(with_interval(row.measured(metric)) for metric in metrics)]
+        for row in outcome.rows
+    ]
+    print_table(page(), plain_table(columns, lines, right=metrics))
+    for metric in metrics:
+        first, rest = ([letters[row.cell["cell_id"]] for row in part] for part in outcome.leading(metric))
+        page().print(f"{metric}: {_leads(first, rest)}", markup=False)
+    metric = next((name for name in (headline(outcome.rows), "fid") if name in metrics), metrics[0])
+    signs = {"better": ">", "worse": "<", "tied": "="}
+    table = [
+        [
+            letters[one.cell["cell_id"]],
+            *("" if one is other else signs[outcome.verdict(metric, one, other)] for other in outcome.rows),
+        ]
+        for one in outcome.rows
+        if one.measured(metric) is not None
+    ]
+    page().print(f"\n{metric}, row beside column: > better, < worse, = tied", markup=False)
+    print_table(page(), plain_table(["", *letters.values()], table))
+    page().print(
+        "Intervals of all pairs of a metric hold at once with 95 %; --json prints them.", markup=False, soft_wrap=True
+    )
+
+
+def _letters(index: int) -> str:
+    """Return a, b ... z, a2, b2 ..."""
+    turn, letter = divmod(index, 26)
+    return chr(ord("a") + letter) + (str(turn + 1) if turn else "")
+
+
+def _leads(first: Sequence[str], rest: Sequence[str]) -> str:
+    """Say which rows none is better than."""
+    if len(first) == 1:
+        return f"{first[0]} leads" + (", the others are worse" if rest else "")
+    shown = " and ".join(first) if len(first) < 4 else f"{', '.join(first[:2])} and {len(first) - 2} more"
+    return f"{shown} {'lead, ' if rest else 'are '}tied"
 
 
 def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: bool) -> None:
-    from results import numbers
-    from results.comparing import compare_cells
+    from results.comparing import compare_settings
 
-    outcome = compare_cells(database, a, b, seed)
+    outcomes = compare_settings(database, a, b, seed)
     if as_json:
-        print_json([difference._asdict() for difference in outcome.differences])
+        several = len(outcomes) > 1
+        print_json(
+            [
+                ({"steps": outcome.rows[0].cell["steps"]} if several else {}) | difference._asdict()
+                for outcome in outcomes
+                for difference in outcome.differences
+            ]
+        )
         return
+    for position, outcome in enumerate(outcomes):
+        if position:
+            page().print("")
+        _print_comparison(outcome)
+
+
+def _print_comparison(outcome: Comparison) -> None:
+    from results import numbers
+
     page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
     columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
     rows = [

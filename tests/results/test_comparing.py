@@ -7,8 +7,9 @@ import pytest
 
 from bench.cli import main
 from results.cells import CellDirectory
-from results.comparing import compare_cells
+from results.comparing import compare_cells, compare_settings
 from results.errors import BenchError
+from results.matrix import compare_several
 from results.published import published_claims
 
 LEFT = np.linspace(-1, 1, 20)
@@ -120,4 +121,56 @@ def test_the_command_says_when_nothing_was_published(synthetic, capsys, tmp_path
     assert json.loads(out)[0]["published"] == 2.9617
     for words in (("compare", "digits-flow"), ("compare", "digits-flow", "soflow-xl-2", "--published")):
         code, _, err = bench(*words)
-        assert code == 2 and err == "Error: compare: give either two rows, or one and --published\n"
+        assert code == 2 and err == "Error: compare: give two rows or more, or one and --published\n"
+
+
+def several(synthetic, count=12):
+    database = synthetic()
+    noise = np.random.default_rng(0).normal(size=(count, 20))
+    for index in range(count):
+        value = 3.0 if index < count - 1 else 9.0
+        database.add(
+            f"model-{index}", {"fid": value + index / 1000}, {"fid": value + index / 1000 + 0.1 * noise[index]}
+        )
+    return database.write()
+
+
+def test_several_rows_make_a_matrix_that_names_ties(synthetic, capsys):
+    path = several(synthetic)
+    names = [f"model-{index}" for index in range(12)]
+    outcome = compare_several(path, names)
+    assert len(outcome.pairs) == 66
+    leading, rest = outcome.leading("fid")
+    assert [row.cell["model"] for row in leading] == names[:-1] and [row.cell["model"] for row in rest] == names[-1:]
+    assert outcome.verdict("fid", outcome.rows[0], outcome.rows[11]) == "better"
+    assert outcome.verdict("fid", outcome.rows[11], outcome.rows[0]) == "worse"
+    wide = next(pair for pair in outcome.pairs if (pair.a, pair.b) == ("0" * 20, f"{1:020d}"))
+    (single,) = compare_cells(path, *names[:2]).differences
+    assert wide.difference == pytest.approx(single.difference)
+    assert wide.high - wide.low > 1.3 * (single.high - single.low)
+    with pytest.raises(SystemExit):
+        main(["compare", *names, "--runs-dir", str(path.parent)])
+    printed = capsys.readouterr().out
+    assert "a, b and 9 more lead, tied" in printed and "row beside column: > better" in printed
+
+
+def test_a_row_is_not_compared_with_itself(synthetic):
+    path = several(synthetic, 3)
+    with pytest.raises(BenchError, match=r"are the same row, 0{20}: a row does not differ from itself"):
+        compare_cells(path, "model-0", "model-0@1")
+    with pytest.raises(BenchError, match="'model-1' and 'model-1@1' are the same row"):
+        compare_several(path, ["model-0", "model-1", "model-1@1"])
+
+
+def test_two_models_are_compared_at_every_step_count_in_common(synthetic, capsys):
+    database = synthetic()
+    for model, counts in (("one", (1, 2, 4)), ("other", (2, 4, 8))):
+        for steps in counts:
+            database.add(model, {"fid": 3.0}, {"fid": 3.0 + LEFT / steps}, steps=steps)
+    path = database.write()
+    assert [outcome.rows[1].cell["steps"] for outcome in compare_settings(path, "one", "other")] == [2, 4]
+    with pytest.raises(SystemExit):
+        main(["compare", "one", "other", "--json", "--runs-dir", str(path.parent)])
+    assert [entry["steps"] for entry in json.loads(capsys.readouterr().out)] == [2, 4]
+    with pytest.raises(BenchError, match="are the same rows"):
+        compare_settings(path, "one", "one")
