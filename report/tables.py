@@ -79,6 +79,7 @@ def _line(
     low, high = (headline["rank_low"], headline["rank_high"]) if headline is not None else (None, None)
     badges = [name for name, on in (("off-regime", row["off_regime"]), ("random weights", row["random_weights"])) if on]
     badges += [f"{row['failures']:g} not finite"] if row["failures"] else []
+    badges += [f"{', '.join(outside)} outside the bounds"] if (outside := data.rows[cell].rank.get("outside")) else []
     badges += [f"! {remark}" for remark in decoded(row.get("pixels")).get("remarks", [])]
     second = [row["checkpoint"]] if row["checkpoint"] != row["model"] else []
     second += [row["variant"]] if row["variant"] and not row["variant"].startswith("cfg") else []

@@ -8,7 +8,10 @@ from scipy.special import gammaln, logsumexp
 from results.rank_sets import Better, noise_of, oriented
 
 TIED = 0.3
-"""Prior probability that the rows of one group are exactly tied."""
+"""Prior probability that all rows are exactly tied."""
+PACK = 0.8
+"""Prior probability that a leading group, ahead of others, is exactly tied within: without it the luckiest of several
+equal leaders passes for the best."""
 SMALLEST_SPREAD = 0.7
 """In standard errors of a row: a spread below it is as good as a tie."""
 CLEAR_GAP = 2.0
@@ -89,20 +92,24 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     rows = len(y)
     width = float(np.ptp(y)) + 1.0
     taus = np.concatenate([[0.0], np.geomspace(SMALLEST_SPREAD, 2 * width, _SPREADS)])
-    prior = np.log(np.concatenate([[TIED], np.full(_SPREADS, (1 - TIED) / _SPREADS)]))
+    sizes = np.arange(1, rows + 1)
+
+    def prior(tied: np.ndarray) -> np.ndarray:
+        return np.log(np.concatenate([tied[None], np.repeat((1 - tied[None]) / _SPREADS, _SPREADS, axis=0)]))
+
     precision = 1 / (taus[:, None] ** 2 + variance)
     terms = np.stack([np.log(precision), precision, precision * y, precision * y**2])
     top = np.cumsum(terms, axis=-1)
     rest = top[..., -1:] - top
 
-    def evidence(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
+    def evidence(sums: np.ndarray, size: np.ndarray, tied: np.ndarray) -> np.ndarray:
         logs, weight, linear, square = sums
         safe = np.where(size > 0, weight, 1.0)
         inside = logs - square + linear**2 / safe - np.log(safe) - (size - 1) * np.log(2 * np.pi)
-        return np.where(size > 0, inside / 2 - np.log(width) + prior[:, None], -np.inf)
+        return np.where(size > 0, inside / 2 - np.log(width) + prior(tied), -np.inf)
 
-    sizes = np.arange(1, rows + 1)
-    leading, behind = evidence(top, sizes), evidence(rest, rows - sizes)
+    leading = evidence(top, sizes, np.where(sizes < rows, PACK, TIED))
+    behind = evidence(rest, rows - sizes, np.full(rows, TIED))
     behind[:, -1] = -np.inf
     behind[0, -1] = 0.0
     total = logsumexp(leading, axis=0) + logsumexp(behind, axis=0)
