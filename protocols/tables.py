@@ -7,7 +7,7 @@ checked by it before the first sample.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -189,6 +189,9 @@ class CompositeTable(Table):
     version: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-3
     clip: Annotated[bool | None, Field(description="Clip to the bounds [where there are bounds].")] = None
+    fid: Annotated[
+        Literal["raw", "corrected"], Field(description="FID as it is at N, or less its bias of order 1/N.")
+    ] = "raw"
     source: str = ""
     bounds: BoundsTable | None = None
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from report.data import COMPOSITE, Measurements, cell_of, record
 from report.text import known, listed, number, plural, seconds, with_interval
+from results import comparing
 from results.budgets import Budget
 from results.published import Claim
 
@@ -142,6 +143,18 @@ def stability(data: Measurements) -> str:
     if sum(may) == 1:
         return f"Only one setting can be first by {short}"
     return f"{sum(may)} of {plural(len(values), 'setting')} can be first by {short} (95% confidence)"
+
+
+def reversed_by_bias(data: Measurements) -> str | None:
+    """Say between how many models' best rows FID's bias decides the order; None where nowhere."""
+    if "fid" not in data.metrics:
+        return None
+    best = [data.rows[cell] for cell in data.best(data.headline)]
+    pairs = comparing.reversed_by_bias(best)
+    if not pairs:
+        return None
+    names = listed([f"{one.cell['model']} and {other.cell['model']}" for one, other in pairs])
+    return f"FID less its bias, which depends on the model, turns the order round of {names}."
 
 
 def sensitive(changes: Mapping[str, int]) -> str:

@@ -292,6 +292,9 @@ class Page:
                 caption += " Percentages: probability that the model, with one of its settings, is truly the best."
             known = rows[rows["rank_low"].notna()]
             parts.append(self.figure("ranks", figures.rank_intervals(known, self.styles), caption))
+        turned = findings.reversed_by_bias(data)
+        if turned:
+            parts.append(element("p", turned, class_="note"))
         changes = (data.ranking["sensitivity"] or {}) if data.ranking else {}
         changes = {data.fact(cell, "label"): int(count) for cell, count in changes.items() if cell in data.cells.index}
         if any(changes.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,23 @@ def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
         )
         surely = {id(row) for row, may in zip(shared, best, strict=True) if not may}
     return [row for row in found[1:] if id(row) not in surely]
+
+
+def reversed_by_bias(found: Sequence[Row], metric: str = "fid") -> list[tuple[Row, Row]]:
+    """Return the pairs whose order by `metric` turns round when each value is less its bias of order 1/n.
+
+    The bias depends on the model (Chong and Forsyth, arXiv 1911.07023): one of less variety has less of it.
+    """
+    known = [
+        (row, value.value, value.corrected)
+        for row in found
+        if (value := row.measured(metric)) is not None and value.value is not None and value.corrected is not None
+    ]
+    return [
+        (one, other)
+        for (one, raw, less), (other, raw_other, less_other) in combinations(known, 2)
+        if one.cell["ranking"] == other.cell["ranking"] and (raw - raw_other) * (less - less_other) < 0
+    ]
 
 
 def shared_blocks(row: Row, metric: str) -> tuple[int, int, str]:

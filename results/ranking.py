@@ -35,7 +35,6 @@ from results.statistics import jackknife
 from results.store import RANKING_TABLES, connect, dictionaries, replace_rankings
 
 INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"
-
 Tables = dict[str, list[dict[str, Any]]]
 Measured = Mapping[str, Mapping[str, Any]]
 """The metrics of one row: name -> value, jackknife ..."""
@@ -76,7 +75,7 @@ def contenders(connection: duckdb.DuckDBPyConnection, ranking: str) -> dict[str,
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in dictionaries(
         connection,
-        "SELECT m.cell_id, m.metric, m.value, m.jackknife, m.jackknife_reference, m.reference "
+        "SELECT m.cell_id, m.metric, m.value, m.corrected, m.jackknife, m.jackknife_reference, m.reference "
         "FROM metrics m JOIN cells c USING (cell_id) "
         "WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights AND m.n = c.num_samples "
         "AND isfinite(m.value) ORDER BY m.cell_id, m.metric",
@@ -147,6 +146,8 @@ class Scaling(NamedTuple):
     bounds: PartialBounds | None
     clip: bool
     version: str
+    corrected: bool = False
+    """FID enters less its bias, so that models of less variety have no advantage."""
 
 
 def read_scaling(composite: Any) -> Scaling:
@@ -156,7 +157,7 @@ def read_scaling(composite: Any) -> Scaling:
     """
     if not isinstance(composite, Mapping):
         raise BenchError("composite: not a table")
-    known = ("eps", "bounds", "clip", "version", "source", "metrics")
+    known = ("eps", "bounds", "clip", "version", "source", "metrics", "fid")
     for key in composite:
         if key not in known:
             raise BenchError(unknown_key("composite", key, known))
@@ -181,7 +182,11 @@ def read_scaling(composite: Any) -> Scaling:
     clip = composite.get("clip", frozen is not None)
     if not isinstance(clip, bool):
         raise BenchError(f"composite.clip: {clip!r} is neither true nor false")
-    return Scaling(float(eps), None if frozen is None else bounds, clip, str(composite.get("version", 1)))
+    fid = composite.get("fid", "raw")
+    if fid not in ("raw", "corrected"):
+        raise BenchError(f"composite.fid: {fid!r} is neither 'raw' nor 'corrected'")
+    version = str(composite.get("version", 1))
+    return Scaling(float(eps), None if frozen is None else bounds, clip, version, fid == "corrected")
 
 
 def _is_number(value: Any) -> bool:
@@ -196,7 +201,9 @@ def _rank_by_composite(
     references = [row["reference"] for measured in rows.values() for row in measured.values() if row["reference"]]
     ranking["reference"] = references[0] if references else None
     ranking |= dict.fromkeys(("note", "eps", "clip", "bounds", "bounds_source", "correlation", "sensitivity"))
-    complete = {cell_id: measured for cell_id, measured in rows.items() if measured.keys() >= set(MMHM_METRICS)}
+    complete: dict[str, Measured] = {
+        cell_id: measured for cell_id, measured in rows.items() if measured.keys() >= set(MMHM_METRICS)
+    }
     try:
         if not complete:
             raise BenchError(INCOMPLETE)
@@ -204,9 +211,29 @@ def _rank_by_composite(
         scaling = read_scaling(definition.get("composite", {}))
     except BenchError as error:
         return ranking | {"note": str(error)}, []
-    facts, ranks = _scored(complete, scaling, seed_of(group["ranking"], "mmhm"))
     source = "rows" if scaling.bounds is None else f"frozen ({group['protocol']}/{scaling.version})"
+    if scaling.corrected:
+        # Whether the bias can be removed goes by N and the reference, which the rows of a ranking share.
+        less: dict[str, Measured] = {
+            cell: row for cell, measured in complete.items() if (row := _corrected(measured)) is not None
+        }
+        source += ", FID less its bias" if less else ", raw FID: too few images to remove its bias"
+        complete = less or complete
+    facts, ranks = _scored(complete, scaling, seed_of(group["ranking"], "mmhm"))
     return ranking | facts | {"bounds_source": source}, [{"ranking": group["ranking"]} | row for row in ranks]
+
+
+def _corrected(measured: Measured) -> Measured | None:
+    """Return the metrics of a row with FID less its bias, of equal standard error; None where it cannot be removed."""
+    fid = measured["fid"]
+    if fid["corrected"] is None or not _length(fid["jackknife"]):
+        return None
+    moved = dict(fid) | {"value": fid["corrected"]}
+    for column in ("jackknife", "jackknife_reference"):
+        if _length(fid[column]):
+            left = np.asarray(fid[column])
+            moved[column] = (left - left.mean() + fid["corrected"]).tolist()
+    return dict(measured) | {"fid": moved}
 
 
 def _scored(

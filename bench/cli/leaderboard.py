@@ -21,6 +21,7 @@ from bench.cli.output import (
     print_json,
     print_order,
     print_remarks,
+    print_reversed,
     print_table,
     room,
     with_interval,
@@ -116,6 +117,7 @@ def leaderboard(
             if any(row.cell["off_regime"] for row in members):
                 page().print(OFF_REGIME)
             print_order(page(), members, facts.get(name, {}).get("clip"))
+            print_reversed(page(), members)
             print_remarks(page(), members)
             if sort is not None and all(row.value(sort) is None for row in members):
                 page().print(f"no row here has '{sort}': in the order of measurement", markup=False)
@@ -273,6 +275,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
     for metric in metrics:
         first, rest = ([letters[row.cell["cell_id"]] for row in part] for part in outcome.leading(metric))
         page().print(f"{metric}: {_leads(first, rest)}", markup=False)
+    print_reversed(page(), outcome.rows)
     metric = next((name for name in (headline(outcome.rows), "fid") if name in metrics), metrics[0])
     signs = {"better": ">", "worse": "<", "tied": "="}
     table = [
@@ -343,6 +346,7 @@ def _print_comparison(outcome: Comparison) -> None:
         page().print("no metric that both rows have can be compared", markup=False)
         return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
+    print_reversed(page(), outcome.rows)
     for line in outcome.without_win_rate:
         page().print(line, markup=False, soft_wrap=True)
     for d in outcome.differences:

@@ -218,6 +218,25 @@ def print_order(out: Console, shown: Sequence[Row], clip: bool | None) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
+def print_reversed(out: Console, shown: Sequence[Row]) -> None:
+    """Print the pairs of rows whose order by FID is that of its bias."""
+    from results.comparing import reversed_by_bias
+
+    pairs = reversed_by_bias(shown)
+    if not pairs:
+        return
+    names = [" and ".join(_setting_of(row, shown) for row in pair) for pair in pairs]
+    more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
+    line = f"FID less its bias, which depends on the model, turns the order round of {', of '.join(names[:3])}{more}"
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def _setting_of(row: Row, shown: Sequence[Row]) -> str:
+    """Return the model, with its steps where several rows are of it."""
+    alone = sum(other.cell["model"] == row.cell["model"] for other in shown) == 1
+    return row.cell["model"] if alone or row.cell["steps"] is None else f"{row.cell['model']}@{row.cell['steps']}"
+
+
 def print_remarks(out: Console, shown: Sequence[Row]) -> None:
     """Print the legend of the rows that are marked for what their images look like."""
     for row in shown:

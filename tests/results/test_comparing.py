@@ -174,3 +174,19 @@ def test_two_models_are_compared_at_every_step_count_in_common(synthetic, capsys
     assert [entry["steps"] for entry in json.loads(capsys.readouterr().out)] == [2, 4]
     with pytest.raises(BenchError, match="are the same rows"):
         compare_settings(path, "one", "one")
+
+
+def test_pairs_that_fids_bias_puts_in_order_are_named(synthetic, capsys):
+    database = synthetic()
+    for model, value, corrected in (("varied", 3.0, 2.0), ("collapsed", 2.9, 2.5), ("bad", 9.0, 8.0)):
+        database.add(model, {"fid": value}, {"fid": value + LEFT})
+        database.records[-1]["metrics"][0]["corrected"] = corrected
+    path = database.write()
+    for words in (["leaderboard"], ["compare", "varied", "collapsed"], ["compare", "varied", "collapsed", "bad"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--runs-dir", str(path.parent)])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FID less its bias")]
+        assert "varied" in line and "collapsed" in line and "bad" not in line
+    with pytest.raises(SystemExit):
+        main(["compare", "varied", "bad", "--runs-dir", str(path.parent)])
+    assert "FID less its bias" not in capsys.readouterr().out

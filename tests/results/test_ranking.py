@@ -167,3 +167,42 @@ def test_fids_of_another_n_seed_or_reference_are_never_ranked_together(measure):
     assert all(row.rank["p_first"] == 1.0 for row in found)  # each is alone in its ranking
     assert len(best_of_each(found, "fid")) == 4
     assert [len(members) for members in by_ranking(found).values()] == [1, 1, 1, 1]
+
+
+def test_mmhm_takes_fid_less_its_bias_where_the_protocol_says_so(synthetic):
+    found = {}
+    for fid in ("raw", "corrected"):
+        database = synthetic(composite=FROZEN | {"fid": fid})
+        for model, bias in (("varied", 4.0), ("collapsed", 1.0)):
+            values, blocks = drawn(np.random.default_rng(1), (6 + bias, 5, 25, 20))
+            database.add(model, values, blocks)
+            for metric in database.records[-1]["metrics"]:
+                metric["corrected"] = metric["value"] - bias if metric["metric"] == "fid" else None
+        table, facts = read(database.write())
+        found[fid] = {row.cell["model"]: row for row in table}
+        assert facts["k"]["bounds_source"].endswith(", FID less its bias") is (fid == "corrected")
+    assert found["raw"]["collapsed"].rank["mmhm"] > found["raw"]["varied"].rank["mmhm"]
+    varied, collapsed = (found["corrected"][model].rank for model in ("varied", "collapsed"))
+    assert varied["mmhm"] == pytest.approx(collapsed["mmhm"])
+    assert varied["utilities"]["fid"] == pytest.approx(1 - 6 / 20, abs=0.05)
+
+
+def test_an_mmhm_whose_fid_cannot_be_corrected_says_so(synthetic):
+    database = synthetic(composite=FROZEN | {"fid": "corrected"})
+    database.add("one", *drawn(np.random.default_rng(1), MIDDLE))
+    for metric in database.records[-1]["metrics"]:
+        metric["corrected"] = None
+    (row,), facts = read(database.write())
+    assert row.rank["mmhm"] > 0 and "raw FID: too few images to remove its bias" in facts["k"]["bounds_source"]
+
+
+def test_too_few_blocks_leave_the_score_and_withhold_its_order(synthetic):
+    database = synthetic(composite=FROZEN)
+    for model in ("one", "other"):
+        values, blocks = drawn(np.random.default_rng(1), MIDDLE)
+        database.add(model, values, {metric: left[:4] for metric, left in blocks.items()})
+    for row in read(database.write())[0]:
+        assert row.rank["low"] < row.rank["mmhm"] < row.rank["high"]
+        assert row.rank["rank_low"] is None and row.rank["p_first"] is None
+        assert row.rank["withheld"] == "4 blocks; 5 say something of an order"
+        assert row.metrics["fid"].rank_low is None
