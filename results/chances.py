@@ -9,7 +9,7 @@ from results.rank_sets import Better, noise_of, oriented
 
 TIED = 0.3
 """Prior probability that all rows are exactly tied."""
-PACK = 0.5
+PACK = 0.6
 """Prior probability that a leading group, ahead of others, is exactly tied within: without it the luckiest of several
 equal leaders passes for the best."""
 SMALLEST_SPREAD = 0.7
