@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,13 +18,15 @@ import typer
 
 from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, weights
 from bench.cli.parsing import check_words
-from bench.cli.terminal import prepare_streams, write_line
+from bench.cli.terminal import data_alone, prepare_streams, write_line
 from results.errors import BenchError, BenchWarning, MissingError, one_line
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
 
 _PYTHON_SHOWS = warnings.showwarning
+DATA_OPTIONS = {"--json", "--schema"}
+"""With one of them stdout holds the data and nothing else, whatever is imported or run."""
 INTERRUPTED = 130
 INTERRUPTED_MESSAGE = "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
 
@@ -69,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_words(words)
         check_words(words)
-        result = app(args=words, standalone_mode=False)
+        with data_alone() if DATA_OPTIONS.intersection(words) and "--help" not in words else nullcontext():
+            result = app(args=words, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except UsageFault as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bench.cli.terminal import WIDTH, people, spelled
+from bench.cli.terminal import WIDTH, people, spelled, write_data
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,7 @@ def room(out: Console) -> int:
 def print_json(value: Any) -> None:
     """Print JSON on stdout; not-a-number becomes null."""
     # ASCII alone, control characters escaped: JSON says so itself.
-    typer.echo(json.dumps(_finite(value), indent=2, default=str))
+    write_data(json.dumps(_finite(value), indent=2, default=str))
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from results.printable import in_ascii, printable
@@ -18,6 +21,38 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="bench")
+
+
+_data: TextIO | None = None
+
+
+@contextmanager
+def data_alone() -> Iterator[None]:
+    """Keep stdout for `write_data`: what libraries and plug-ins print in the block goes to stderr, from C as well."""
+    global _data
+    kept, _data = sys.stdout, sys.stdout
+    real = kept is not None and kept is sys.__stdout__ and sys.stderr is not None
+    if real:
+        kept.flush()
+        _data = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, data, _data = kept, _data, None
+        if real and data is not None:
+            kept.flush()
+            os.dup2(data.fileno(), 1)
+            data.close()
+
+
+def write_data(text: str) -> None:
+    """Write one line of data to stdout."""
+    stream = sys.stdout if _data is None else _data
+    if stream is not None:
+        stream.write(text + "\n")
+        stream.flush()
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:

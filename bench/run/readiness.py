@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +55,27 @@ class Finding(NamedTuple):
 
 def diagnose(runs: Path) -> list[Finding]:
     """Return what is ready, missing and broken on this machine."""
-    return [
-        _device(),
-        Finding("ready", "packages", ", ".join(f"{name} {found}" for name, found in package_versions().items())),
-        _directory("runs directory", runs),
-        _directory("cache directory", cache_directory()),
-        _database(runs / "bench.duckdb"),
-        *_protocols(),
-        *_weights(),
-        *_plugins(),
+    looks: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("device", lambda: [_device()]),
+        ("packages", lambda: [_packages()]),
+        ("runs directory", lambda: [_directory("runs directory", runs)]),
+        ("cache directory", lambda: [_directory("cache directory", cache_directory())]),
+        ("database", lambda: [_database(runs / "bench.duckdb")]),
+        ("protocols", _protocols),
+        ("weights", _weights),
+        ("plug-ins", _plugins),
     ]
+    findings = []
+    for subject, look in looks:
+        try:
+            findings += look()
+        except Exception as error:  # what is broken in one place must not hide the others
+            findings.append(Finding("broken", subject, one_line(f"{type(error).__name__}: {error}")))
+    return findings
+
+
+def _packages() -> Finding:
+    return Finding("ready", "packages", ", ".join(f"{name} {found}" for name, found in package_versions().items()))
 
 
 def _device() -> Finding:

@@ -201,7 +201,8 @@ def test_merge_reindex_and_export(bench, finished, tmp_path):
 
 
 def test_doctor_finds_the_embedded_default_ready(bench):
-    code, out, _ = bench("doctor", "--json")
+    code, out, err = bench("doctor", "--json")
+    assert code == 0, err or out
     states = {row["subject"]: row["state"] for row in json.loads(out)}
     assert code == 0 and states["protocol digits"] == "ready" and states["database"] == "missing"
 

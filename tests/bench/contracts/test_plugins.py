@@ -93,9 +93,10 @@ def test_a_bad_card_leaves_its_neighbours(tmp_path, models, install, run_bench):
 
 
 def test_what_a_plug_in_prints_stays_out_of_the_data(tmp_path, models, install, run_bench):
-    modules = package({"b": CARD.format(name="mine")}) | {"pack/__init__.py": "print('hello')"}
+    loud = "import os\nprint('hello')\nos.write(1, b'hello from C')"
+    modules = package({"b": CARD.format(name="mine")}) | {"pack/__init__.py": loud}
     done = run_bench(install(tmp_path, "loud", point("cards", "pack"), **modules), "models", "--json")
-    assert models_of(done) == models | {"mine"} and "hello" in done.stderr
+    assert models_of(done) == models | {"mine"} and "hello\n" in done.stderr and "hello from C" in done.stderr
 
 
 @pytest.fixture(scope="module")
