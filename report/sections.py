@@ -73,7 +73,7 @@ class Page:
         ranked = len(data.contenders(self.headline))
         note = element(
             "p",
-            element("span", f"Rank intervals by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
+            element("span", f"95 % rank sets by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
             "; shaded places are tied with the first. Small figures are 95% intervals. Click a heading to rank by it. "
             "The best setting of each model is picked on the samples it is scored on, which favours models with many "
             "settings.",

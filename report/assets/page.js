@@ -243,7 +243,7 @@
       else heading.removeAttribute("aria-sort");
     }
     const note = byId("rank-note");
-    if (note) note.textContent = `Rank intervals by ${page.metrics[sort.ranking].short} among ${count} settings`;
+    if (note) note.textContent = `95 % rank sets by ${page.metrics[sort.ranking].short} among ${count} settings`;
     updateBudgets();
   }
 
