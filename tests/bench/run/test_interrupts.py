@@ -12,13 +12,21 @@ import pytest
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc for the moment")
 
 
+def read(path):
+    """Return what the kernel tells of a process or a thread, which may end before it is asked."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
 def importing_torch(process, runs):
-    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+    return "libtorch" in read(Path(f"/proc/{process.pid}/maps"))
 
 
 def starting_workers(process, runs):
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return sum(len(task.read_text().split()) for task in tasks) >= 2  # the resource tracker and the first worker
+    return sum(len(read(task).split()) for task in tasks) >= 2  # the resource tracker and the first worker
 
 
 def sampling(process, runs):
@@ -29,11 +37,8 @@ def alive(session):
     """Return the processes of a session that are not zombies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(own) == session and state != "Z":
+        state, _, _, own = (read(stat).rpartition(")")[2].split() + [""] * 4)[:4]
+        if own == str(session) and state != "Z":
             found.append(stat.parent.name)
     return found
 
