@@ -187,7 +187,7 @@ def read_state(path: Path, source: WeightsSource, model: str, role: str = NETWOR
     BenchError naming the file when it is altered, damaged, lacks the tree or holds code.
     """
     from bench.weights.formats import NotACheckpoint, read_file
-    from bench.weights.safe_pickle import CodeRefused
+    from bench.weights.opcodes import CodeRefused
 
     file = model_file(model, role, source)
     cache = FileCache(cache_directory())

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from bench.contracts.adapter import stripped
 from bench.contracts.card import WeightsSource
+from bench.weights.holders import DEEPEST, MOST_ENTRIES, NetworkState
+from bench.weights.opcodes import Bomb
 from bench.weights.orbax import StoredArray, load_orbax
-from bench.weights.safe_pickle import ArrayInFile, Bomb, load_arrays
+from bench.weights.safe_pickle import ArrayInFile
 from bench.weights.sniff import kind_of, safetensors_size
-from bench.weights.torch_file import read_torch
+from bench.weights.torch_file import read_pickle, read_torch
 from bench.weights.unpacking import shards_of, unpacked
 from results.errors import BenchError, unknown
 
-MOST_ENTRIES, DEEPEST = 200_000, 64
-"""Entries and levels of the largest tree that is read; a file whose containers repeat each other has more."""
 SAME_TREE = {
-    "ema": ("ema_state_dict", "model_ema", "ema_model", "ema_params", "params_ema", "ema_net"),
+    "ema": ("ema_state_dict", "model_ema", "ema_model", "ema_params", "params_ema", "ema_net", "G_ema"),
     "state_dict": ("model_state_dict",),
 }
 """Names under which people save what a card calls by the first."""
@@ -45,8 +45,9 @@ def read_file(path: Path, source: WeightsSource) -> dict[str, Tensor]:
     with unpacked(path) as file:
         tree, flat = _read(file, source.format)
         # Somebody's conversion to safetensors holds one flat tree, the sampled one.
-        state = _flat(tree if flat and source.format != "safetensors" else _subtree(tree, source.tree))
-    return {key.removeprefix(source.prefix): value for key, value in _unwrapped(state).items()}
+        chosen = tree if flat and source.format != "safetensors" else _subtree(tree, source.tree)
+        state = {key.removeprefix(source.prefix): value for key, value in _unwrapped(_flat(chosen)).items()}
+    return chosen.of(state) if isinstance(chosen, NetworkState) else state
 
 
 def _read(file: Path, format: str) -> tuple[Any, bool]:
@@ -82,6 +83,8 @@ def _subtree(tree: Any, path: str | None) -> Any:
         found = _tree_name(tree, name)
         if found is not None:
             tree = tree[found]
+        elif name and (only := _only_network(tree)) is not None:
+            tree = only
         elif name and name == part:
             raise BenchError(f"no tree '{path}' in it ({_held(tree)}); is it the checkpoint of another variant?")
     # A file of one tree is that tree: Lightning and most training scripts save one beside their own bookkeeping.
@@ -93,6 +96,14 @@ def _subtree(tree: Any, path: str | None) -> Any:
         else:
             break
     return tree
+
+
+def _only_network(tree: Any) -> NetworkState | None:
+    """Return the network of a file that holds just one, whatever it is called there; None where there are others."""
+    if isinstance(tree, NetworkState):
+        return tree
+    found = [value for value in tree.values() if isinstance(value, NetworkState)] if isinstance(tree, Mapping) else []
+    return found[0] if len(found) == 1 else None
 
 
 def _tree_name(tree: Any, name: str) -> str | None:
@@ -239,5 +250,5 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "torch": read_torch,
     "flax-msgpack": _read_msgpack,
     "orbax": load_orbax,
-    "pickle": load_arrays,
+    "pickle": read_pickle,
 }

@@ -2,7 +2,8 @@
 
 What is on the list builds arrays and containers, by functions of this module that take no size from the file; the
 classes of training libraries (optimiser states, frozen dictionaries, argument namespaces) become inert objects. Any
-other name ends the reading before it is imported.
+other name stands as inert data where the file holds a pickled network (`bench.weights.holders`), and else ends the
+reading. Nothing is imported at a file's request.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import collections
 import mmap
 import pickle
-import pickletools
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
@@ -19,16 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bench.weights.holders import PERSISTENCE, Holders
+from bench.weights.opcodes import Bomb, CodeRefused, check_opcodes
 from results.errors import BenchError
-
-
-class CodeRefused(pickle.UnpicklingError):
-    """A pickle names something that is not data; nothing of it was run."""
-
-
-class Bomb(BenchError):
-    """A file asks for more memory or time than its own size accounts for."""
-
 
 INERT_PACKAGES = (
     "accelerate", "chex", "easydict", "flax", "jax", "jaxlib", "lightning", "lightning_fabric", "lightning_utilities",
@@ -47,7 +40,6 @@ INERT_NAMES = {
 DTYPE = re.compile(r"[<>|=]?[a-zA-Z?]\d{0,3}|bfloat16|(u?int|float|complex)\d{1,3}|bool")
 """Names of dtypes that a file may build; whatever else an array may hold (text, dates, records) is no weight."""
 NUMERIC = "biuf"
-MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 ALLOWANCE = 2**24
 """Bytes that a file may build however small it is."""
 
@@ -223,6 +215,7 @@ class ArrayUnpickler(pickle.Unpickler):
         self.budget = budget
         self.inert = inert_class()
         self.inert_names: set[str] = set()
+        self.holders = Holders(self.spend)
         ordered = self._copied(collections.OrderedDict)
         known: dict[str, Callable[..., Any]] = {
             "numpy.ndarray": _no_call,
@@ -250,14 +243,30 @@ class ArrayUnpickler(pickle.Unpickler):
         self.classes["flax.core.frozen_dict.FrozenDict"] = self._frozen_dict()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for `module.name`, by exact match: nothing is imported at a file's request."""
+        """Return what stands for `module.name`, by its whole name: nothing is imported at a file's request."""
         whole = modern_name(module, name)
         if whole in self.classes:
             return self.classes[whole]
         if is_inert(whole):
             self.inert_names.add(whole)
             return self.inert
-        raise CodeRefused(whole)
+        if whole.endswith(f".{PERSISTENCE}") or whole == PERSISTENCE:
+            return self.classes.setdefault(whole, Builder(whole, self.holders.rebuilt))
+        return self.holders.of(whole)
+
+    def load(self) -> Any:
+        """Return the object in the file, pickled networks as their state dicts.
+
+        Raises CodeRefused for what is not data, and whatever a damaged pickle runs into.
+        """
+        try:
+            tree = super().load()
+        except (CodeRefused, BenchError):
+            raise
+        except Exception:
+            self.holders.refuse()
+            raise
+        return self.holders.resolved(tree)
 
     def spend(self, size: int) -> None:
         """Count `size` more bytes. Raises Bomb beyond the budget."""
@@ -308,24 +317,7 @@ def budget_for(size: int) -> int:
     return ALLOWANCE + 16 * size
 
 
-def check_opcodes(content: Any, start: int = 0) -> int:
-    """Return where the pickle that begins at `start` of `content` (a mapped file, or BytesIO) ends.
-
-    Raises Bomb for a memo that is larger than the file: the C reader would allocate it before it looked.
-    """
-    content.seek(start)
-    try:
-        for opcode, argument, position in pickletools.genops(content):
-            if opcode.name in MEMO_OPCODES and int(argument or 0) > (position or 0) - start + 1:
-                raise Bomb(f"its memo would hold {argument:,} entries, more than the file accounts for; do not use it")
-            if opcode.name.startswith("EXT"):
-                raise CodeRefused("a class by its number in copyreg")
-    except (ValueError, EOFError) as error:
-        raise BenchError("its pickle is truncated or damaged; fetch the file again") from error
-    return int(content.tell())
-
-
-def load_arrays(path: Path) -> Any:
+def load_arrays(path: Path, unpickler: type[ArrayUnpickler] = ArrayUnpickler) -> Any:
     """Return the object of the pickle at `path`: nested containers of numpy arrays, numbers and inert objects.
 
     Raises CodeRefused, before anything is run, when the file names something that is not data; Bomb when it asks for
@@ -333,4 +325,4 @@ def load_arrays(path: Path) -> Any:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         check_opcodes(content)
-        return ArrayUnpickler(file, budget_for(len(content))).load()
+        return unpickler(file, budget_for(len(content))).load()

@@ -15,15 +15,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from bench.weights.holders import Persistent
+from bench.weights.opcodes import Bomb, CodeRefused, check_opcodes
 from bench.weights.safe_pickle import (
     ArrayInFile,
     ArrayUnpickler,
-    Bomb,
     Builder,
-    CodeRefused,
     DtypeInFile,
     budget_for,
-    check_opcodes,
+    load_arrays,
     modern_name,
 )
 from results.errors import BenchError
@@ -41,6 +41,8 @@ PARAMETERS = {
 TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
 EXPANSION = 16
 """How often a tensor in a file may repeat its values (by strides of zero)."""
+STORAGE_BYTES = 4096
+"""What reading one more storage out of its bytes costs beside their number, about."""
 
 
 class _Storage(NamedTuple):
@@ -56,12 +58,8 @@ class _Tensor:
         raise BenchError("it is a file of torch before 0.4; save it anew with a newer torch")
 
 
-class _Survey(ArrayUnpickler):
-    """Reads a torch pickle without its tensors: names, and the sizes of storages."""
-
-    def __init__(self, file: BinaryIO, budget: int) -> None:
-        super().__init__(file, budget)
-        self.storages: dict[str, _Storage] = {}
+class _TorchUnpickler(ArrayUnpickler):
+    """Reads pickles that name torch's tensors; a subclass says what a tensor is made of."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for `module.name`; torch's own names as far as they are tensors."""
@@ -76,15 +74,60 @@ class _Survey(ArrayUnpickler):
         if whole == "torch.Size":
             return Builder(whole, self._copied(tuple))
         if whole in TENSORS:
-            return Builder(whole, self._tensor)
+            return Builder(whole, self._checked_tensor)
         if whole in PARAMETERS:
-            return Builder(whole, _parameter)
+            return Builder(whole, self._parameter)
         if whole == "torch._tensor._rebuild_from_type_v2":
             return Builder(whole, self._tensor_of_type)
+        if whole == "torch.storage._load_from_bytes":
+            return Builder(whole, self._storage_in_bytes)
         if whole.startswith("torch._utils._rebuild"):
             kind = name.removeprefix("_rebuild_").replace("_", " ")
             raise BenchError(f"it holds a {kind}, which is not read; save dense tensors")
         return super().find_class(module, name)
+
+    def _checked_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        values = self._values_in(storage)
+        if values is None or len(size) != len(stride) or len(size) > 64:
+            raise BenchError("a tensor without storage or of broken shape; the file is damaged, fetch it again")
+        if not all(type(number) is int and 0 <= number < 2**63 for number in (offset, *size, *stride)):
+            raise BenchError("a tensor of broken shape; the file is damaged, fetch it again")
+        last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
+        total = math.prod(size)
+        if total and (last >= values or total > EXPANSION * values + 2**20):
+            shape = "x".join(map(str, size)) or "scalar"
+            raise Bomb(f"a tensor of {shape} values in a storage of {values:,}; the file is damaged")
+        return self._tensor(storage, offset, size, stride)
+
+    def _values_in(self, storage: Any) -> int | None:
+        """Return how many values `storage` holds, None where it is no storage."""
+        raise NotImplementedError
+
+    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> Any:
+        """Return a tensor whose geometry fits its storage."""
+        raise NotImplementedError
+
+    def _storage_in_bytes(self, content: Any) -> Any:
+        """Return the storage of torch's file in `content`: how plain pickles hold tensors."""
+        raise CodeRefused("a storage in bytes, inside a file of storages")
+
+    def _parameter(self, tensor: Any, *rest: Any) -> Any:
+        if not isinstance(tensor, (_Tensor, torch.Tensor)):
+            raise CodeRefused("a parameter that is no tensor")
+        return tensor
+
+    def _tensor_of_type(self, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
+        if not isinstance(function, Builder) or function.name not in TENSORS | PARAMETERS:
+            raise CodeRefused("a tensor that is not built from torch's parts")
+        return function(*arguments)
+
+
+class _Survey(_TorchUnpickler):
+    """Reads a torch pickle without its tensors: names, and the sizes of storages."""
+
+    def __init__(self, file: BinaryIO, budget: int) -> None:
+        super().__init__(file, budget)
+        self.storages: dict[str, _Storage] = {}
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage of a persistent id."""
@@ -99,29 +142,41 @@ class _Survey(ArrayUnpickler):
             self.storages[key] = storage
         return storage
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-        numbers = [offset, *size, *stride]
-        if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 64:
-            raise BenchError("a tensor without storage or of broken shape; the file is damaged, fetch it again")
-        if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
-            raise BenchError("a tensor of broken shape; the file is damaged, fetch it again")
-        last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
-        total = math.prod(size)
-        if total and (last >= storage.values or total > EXPANSION * storage.values + 2**20):
-            shape = "x".join(map(str, size)) or "scalar"
-            raise Bomb(f"a tensor of {shape} values in a storage of {storage.values:,}; the file is damaged")
+    def _values_in(self, storage: Any) -> int | None:
+        return storage.values if isinstance(storage, _Storage) else None
+
+    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> _Tensor:
         return _Tensor()
 
-    def _tensor_of_type(self, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
-        if not isinstance(function, Builder) or function.name not in TENSORS | PARAMETERS:
-            raise CodeRefused("a tensor that is not built from torch's parts")
-        return function(*arguments)
+
+class _PlainPickle(_TorchUnpickler):
+    """Reads a plain pickle of tensors, each of which holds its values as a small torch file in bytes."""
+
+    def _values_in(self, storage: Any) -> int | None:
+        return len(storage) if isinstance(storage, (torch.TypedStorage, torch.UntypedStorage)) else None
+
+    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> torch.Tensor:
+        made: torch.Tensor = torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
+        return made
+
+    def _storage_in_bytes(self, content: Any) -> Any:
+        if not isinstance(content, (bytes, bytearray)):
+            raise CodeRefused("a storage that is not in bytes")
+        self.spend(len(content) + STORAGE_BYTES)
+        survey = _survey_legacy(io.BytesIO(content), len(content))
+        if len(survey.storages) != 1:
+            raise BenchError("a storage in bytes that is none; the file is damaged, fetch it again")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _parameter(tensor: Any, *rest: Any) -> _Tensor:
-    if not isinstance(tensor, _Tensor):
-        raise CodeRefused("a parameter that is no tensor")
-    return tensor
+def read_pickle(path: Path) -> Any:
+    """Return the object of a plain pickle: arrays, tensors, and networks as their state dicts. Raises as `load_arrays`.
+
+    A storage is read by torch with `weights_only`, after it was looked over.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own storages are deprecated
+        return load_arrays(path, _PlainPickle)
 
 
 def _no_size(*arguments: Any) -> Any:
@@ -135,17 +190,23 @@ def read_torch(path: Path) -> Any:
     holds, BenchError for one that is damaged; all of them before torch reads it.
     """
     zipped = zipfile.is_zipfile(path)
-    survey = _survey_zip(path) if zipped else _survey_legacy(path)
-    known = [(value, name) for name, value in survey.classes.items()]
+    if zipped:
+        survey = _survey_zip(path)
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            survey = _survey_legacy(content, len(content))
+    known = [(value, name) for name, value in (*survey.classes.items(), *survey.holders.classes.items())]
     inert = [(survey.inert, name) for name in sorted(survey.inert_names)]
-    own = [(kind, f"bench.{kind.__name__}") for kind in (ArrayInFile, DtypeInFile, survey.inert)]
+    own = [(kind, f"bench.{kind.__name__}") for kind in (ArrayInFile, DtypeInFile, Persistent, survey.inert)]
     with torch.serialization.safe_globals([*known, *inert, *own]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if path.suffix == ".safetensors":  # torch goes by the name
             with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        # Memory-mapped: of a file with optimiser states only the sampled tree is read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                tree = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            # Memory-mapped: of a file with optimiser states only the sampled tree is read.
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    return survey.holders.resolved(tree)
 
 
 def _survey_zip(path: Path) -> _Survey:
@@ -179,16 +240,18 @@ def _survey_zip(path: Path) -> _Survey:
     return survey
 
 
-def _survey_legacy(path: Path) -> _Survey:
-    """Look over a file of torch before 1.6: five pickles, then the storages."""
-    size = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end, surveys = 0, []
-        for _ in range(5):
-            begin, end = end, check_opcodes(content, end)
-            surveys.append(_Survey(io.BytesIO(content[begin:end]), budget_for(size)))
-            with _damage():
-                surveys[-1].load()
+def _survey_legacy(content: Any, size: int) -> _Survey:
+    """Look over the `size` bytes of a file of torch before 1.6 (a mapped file, or BytesIO).
+
+    It is five pickles, then the storages.
+    """
+    end, surveys = 0, []
+    for _ in range(5):
+        begin, end = end, check_opcodes(content, end)
+        content.seek(begin)
+        surveys.append(_Survey(io.BytesIO(content.read(end - begin)), budget_for(size)))
+        with _damage():
+            surveys[-1].load()
     survey = surveys[3]
     needed = end + sum(8 + storage.bytes for storage in survey.storages.values())
     if needed > size:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.weights.opcodes import Bomb
 from bench.weights.orbax import is_orbax
-from bench.weights.safe_pickle import Bomb
 from bench.weights.sniff import kind_of
 from results.errors import BenchError
 
