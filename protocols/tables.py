@@ -16,9 +16,11 @@ from pydantic import (
     Field,
     StringConstraints,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
+from results.catalog import MMHM_METRICS
 from results.documents import (
     Choice,
     Distinct,
@@ -174,13 +176,13 @@ def _bounds(value: list[float]) -> list[float]:
 Bounds = Annotated[list[float], AfterValidator(_bounds)]
 
 
-class BoundsTable(Table):
-    """`composite.bounds`: the frozen [low, high] of each metric of MMHM."""
-
-    fid: Bounds
-    inception_score: Annotated[Bounds, Field(alias="is")]
-    clip: Bounds
-    pick: Bounds
+_BOUNDS: dict[str, Any] = dict.fromkeys(MMHM_METRICS, (Bounds, ...))
+BoundsTable = create_model(
+    "BoundsTable",
+    __base__=Table,
+    __doc__="`composite.bounds`: the frozen [low, high] of each metric of MMHM.",
+    **_BOUNDS,
+)
 
 
 class CompositeTable(Table):

@@ -15,8 +15,8 @@ from report.text import plural
 from results import budgets as costs
 from results import leaderboard, store
 from results.budgets import Budget
-from results.catalog import MetricFact
 from results.errors import ReportError, StoreError
+from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
 from results.published import Claim, claims_of
 

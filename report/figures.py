@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from report.data import record
 from report.text import number, rank, seconds, shortened, with_interval
-from results.catalog import MetricFact
+from results.facts import MetricFact
 from results.statistics import share_difference
 
 # Okabe and Ito's colours (black left out, yellow darkened: both vanish on one of the two backgrounds), then five more.

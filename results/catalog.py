@@ -8,96 +8,23 @@ so that a database with a plug-in's metric reads right where the plug-in is not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from results.facts import MetricFact, Option, ordered
 
 if TYPE_CHECKING:
     import duckdb
 
-LAST = 1000
-"""The place of a metric that says nothing about its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricFact:
-    """Facts about one number that rows can be shown and sorted by.
-
-    Attributes:
-        name: name in protocols, tables, options and the database.
-        title: name for people.
-        short: name for headings; the title where there is no shorter one.
-        better: whether `lower` or `higher` values are better.
-        definition: one sentence, with the source.
-        judge: the judge whose output is read (`inception`, `classifier`, `clip`, `clip_l14`, `pick`, `image_reward`,
-            `hpsv2`, `dinov2`, `clip_l14_336`); empty for composites and costs.
-        array: a metric's judge output, as named in `JudgeOutputs`; a composite's column of table `ranks`; a cost's
-            column of table `cells`.
-        reference: what it needs of the reference: nothing, its `statistics` (mean and covariance), or its `features`.
-        unit: unit of the value; empty for a pure number.
-        digits: significant digits shown where no interval says how many are known.
-        lowest: smallest possible value; None where there is none.
-        highest: largest possible value; None where there is none.
-        place: position in tables, smallest first; equal places are in alphabetical order.
-        summary: whether the leaderboard of a terminal has a column for it.
-        mmhm: its column in tables of the fair benchmark, which MMHM is computed from; empty for all but four metrics.
-        aliases: other names of that column that the fair benchmark's script accepts.
-        kind: `metric` of a cell, `composite` over the rows of a ranking, or `cost` of a cell.
-    """
-
-    name: str
-    title: str
-    better: Literal["lower", "higher"]
-    definition: str
-    judge: str = ""
-    array: str = ""
-    reference: Literal["none", "statistics", "features"] = "none"
-    short: str = ""
-    unit: str = ""
-    digits: int = 4
-    lowest: float | None = None
-    highest: float | None = None
-    place: int = LAST
-    summary: bool = False
-    mmhm: str = ""
-    aliases: tuple[str, ...] = ()
-    kind: Literal["metric", "composite", "cost"] = "metric"
-
-    def __post_init__(self) -> None:
-        if not self.short:
-            object.__setattr__(self, "short", self.title)
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether higher values are better."""
-        return self.better == "higher"
-
-    @property
-    def is_share(self) -> bool:
-        """Whether it is a share of images, or of other things that are counted, in [0, 1]."""
-        return self.kind == "metric" and self.lowest == 0.0 and self.highest == 1.0
-
-    @property
-    def sign(self) -> float:
-        """1 where higher values are better, else -1: `sign * value` is a score, more is better."""
-        return 1.0 if self.better == "higher" else -1.0
-
-    def row(self) -> dict[str, Any]:
-        """Return the row of table `metric_facts`."""
-        row = dataclasses.asdict(self)
-        del row["better"], row["aliases"]
-        return {"metric": row.pop("name"), "higher_is_better": self.higher_is_better} | row
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> MetricFact:
-        """Return the fact of a row of table `metric_facts`; columns without a value keep what the catalogue says."""
-        known = CATALOG.get(row["metric"])
-        own = {} if known is None else {field.name: getattr(known, field.name) for field in dataclasses.fields(cls)}
-        stated = {key: value for key, value in row.items() if value is not None}
-        stated["name"] = stated.pop("metric")
-        stated["better"] = "higher" if stated.pop("higher_is_better") else "lower"
-        return cls(**own | stated)
-
+_KID = (
+    Option("kid_degree", int, 3, "degree of the polynomial kernel", low=1),
+    Option("kid_gamma", float, None, "factor of the inner product; 1/d by default", above=0),
+    Option("kid_coef0", float, 1.0, "constant of the kernel", low=0),
+)
+_COMPARISON = Option("comparison", str, "<=", "whether the rim of a ball belongs to it", choices=("<=", "<"))
+_NEIGHBOURS = (Option("neighborhood", int, 3, "neighbours that make a ball", low=1), _COMPARISON)
+_DENSITY_NEIGHBOURS = (Option("density_neighborhood", int, 5, "neighbours that make a ball", low=1), _COMPARISON)
+_CLASSES = (Option("num_classes", int, None, "classes of the labels; the largest label + 1 by default", low=1),)
 
 _METRICS = (
     MetricFact(
@@ -128,6 +55,11 @@ _METRICS = (
         summary=True,
         mmhm="IS",
         aliases=("is_mean", "inception_score"),
+        options=(
+            Option("is_splits", int, 10, "parts that the score is averaged over", low=1),
+            Option("is_shuffle", bool, True, "whether images are shuffled before they are split"),
+            Option("is_rng_seed", int, 2020, "seed of the shuffle", low=0),
+        ),
     ),
     MetricFact(
         name="clip",
@@ -168,6 +100,7 @@ _METRICS = (
         array="inception.features",
         reference="features",
         place=50,
+        options=_KID,
     ),
     MetricFact(
         name="precision",
@@ -181,6 +114,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=60,
+        options=_NEIGHBOURS,
     ),
     MetricFact(
         name="recall",
@@ -194,6 +128,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=70,
+        options=_NEIGHBOURS,
     ),
     MetricFact(
         name="accuracy",
@@ -207,6 +142,7 @@ _METRICS = (
         highest=1.0,
         place=80,
         summary=True,
+        options=_CLASSES,
     ),
     MetricFact(
         name="fid_corrected",
@@ -228,6 +164,11 @@ _METRICS = (
         array="inception.features",
         reference="statistics",
         place=100,
+        options=(
+            Option("fid_infinity_sizes", int, 15, "numbers of images that the line goes through", low=2),
+            Option("fid_infinity_draws", int, 3, "random draws of each", low=1),
+            Option("fid_infinity_rng_seed", int, 2020, "seed of the draws", low=0),
+        ),
     ),
     MetricFact(
         name="sfid",
@@ -251,6 +192,12 @@ _METRICS = (
         array="inception.features",
         reference="features",
         place=120,
+        options=(
+            *_KID,
+            Option("kid_subsets", int, 100, "number of random subsets", low=1),
+            Option("kid_subset_size", int, 1000, "images in each", low=2),
+            Option("kid_rng_seed", int, 2020, "seed of the draws", low=0),
+        ),
     ),
     MetricFact(
         name="density",
@@ -263,6 +210,7 @@ _METRICS = (
         reference="features",
         lowest=0.0,
         place=130,
+        options=_DENSITY_NEIGHBOURS,
     ),
     MetricFact(
         name="coverage",
@@ -275,6 +223,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=140,
+        options=_DENSITY_NEIGHBOURS,
     ),
     MetricFact(
         name="top1",
@@ -288,6 +237,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=150,
+        options=_CLASSES,
     ),
     MetricFact(
         name="clip_l14",
@@ -345,6 +295,10 @@ _METRICS = (
         reference="features",
         lowest=0.0,
         place=200,
+        options=(
+            Option("cmmd_sigma", float, 10.0, "width of the Gaussian kernel", above=0),
+            Option("cmmd_scale", float, 1000.0, "factor of the value", above=0),
+        ),
     ),
 )
 
@@ -441,11 +395,6 @@ _COSTS = (
 )
 
 
-def ordered(facts: Iterable[MetricFact]) -> list[MetricFact]:
-    """Return the facts in the order in which tables show them."""
-    return sorted(facts, key=lambda fact: (fact.place, fact.name))
-
-
 CATALOG: dict[str, MetricFact] = {fact.name: fact for fact in ordered(_METRICS)}
 """Every built-in metric by name, in the order in which tables show them."""
 
@@ -460,5 +409,15 @@ def read_facts(connection: duckdb.DuckDBPyConnection) -> dict[str, MetricFact]:
     """Return FACTS with the facts that a database states over them: those of plug-ins' metrics among them."""
     result = connection.execute("SELECT * FROM metric_facts")
     names = [column[0] for column in result.description or []]
-    stated = [MetricFact.of_row(dict(zip(names, row, strict=True))) for row in result.fetchall()]
+    stated = [_fact(dict(zip(names, row, strict=True))) for row in result.fetchall()]
     return FACTS | {fact.name: fact for fact in stated}
+
+
+def _fact(row: Mapping[str, Any]) -> MetricFact:
+    """Return the fact of a row of table `metric_facts`; columns without a value keep what the catalogue says."""
+    known = CATALOG.get(row["metric"])
+    own = {} if known is None else {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
+    stated = {key: value for key, value in row.items() if value is not None}
+    stated["name"] = stated.pop("metric")
+    stated["better"] = "higher" if stated.pop("higher_is_better") else "lower"
+    return MetricFact(**own | stated)

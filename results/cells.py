@@ -10,7 +10,6 @@ Every file is written under a temporary name, flushed to the disk and renamed, s
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from results.errors import StoreError
-from results.files import disk_error, remove, sweep, write_atomically
+from results.files import disk_error, remove, sweep, write_atomically, writing
 from results.records import checked, is_cell_id, parsed
 
 
@@ -91,14 +90,11 @@ class CellDirectory:
                                 continue
                             if name not in files:
                                 paths[name] = self.path / f"{name}.npy"
-                                files[name] = stack.enter_context(paths[name].open("wb"))
+                                files[name] = stack.enter_context(stack.enter_context(writing(paths[name])).open("wb"))
                                 shape = (total, *part.shape[1:])
                                 header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
                                 np.lib.format.write_array_header_2_0(files[name], header)
                             files[name].write(part.tobytes())  # tofile would not say why a write failed
-                for file in files.values():
-                    file.flush()
-                    os.fsync(file.fileno())
         except OSError as error:
             raise disk_error(self.path, error) from error
         arrays = {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}

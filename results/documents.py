@@ -252,9 +252,9 @@ def _reason(
     got = f"found {found(fault['input'])}"
     if kind in WANTED:
         return f"must be {WANTED[kind]}, {got}"
-    what = "an integer" if isinstance(fault["input"], int) else "a number"
     for key, words in (("ge", "of at least"), ("le", "of at most"), ("gt", "above"), ("lt", "below")):
-        if key in context:
+        if key in context:  # a bound of a number is a float, whatever was found
+            what = "an integer" if isinstance(context[key], int) else "a number"
             return f"must be {what} {words} {context[key]}, {got}"
     if kind in ("too_short", "string_too_short"):
         return f"must not be empty, {got}"

@@ -108,9 +108,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+FULL = "no space left on the device; free some and run the same command to continue"
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether a file could not be written for want of space."""
+    short = error.errno is None and str(error).endswith(" written")  # numpy, when the device is full
+    return short or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def disk_error(path: Path, error: OSError, option: str = "--runs-dir") -> BenchError:
     """Return the one-line error for a file that could not be written; `option` chooses another place for it."""
-    short = error.errno is None and str(error).endswith(" written")  # numpy, when the device is full
-    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BenchError(f"{path}: no space left on the device; free some and run the same command to continue")
+    if is_full(error):
+        return BenchError(f"{path}: {FULL}")
     return BenchError(f"{path}: cannot be written ({error.strerror or error}); choose another place with {option}")

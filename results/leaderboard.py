@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from results.catalog import FACTS, MMHM_METRICS, MetricFact, ordered, read_facts
+from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.errors import StoreError
+from results.facts import MetricFact, ordered
 from results.store import dictionaries
 
 COMPOSITE = "mmhm"

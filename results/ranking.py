@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from results.catalog import FACTS, MMHM_METRICS, MetricFact, read_facts
+from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.chances import chances_of_first
 from results.composite import (
     COLUMNS,
@@ -29,6 +29,7 @@ from results.composite import (
 )
 from results.digests import digest_of
 from results.errors import BenchError, unknown_key
+from results.facts import MetricFact
 from results.published import published_rows
 from results.rank_sets import FEWEST_BLOCKS, Better, rank_sets
 from results.statistics import jackknife

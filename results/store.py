@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import duckdb
 
 from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError, one_line
-from results.files import disk_error, sweep, writing
+from results.files import FULL, disk_error, sweep, writing
 from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema
 
 SCHEMA_VERSION = 5
@@ -174,7 +174,7 @@ def fault_of(path: Path, error: duckdb.Error) -> StoreError | None:
     if "permission denied" in message.lower():
         return StoreError(f"{path}: permission denied; ask its owner, or give another place with --runs-dir")
     if "no space left" in message.lower() or "quota" in message.lower():
-        return StoreError(f"{path}: no space left on the device; free some, then run the same command again")
+        return StoreError(f"{path}: {FULL}")
     signs = ("corrupt", "checksum", "wal file", "deserializ", "not a valid duckdb", "magic bytes")
     kinds = (duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
     if any(sign in message.lower() for sign in signs) or isinstance(error, kinds):

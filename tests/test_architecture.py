@@ -76,7 +76,10 @@ BREAKS = {
     "adapters import contracts and errors only": ("adapters/dmd.py", "bench.run.runner"),
     "results stand alone": ("results/store.py", "protocols.schema"),
     "the report reads results only": ("report/text.py", "bench.contracts.card"),
-    "protocols import digests, errors and the reader of documents only": ("protocols/labels.py", "results.ranking"),
+    "protocols import errors, digests, documents and the catalogue only": (
+        "protocols/labels.py",
+        "results.ranking",
+    ),
 }
 
 

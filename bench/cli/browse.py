@@ -68,12 +68,13 @@ def _card_json(card: Any) -> dict[str, Any]:
 
 def protocols(as_json: Annotated[bool, JSON] = False, schema: Annotated[bool, SCHEMA] = False) -> None:
     """List the protocols."""
+    from bench.cli.parsing import parse_protocol
     from protocols import protocol_files, protocol_schema
 
     if schema:
         print_json(protocol_schema())
         return
-    found = [_protocol(path) for path in protocol_files().values()]
+    found = [parse_protocol(name) for name in protocol_files()]
     if as_json:
         print_json([{"title": p.title, "digest": p.digest, **p.canonical()} for p in found])
         return
@@ -83,16 +84,6 @@ def protocols(as_json: Annotated[bool, JSON] = False, schema: Annotated[bool, SC
     ]
     columns = ["protocol", "px", "samples", "reference", "metrics", "title"]
     print_table(page(), plain_table(columns, rows, right=["px", "samples"]))
-
-
-def _protocol(path: Path) -> Any:
-    """Return a protocol, checked as far as can be without the libraries that measure."""
-    from bench.judges.options import check_judges
-    from protocols import load_protocol
-
-    protocol = load_protocol(path)
-    check_judges(protocol)
-    return protocol
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
@@ -137,19 +128,22 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model, a protocol, or a cell id (a prefix is enough).")],
+    name: Annotated[
+        str, typer.Argument(help="A model, a protocol (or its .toml file), or a cell id (a prefix is enough).")
+    ],
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Show one model, protocol or cell in full."""
+    from bench.cli.parsing import parse_protocol
     from bench.models.cards import cards
     from protocols import protocol_files
 
     if name in cards():
         card = cards()[name]
         value = {**_card_json(card), "settings": _settings(card)}
-    elif name in protocol_files():
-        protocol = _protocol(protocol_files()[name])
+    elif name in protocol_files() or name.endswith(".toml"):
+        protocol = parse_protocol(name)
         value = {"title": protocol.title, "notes": protocol.notes, "digest": protocol.digest, **protocol.canonical()}
     else:
         value = _cell(name, runs_directory(runs_dir), [*cards(), *protocol_files()])

@@ -43,16 +43,15 @@ def fetch(
     Weights, autoencoders, latent statistics and the protocol's judges; for a protocol alone those of all its models.
     Sizes come first; downloads are resumed, verified and pinned.
     """
-    from bench.cli.parsing import parse_models
+    from bench.cli.parsing import parse_models, parse_protocol
     from bench.run.needs import joined, needs_of_models
     from bench.run.plan import by_home
-    from protocols import find_protocol
 
     if model is None and protocol is None:
         raise BenchError("fetch: give --model or --protocol (the embedded default needs nothing)")
     models = parse_models(model) if model is not None else None
     plans = by_home(models) if models is not None and protocol is None else {str(protocol): models}
-    needs = joined([needs_of_models(find_protocol(name), chosen) for name, chosen in plans.items()])
+    needs = joined([needs_of_models(parse_protocol(name), chosen) for name, chosen in plans.items()])
     lacking = needs.lacking()
     if dry_run:
         for line in table_with_sizes(lacking) or [f"{needs.what}: everything is here"]:

@@ -90,7 +90,7 @@ def run(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Measure models under a protocol. Without arguments: the embedded default, in minutes on a CPU."""
-    from bench.cli.parsing import parse_models, parse_options, parse_scales, parse_steps
+    from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
     from bench.run.needs import needs_of_run, require
@@ -98,7 +98,6 @@ def run(
     from bench.run.provenance import typed_command
     from bench.run.readiness import check_surroundings
     from bench.run.runner import run as run_request
-    from protocols import find_protocol
 
     if random_weights and select_on is not None:
         raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
@@ -108,7 +107,7 @@ def run(
     out = console()
     plans = _plans(models, protocol, out)
     asked = Request(
-        protocol=find_protocol(DEFAULT_PROTOCOL),
+        protocol=parse_protocol(DEFAULT_PROTOCOL),
         steps=parse_steps(steps) if steps is not None else None,
         cfg=parse_scales(cfg) if cfg is not None else None,
         num_samples=num_samples,
@@ -123,7 +122,7 @@ def run(
         weights=weights,
         random_weights=random_weights,
     )
-    requests = [replace(asked, protocol=find_protocol(name), models=chosen) for name, chosen in plans.items()]
+    requests = [replace(asked, protocol=parse_protocol(name), models=chosen) for name, chosen in plans.items()]
     runs = runs_directory(runs_dir)
     if dry_run:
         _print_plans(requests, runs)
@@ -269,10 +268,10 @@ def score(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images made elsewhere, as one more row."""
+    from bench.cli.parsing import parse_protocol
     from bench.models.cards import cards
     from bench.models.loading import parse_device
     from bench.run.score import name_of, score_images
-    from protocols import find_protocol
     from results.leaderboard import missing_metrics, rows
     from results.store import connect
 
@@ -287,7 +286,7 @@ def score(
         raise BenchError(f"score: '{name}' is the name of a model; choose another with --name")
     cell_id = score_images(
         path,
-        find_protocol(protocol),
+        parse_protocol(protocol),
         runs,
         name=name,
         nfe=nfe,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from results.errors import BenchError
+
+if TYPE_CHECKING:
+    from protocols import Protocol
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -17,6 +20,22 @@ LARGEST_COUNT = 2**31 - 1
 LARGEST_SECONDS = 10**7
 LARGEST_SEED = 2**63 - 1
 """What the store keeps of a seed."""
+
+
+def parse_protocol(name: str) -> Protocol:
+    """Return the shipped protocol `name`, or the one in the file `name`.toml, checked without the heavy libraries.
+
+    Raises BenchError for the first value that is wrong: file, key, what was found and what is allowed.
+    """
+    from bench.judges.options import check_judges
+    from bench.metrics.registry import check_metrics
+    from protocols import find_protocol
+    from results.documents import shown
+
+    protocol = find_protocol(name)
+    check_judges(protocol)
+    check_metrics(protocol.metrics, protocol.metric_options, f"protocol {shown(protocol.path)}")
+    return protocol
 
 
 def parse_models(text: str) -> tuple[str, ...]:

@@ -93,10 +93,11 @@ def build(
 
 def _protocols(name: str, protocol: str | None) -> list[Protocol]:
     """Return the protocols whose judges are to see the reference: the one named, or all shipped ones that use it."""
-    from protocols import find_protocol, load_protocol, protocol_files
+    from bench.cli.parsing import parse_protocol
+    from protocols import load_protocol, protocol_files
 
     if protocol is not None:
-        found = find_protocol(protocol)
+        found = parse_protocol(protocol)
         if found.reference["name"] != name:
             raise BenchError(
                 f"protocol '{found.name}' asks for reference '{found.reference['name']}', not '{name}'; build it under "

@@ -79,16 +79,17 @@ def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool,
 
 def _files(names: list[str], protocol: str | None) -> list[NeededFile]:
     """Return the files of the models and, where they are asked for, of the judges of `protocol` or of all protocols."""
+    from bench.cli.parsing import parse_protocol
     from bench.models.cards import find_card
     from bench.models.files import model_files
     from bench.run.needs import files_of_judges
-    from protocols import find_protocol, load_protocol, protocol_files
+    from protocols import load_protocol, protocol_files
 
     files = []
     for name in names:
         if name == JUDGES:
             paths = protocol_files().values()
-            chosen = [load_protocol(path) for path in paths] if protocol is None else [find_protocol(protocol)]
+            chosen = [load_protocol(path) for path in paths] if protocol is None else [parse_protocol(protocol)]
             files += [file for found in chosen for file in files_of_judges(found)]
         elif own := model_files(find_card(name)):
             files += own

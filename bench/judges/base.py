@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contracts.plugins import Group
 from bench.judges.files import PATH_OPTIONS, facts_digest, of_judge
-from bench.judges.options import check_judges
+from bench.judges.options import JUDGES, JudgeKind, check_judges
 from bench.judges.pixels.precision import full_precision
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile, here
@@ -33,6 +32,10 @@ class JudgeSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     protocol: str = ""
     """What the command line calls the protocol, for messages."""
+
+    def where(self, key: str) -> str:
+        """Return how a message about one of its keys begins: the protocol and the key, where there is a protocol."""
+        return f"protocol {self.protocol}: key 'judges.{self.name}.{key}': " if self.protocol else ""
 
 
 class Judge(ABC):
@@ -96,26 +99,6 @@ class Judge(ABC):
             raise BenchError(f"judge '{self.name}': {len(images)} images need as many labels, not {list(labels.shape)}")
 
 
-@dataclass(frozen=True)
-class JudgeKind:
-    """A kind of judge, as an entry point of the group `bench.judges` gives it.
-
-    Attributes:
-        judge: the class that `build` returns; its `needs_labels` is read before anything is loaded.
-        required_files: `(spec, root)` to the files it needs, in the order `build` expects them; refuses bad options.
-        build: `(spec, root, files, device)` to the judge, given the paths of its files.
-    """
-
-    judge: type[Judge]
-    required_files: Callable[[JudgeSpec, Path], list[NeededFile]]
-    build: Callable[[JudgeSpec, Path, Sequence[Path], torch.device], Judge]
-
-
-JUDGES: Group[JudgeKind] = Group(
-    "bench.judges", "kind", "a bench.judges.base.JudgeKind", lambda found: isinstance(found, JudgeKind)
-)
-
-
 def judge_specs(protocol: Definition) -> list[JudgeSpec]:
     """Return the judges of a protocol; local paths are made absolute, each from the file that states it.
 
@@ -135,14 +118,18 @@ def judge_specs(protocol: Definition) -> list[JudgeSpec]:
 
 def judge_kind(spec: JudgeSpec) -> JudgeKind:
     """Return the spec's kind, by entry point. Raises BenchError for one that is unknown or broken."""
-    return JUDGES.load(spec.kind, f" of judge '{spec.name}'")
+    try:
+        return JUDGES.load(spec.kind, f" of judge '{spec.name}'")
+    except BenchError as error:
+        raise BenchError(f"{spec.where('kind')}{error}") from error
 
 
 def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:
     """Raise BenchError for an option the judge's kind does not have."""
     for key in spec.options:
         if key not in known:
-            raise unknown(f"option of judge '{spec.name}' ({spec.kind})", key, known)
+            fault = unknown(f"option of judge '{spec.name}' ({spec.kind})", key, known)
+            raise BenchError(f"{spec.where(key)}{fault}")
 
 
 def judge_files(spec: JudgeSpec, *, root: Path) -> list[NeededFile]:

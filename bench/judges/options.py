@@ -1,17 +1,28 @@
-"""The options of judges, as `[judges.NAME]` of a protocol gives them: their types and ranges.
+"""Kinds of judges, and their options as `[judges.NAME]` of a protocol gives them: names, types and ranges.
 
-An option means the same for every kind that has it; which ones a kind has, its module says.
+All of it is known without loading a judge's libraries. An option means the same for every kind that has it; which ones
+a kind has, its module says.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, StringConstraints
 
+from bench.contracts.plugins import Group
 from protocols import Protocol
 from results.documents import Choice, Table, shown, validated
-from results.errors import ProtocolError
+from results.errors import BenchError, ProtocolError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.judges.base import Judge, JudgeSpec
+    from bench.weights.file import NeededFile
 
 GEOMETRIES = ("shortest-edge", "crop-square", "squash", "longest")
 """How an image gets a judge's shape."""
@@ -47,8 +58,36 @@ class JudgeOptions(Table):
     spatial: bool | None = None
 
 
+@dataclass(frozen=True)
+class JudgeKind:
+    """A kind of judge, as an entry point of the group `bench.judges` gives it.
+
+    Attributes:
+        judge: the class that `build` returns; its `needs_labels` is read before anything is loaded.
+        required_files: `(spec, root)` to the files it needs, in the order `build` expects them; refuses bad options.
+        build: `(spec, root, files, device)` to the judge, given the paths of its files.
+    """
+
+    judge: type[Judge]
+    required_files: Callable[[JudgeSpec, Path], list[NeededFile]]
+    build: Callable[[JudgeSpec, Path, Sequence[Path], torch.device], Judge]
+
+
+JUDGES: Group[JudgeKind] = Group(
+    "bench.judges", "kind", "a bench.judges.base.JudgeKind", lambda found: isinstance(found, JudgeKind)
+)
+
+
 def check_judges(protocol: Protocol) -> None:
-    """Raise ProtocolError for the first option of a judge whose value is wrong; unknown ones are left to its kind."""
-    for name in protocol.judges:
+    """Raise ProtocolError for the first judge of an unknown kind or option of a wrong value.
+
+    Unknown options are left to the kind.
+    """
+    for name, table in protocol.judges.items():
+        try:
+            JUDGES.check(str(table["kind"]), f" of judge '{name}'")
+        except BenchError as error:
+            subject = f"protocol {shown(protocol.path)}: key 'judges.{name}.kind'"
+            raise ProtocolError(f"{subject}: {error}") from error
         known = {key: value for key, value in protocol.judge_options(name).items() if key in JudgeOptions.model_fields}
         validated(JudgeOptions, known, f"protocol {shown(protocol.path)}", ProtocolError, ("judges", name))

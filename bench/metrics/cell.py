@@ -10,7 +10,7 @@ import numpy as np
 from bench.metrics import manifold
 from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
-from results.catalog import MetricFact
+from results.facts import MetricFact
 from results.statistics import TAIL_SHARE, Interval, block_count, blocks_by_label, jackknife, label_strata, tail_share
 
 REFERENCE_BLOCKS = 20

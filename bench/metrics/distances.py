@@ -11,8 +11,9 @@ from bench.metrics import inception, kernel
 from bench.metrics.cell import Cell, Unavailable
 from bench.metrics.frechet import frechet_infinity, frechet_per_class, rows_of
 from bench.metrics.records import MetricValue, PerClass
-from bench.metrics.registry import Metric, Option, Options
-from results.catalog import CATALOG, MetricFact
+from bench.metrics.registry import Metric, Options
+from results.catalog import CATALOG
+from results.facts import MetricFact
 from results.statistics import jackknife, tail_share, wilson
 
 OF_REFERENCE = ("recall", "coverage")
@@ -208,57 +209,16 @@ def _kid_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[Pe
         yield PerClass(int(label), fact.name, result.value, len(ours), len(real))
 
 
-_KID = (
-    Option("kid_degree", int, 3, "degree of the polynomial kernel", low=1),
-    Option("kid_gamma", float, None, "factor of the inner product; 1/d by default", above=0),
-    Option("kid_coef0", float, 1.0, "constant of the kernel", low=0),
-)
-_COMPARISON = Option("comparison", str, "<=", "whether the rim of a ball belongs to it", choices=("<=", "<"))
-_NEIGHBOURS = (Option("neighborhood", int, 3, "neighbours that make a ball", low=1), _COMPARISON)
-_DENSITY_NEIGHBOURS = (Option("density_neighborhood", int, 5, "neighbours that make a ball", low=1), _COMPARISON)
-
 FID = Metric(CATALOG["fid"], _frechet, per_class=_frechet_by_class)
 FID_CORRECTED = Metric(CATALOG["fid_corrected"], _frechet_corrected)
-FID_INFINITY = Metric(
-    CATALOG["fid_infinity"],
-    _frechet_infinity,
-    (
-        Option("fid_infinity_sizes", int, 15, "numbers of images that the line goes through", low=2),
-        Option("fid_infinity_draws", int, 3, "random draws of each", low=1),
-        Option("fid_infinity_rng_seed", int, 2020, "seed of the draws", low=0),
-    ),
-)
+FID_INFINITY = Metric(CATALOG["fid_infinity"], _frechet_infinity)
 SFID = Metric(CATALOG["sfid"], _frechet)
 FD_DINOV2 = Metric(CATALOG["fd_dinov2"], _frechet)
-IS = Metric(
-    CATALOG["is"],
-    _inception_score,
-    (
-        Option("is_splits", int, 10, "parts that the score is averaged over", low=1),
-        Option("is_shuffle", bool, True, "whether images are shuffled before they are split"),
-        Option("is_rng_seed", int, 2020, "seed of the shuffle", low=0),
-    ),
-)
-KID = Metric(CATALOG["kid"], _kid, _KID, _kid_by_class)
-KID_SUBSETS = Metric(
-    CATALOG["kid_subsets"],
-    _kid_subsets,
-    (
-        *_KID,
-        Option("kid_subsets", int, 100, "number of random subsets", low=1),
-        Option("kid_subset_size", int, 1000, "images in each", low=2),
-        Option("kid_rng_seed", int, 2020, "seed of the draws", low=0),
-    ),
-)
-PRECISION = Metric(CATALOG["precision"], _manifold, _NEIGHBOURS)
-RECALL = Metric(CATALOG["recall"], _manifold, _NEIGHBOURS)
-DENSITY = Metric(CATALOG["density"], _manifold, _DENSITY_NEIGHBOURS)
-COVERAGE = Metric(CATALOG["coverage"], _manifold, _DENSITY_NEIGHBOURS)
-CMMD = Metric(
-    CATALOG["cmmd"],
-    _cmmd,
-    (
-        Option("cmmd_sigma", float, 10.0, "width of the Gaussian kernel", above=0),
-        Option("cmmd_scale", float, 1000.0, "factor of the value", above=0),
-    ),
-)
+IS = Metric(CATALOG["is"], _inception_score)
+KID = Metric(CATALOG["kid"], _kid, per_class=_kid_by_class)
+KID_SUBSETS = Metric(CATALOG["kid_subsets"], _kid_subsets)
+PRECISION = Metric(CATALOG["precision"], _manifold)
+RECALL = Metric(CATALOG["recall"], _manifold)
+DENSITY = Metric(CATALOG["density"], _manifold)
+COVERAGE = Metric(CATALOG["coverage"], _manifold)
+CMMD = Metric(CATALOG["cmmd"], _cmmd)

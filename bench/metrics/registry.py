@@ -1,61 +1,24 @@
-"""What a metric is to the harness: its row of the catalogue, a pure function of judge outputs, and its options."""
+"""What a metric is to the harness: its row of the catalogue and a pure function of judge outputs.
+
+Names and options are checked without importing the functions (nor numpy with them), so that every command can do it.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.contracts.plugins import Group
-from bench.metrics.cell import Cell
-from bench.metrics.records import MetricValue, PerClass
-from results.catalog import CATALOG, FACTS, MetricFact
+from results.catalog import CATALOG, FACTS
 from results.errors import BenchError, one_line, unknown
+from results.facts import MetricFact, Option
+
+if TYPE_CHECKING:
+    from bench.metrics.cell import Cell
+    from bench.metrics.records import MetricValue, PerClass
 
 Options = Mapping[str, Any]
-WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of metrics, as `[metrics.options]` of a protocol states it.
-
-    Attributes:
-        name: its key; metrics that share a setting share the option.
-        kind: `bool`, `int`, `float` (takes whole numbers too) or `str`.
-        default: used where the protocol does not say; None where the metric finds out for itself.
-        meaning: what it sets, in a few words.
-        low: the least value.
-        above: a bound that values must exceed.
-        choices: the texts that are possible; empty for any.
-    """
-
-    name: str
-    kind: type
-    default: bool | int | float | str | None
-    meaning: str
-    low: float | None = None
-    above: float | None = None
-    choices: tuple[str, ...] = ()
-
-    @property
-    def wanted(self) -> str:
-        """What values may be, in words."""
-        if self.choices:
-            return " or ".join(repr(choice) for choice in self.choices)
-        low = "" if self.low is None else f" of at least {self.low:g}"
-        return WORDS[self.kind] + low + ("" if self.above is None else f" above {self.above:g}")
-
-    def accepts(self, value: Any) -> bool:
-        """Tell whether `value` is of the kind and in the range."""
-        if self.kind is str:
-            return isinstance(value, str) and (not self.choices or value in self.choices)
-        if self.kind is bool or isinstance(value, bool):
-            return self.kind is bool and isinstance(value, bool)
-        if not isinstance(value, (int, float) if self.kind is float else int) or not math.isfinite(value):
-            return False
-        return (self.low is None or value >= self.low) and (self.above is None or value > self.above)
 
 
 @dataclass(frozen=True)
@@ -63,21 +26,19 @@ class Metric:
     """A metric, as an entry point of the group `bench.metrics` gives it; the entry point has the metric's name.
 
     Attributes:
-        fact: its row of the catalogue.
+        fact: its row of the catalogue, with the options that it reads.
         measure: `(cell, fact, options)` to the value; `options` has every one of the metric's, defaults included.
             Raises Unavailable where it cannot be computed.
-        options: the options it reads.
         per_class: `(cell, fact, options)` to values by class, where the metric has them.
     """
 
     fact: MetricFact
     measure: Callable[[Cell, MetricFact, Options], MetricValue]
-    options: tuple[Option, ...] = ()
     per_class: Callable[[Cell, MetricFact, Options], Iterator[PerClass]] | None = None
 
     def settings(self, options: Options) -> dict[str, Any]:
         """Return the metric's own options out of `options`, defaults for the rest."""
-        return {option.name: options.get(option.name, option.default) for option in self.options}
+        return {option.name: options.get(option.name, option.default) for option in self.fact.options}
 
 
 METRICS: Group[Metric] = Group(
@@ -106,24 +67,36 @@ def check_metrics(metrics: Iterable[str], options: Options, where: str = "") -> 
     """Raise BenchError for the first metric or option that is unknown, and for an option of another kind or range.
 
     An option is known if any installed metric has it, asked for or not: a protocol that extends another keeps its
-    options. `where` (as `protocol FILE`) begins the message about an option, followed by its key.
+    options. `where` (as `protocol FILE`) begins every message, followed by the key.
     """
-    asked = [find_metric(name) for name in metrics]
-    known: dict[str, list[Option]] = {PER_CLASS.name: [PER_CLASS]}
-    for metric in asked:
-        for option in metric.options:
-            known.setdefault(option.name, []).append(option)
+    facts = [_row(name, where and f"{where}: key 'metrics.names': ") for name in metrics]
+    known = _by_name([*CATALOG.values(), *facts])
     if not set(options) <= set(known):
-        for _, metric in METRICS.load_all():
-            for option in metric.options:
-                known.setdefault(option.name, []).append(option)
-    of = f" in {where}" if where else ""
+        known = _by_name([*CATALOG.values(), *(metric.fact for _, metric in METRICS.load_all())])
     for name, value in options.items():
         if name not in known:
-            raise unknown(f"metric option{of}", name, known)
+            subject = where and f"{where}: key 'metrics.options': "
+            raise BenchError(f"{subject}{unknown('metric option', name, known)}")
         for option in known[name]:
             if not option.accepts(value) and not (value is None and option.default is None):
-                found = one_line(repr(value))
                 raise BenchError(
-                    f"{where}{where and ': '}key 'metrics.options.{name}' must be {option.wanted}, found {found}"
+                    f"{where and f'{where}: '}key 'metrics.options.{name}' must be {option.wanted}, "
+                    f"found {one_line(repr(value))}"
                 )
+
+
+def _row(name: str, subject: str) -> MetricFact:
+    """Return a metric's row, without its function where it is a built-in one; `subject` begins what is raised."""
+    try:
+        METRICS.check(name)
+        return fact_of(name)
+    except BenchError as error:
+        raise BenchError(f"{subject}{error}") from error
+
+
+def _by_name(facts: Iterable[MetricFact]) -> dict[str, list[Option]]:
+    found = {PER_CLASS.name: [PER_CLASS]}
+    for fact in facts:
+        for option in fact.options:
+            found.setdefault(option.name, []).append(option)
+    return found

@@ -9,8 +9,9 @@ import numpy as np
 from bench.metrics.cell import Cell, Unavailable
 from bench.metrics.frechet import row_blocks
 from bench.metrics.records import MetricValue, PerClass
-from bench.metrics.registry import Metric, Option, Options
-from results.catalog import CATALOG, MetricFact
+from bench.metrics.registry import Metric, Options
+from results.catalog import CATALOG
+from results.facts import MetricFact
 from results.statistics import mean_interval, wilson
 
 
@@ -64,12 +65,10 @@ def _by_class(cell: Cell, fact: MetricFact, values: np.ndarray) -> Iterator[PerC
         yield PerClass(int(label), fact.name, float(mean), int(n))
 
 
-_CLASSES = (Option("num_classes", int, None, "classes of the labels; the largest label + 1 by default", low=1),)
-
 CLIP = Metric(CATALOG["clip"], _mean, per_class=_score_by_class)
 CLIP_L14 = Metric(CATALOG["clip_l14"], _mean, per_class=_score_by_class)
 PICK = Metric(CATALOG["pick"], _mean, per_class=_score_by_class)
 IMAGE_REWARD = Metric(CATALOG["image_reward"], _mean, per_class=_score_by_class)
 HPSV2 = Metric(CATALOG["hpsv2"], _mean, per_class=_score_by_class)
-ACCURACY = Metric(CATALOG["accuracy"], _accuracy, _CLASSES, _agreement_by_class)
-TOP1 = Metric(CATALOG["top1"], _accuracy, _CLASSES, _agreement_by_class)
+ACCURACY = Metric(CATALOG["accuracy"], _accuracy, per_class=_agreement_by_class)
+TOP1 = Metric(CATALOG["top1"], _accuracy, per_class=_agreement_by_class)

@@ -7,11 +7,9 @@ Memory does not grow with the number of images: features go to a memory map, mom
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,15 +24,16 @@ from filelock import FileLock, Timeout
 from bench.judges.base import Judge
 from bench.judges.pixels.npz import npz_keys
 from bench.judges.pixels.sanity import Pixels
-from bench.metrics.frechet import FrechetReference, Moments, row_blocks
+from bench.metrics.frechet import FrechetReference, row_blocks
+from bench.metrics.frechet import Moments as Sums
 from bench.references.datasets import open_image_set
 from bench.references.source import ArchiveSource, Fault, FileSource, ImageSource, check_policy
-from bench.references.statistics import Statistics, read_statistics
+from bench.references.statistics import Moments, Statistics, read_statistics
 from bench.references.stored import OUTPUTS, BuiltReference, built_references, check_fit, references_directory
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
 from results.errors import BenchError
-from results.files import abandoned, write_atomically
+from results.files import abandoned, disk_error, remove, write_atomically, writing
 from results.store import now
 
 BATCH = 64
@@ -250,25 +249,18 @@ class _Build:
         outputs = json.loads(self._outputs_path(judge).read_text(encoding="utf-8"))
         hashes = np.load(self.partial / "hashes.npy", mmap_mode="r", allow_pickle=False)
         data = self._content(hashes)
-        temporary = _temporary(self.home)
-        taken_over = {}
-        for output in outputs:
-            rows = np.load(self.partial / f"{judge.digest[:20]}.{output}.npy", mmap_mode="r", allow_pickle=False)
-            features = _keep_rows(rows, kept, temporary / f"{output}.npy")
-            moments, agreement = self._moments(judge, output, features)
-            if agreement is not None:
-                taken_over[output] = agreement
-            if moments is not None:
-                np.save(temporary / f"{output}.mu.npy", moments[0])
-                np.save(temporary / f"{output}.sigma.npy", moments[1])
-        if self.source.labels is not None:
-            np.save(temporary / "labels.npy", self.source.labels[kept])
+        rows = {
+            output: np.load(self.partial / f"{judge.digest[:20]}.{output}.npy", mmap_mode="r", allow_pickle=False)
+            for output in outputs
+        }
+        known = {output: self._known(judge, output, rows[output].shape[1]) for output in outputs}
+        taken_over = sorted(output for output, statistics in known.items() if statistics is not None)
         facts = {
             **_facts(self.request, judge, self.source.kind, data, len(kept), outputs),
             "labels": _counts(self.source.labels, kept),
             "listing": self.source.listing,
             "settings": self.settings,
-            "statistics": {output: {"distance_to_own_images": value} for output, value in taken_over.items()},
+            "statistics": {},
             "skipped": [{"file": fault.name, "reason": fault.reason} for fault in self.faults],
             "left_out": [entry._asdict() for entry in self.source.left_out],
             "described": self.source.describe(),
@@ -276,8 +268,21 @@ class _Build:
         }
         if self.source.kind == "folder" and self.source.labels is not None:
             facts["names_digest"] = digest_of(list(self.request.protocol.class_names))
-        facts["digest"] = digest_of([data, self.settings, judge.digest, sorted(faulty), sorted(taken_over)])
-        return _publish(temporary, self.home, facts)
+        facts["digest"] = digest_of([data, self.settings, judge.digest, sorted(faulty), taken_over])
+        with _publishing(self.home, facts) as temporary:
+            for output in outputs:
+                features = _keep_rows(rows[output], kept, temporary / f"{output}.npy")
+                moments = known[output]
+                if moments is None:
+                    moments = _moments(features)
+                else:
+                    distance = self._distance(judge, moments, features)
+                    facts["statistics"][output] = {"distance_to_own_images": distance}
+                if moments is not None:
+                    _save_moments(temporary, output, moments)
+            if self.source.labels is not None:
+                np.save(temporary / "labels.npy", self.source.labels[kept])
+        return BuiltReference(_place(self.home, facts), facts)
 
     def _content(self, hashes: np.ndarray) -> str:
         """Return the digest of the set's content, read once for all judges."""
@@ -290,25 +295,22 @@ class _Build:
         hashes = np.load(self.partial / "equal.npy", mmap_mode="r", allow_pickle=False)
         return replace(self.pixels, hashes=[np.asarray(hashes[kept])]).facts()
 
-    def _moments(
-        self, judge: Judge, output: str, features: np.ndarray
-    ) -> tuple[tuple[np.ndarray, np.ndarray] | None, float | None]:
-        """Return mean and covariance to store, and how far those of the archive are from its own images.
+    def _known(self, judge: Judge, output: str, width: int) -> Moments | None:
+        """Return the archive's own statistics of a judge's output, where it has some of the same width.
 
-        An archive's statistics (ADM: of the whole training set) are preferred to those of the images beside them (a
-        subset, for precision and recall). They can come from the same network only, so a distance to the own images
-        beyond the set's total variance is refused. Sets of fewer images than dimensions have no covariance of full
-        rank: their distances are taken from the features.
+        They (ADM: of the whole training set) are preferred to those of the images beside them (a subset, for precision
+        and recall).
         """
-        known = None
-        if self.statistics is not None and judge.facts.get("kind") == "torch-fidelity":
-            known = self.statistics.spatial if output == "spatial" else self.statistics.pooled
-        n, d = features.shape
-        if known is None or known.mu.size != d:
-            if n <= d:
-                return None, None
-            moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
-            return (moments.mean, moments.covariance), None
+        if self.statistics is None or judge.facts.get("kind") != "torch-fidelity":
+            return None
+        known = self.statistics.spatial if output == "spatial" else self.statistics.pooled
+        return None if known is None or known.mu.size != width else known
+
+    def _distance(self, judge: Judge, known: Moments, features: np.ndarray) -> float:
+        """Return how far an archive's statistics are from its own images.
+
+        They can come from the same network only, so a distance beyond the set's total variance is refused.
+        """
         distance = FrechetReference(known.mu, known.sigma).distance_from_features(features)
         if distance > float(np.trace(known.sigma)):
             raise BenchError(
@@ -316,7 +318,7 @@ class _Build:
                 "them and so come from another network; use that one, or --kind statistics"
             )
         self.progress.say(f"the archive's own statistics are used; they lie {distance:.4g} (Frechet) from its images")
-        return (known.mu, known.sigma), distance
+        return distance
 
 
 def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: Progress) -> BuildResult:
@@ -328,7 +330,7 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
     data = digest_of([array.tobytes().hex() for pair in statistics if pair is not None for array in pair])
     size = request.protocol.resolution
     blank, label = torch.zeros((1, 3, size, size), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    built = []
+    built, home = [], references_directory() / request.name
     for judge in judges:
         if judge.facts.get("kind") != "torch-fidelity":
             continue
@@ -340,19 +342,17 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
                 f"{judge.name} gives {widths['features']} features, the file describes {statistics.pooled.mu.size}"
             )
             continue
-        with _disk(references_directory()):
-            temporary = _temporary(references_directory() / request.name)
+        facts = {
+            **_facts(request, judge, "statistics", data, 0, sorted(fitting)),
+            "labels": None,
+            "skipped": [],
+            "left_out": [],
+            "digest": digest_of([data, "statistics", judge.digest]),
+        }
+        with _disk(references_directory()), _publishing(home, facts) as temporary:
             for key, pair in fitting.items():
-                np.save(temporary / f"{key}.mu.npy", pair.mu)
-                np.save(temporary / f"{key}.sigma.npy", pair.sigma)
-            facts = {
-                **_facts(request, judge, "statistics", data, 0, sorted(fitting)),
-                "labels": None,
-                "skipped": [],
-                "left_out": [],
-            }
-            facts["digest"] = digest_of([data, "statistics", judge.digest])
-            built.append(_publish(temporary, references_directory() / request.name, facts))
+                _save_moments(temporary, key, pair)
+            built.append(BuiltReference(_place(home, facts), facts))
     if not built:
         raise BenchError(
             f"{request.data}: its statistics of {statistics.pooled.mu.size} features fit no judge of protocol "
@@ -392,22 +392,42 @@ def _keep_rows(rows: np.ndarray, kept: np.ndarray, path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _temporary(home: Path) -> Path:
-    temporary = home / f"{uuid.uuid4().hex[:12]}.tmp"
-    temporary.mkdir(parents=True)
-    return temporary
+def _moments(features: np.ndarray) -> Moments | None:
+    """Return mean and covariance to store; None for sets of fewer images than dimensions.
+
+    Those have no covariance of full rank: their distances are taken from the features.
+    """
+    n, d = features.shape
+    if n <= d:
+        return None
+    sums = Sums.of(features, shift=np.asarray(features[0], dtype=np.float64))
+    return Moments(sums.mean, sums.covariance)
 
 
-def _publish(temporary: Path, home: Path, facts: Mapping[str, Any]) -> BuiltReference:
-    """Put a finished directory in its place; what the same judge made of other files with the same crop goes."""
+def _save_moments(directory: Path, output: str, moments: Moments) -> None:
+    np.save(directory / f"{output}.mu.npy", moments.mu)
+    np.save(directory / f"{output}.sigma.npy", moments.sigma)
+
+
+def _place(home: Path, facts: Mapping[str, Any]) -> Path:
+    return home / str(facts["digest"])[:20]
+
+
+@contextmanager
+def _publishing(home: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a directory to fill, which with its facts becomes the reference.
+
+    What the same judge made of other files with the same crop goes.
+    """
+    place = _place(home, facts)
+    with writing(place) as temporary:
+        temporary.mkdir()
+        yield temporary
+        _write_json(temporary / "facts.json", dict(facts))
     for entry in built_references(str(facts["name"])):
         same = all(entry.facts[key] == facts[key] for key in ("judge_digest", "resize", "resolution"))
-        if same:
-            shutil.rmtree(entry.directory)
-    _write_json(temporary / "facts.json", dict(facts))
-    directory = home / str(facts["digest"])[:20]
-    temporary.replace(directory)
-    return BuiltReference(directory, facts)
+        if same and entry.directory != place:
+            remove(entry.directory)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -439,10 +459,4 @@ def _disk(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BenchError(
-                f"{place}: no space left on the device; free some and run the same command to continue"
-            ) from error
-        raise BenchError(
-            f"{place}: cannot be written ({error.strerror}); choose another place with BENCH_CACHE_DIR"
-        ) from error
+        raise disk_error(place, error, "BENCH_CACHE_DIR") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from bench.references.containers import LeftOut
 from protocols.imagenet import imagenet_classes, labels_of_name, spelling, synset_labels
-from results.errors import DatasetError
+from results.errors import DatasetError, nearest
 
 NUMBER = re.compile(r"(?:(?:class|label)_?)?(\d{1,9})")
 SYNSET = re.compile(r"(n\d{8})(?:_.*)?")
@@ -75,7 +74,7 @@ class ClassNames:
             return f"stands for {' and '.join(map(self.title, labels))}"
         if self.number(text) is not None:
             return f"does not match any class (they are numbered {self.first}..{self.first + self.count - 1})"
-        near = difflib.get_close_matches(spelling(text), [*self.own, *self.others], n=1, cutoff=0.7)
+        near = nearest(spelling(text), [*self.own, *self.others], 1)
         return "does not match any class" + (f" (near: {near[0]})" if near else "")
 
     def title(self, label: int) -> str:

@@ -125,6 +125,8 @@ def built_references(name: str | None = None) -> list[BuiltReference]:
     """Return the references that are built, or those called `name`, in the order of their paths."""
     found = []
     for path in sorted(references_directory().glob(f"{name or '*'}/*/facts.json")):
+        if path.parent.suffix == ".tmp":
+            continue
         try:
             found.append(BuiltReference(path.parent, read_facts(path, BUILT_FACTS)))
         except BenchError as error:

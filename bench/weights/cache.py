@@ -15,7 +15,7 @@ import platformdirs
 from filelock import FileLock
 
 from results.errors import BenchError
-from results.files import writing
+from results.files import write_atomically
 
 QUICK_BYTES = 2**24
 """What is smaller is hashed whenever it is asked for."""
@@ -116,11 +116,7 @@ class FileCache:
     def _write(self, name: str, key: str, value: Mapping[str, Any]) -> None:
         with self.lock(name):
             text = json.dumps(self._read(name) | {key: dict(value)}, indent=1, sort_keys=True)
-            try:
-                with writing(self.root / name) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise BenchError(f"{self.root / name}: cannot be written ({error.strerror})") from error
+            write_atomically(self.root / name, text.encode(), "BENCH_CACHE_DIR")
 
 
 def _files(path: Path) -> list[Path]:

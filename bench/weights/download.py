@@ -6,7 +6,6 @@ own in every process, so that a killed download begins anew (1.0 resumed it), an
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from bench.weights.cache import sha256_of
 from bench.weights.sniff import kind_of
 from results.errors import BenchError
+from results.files import is_full
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes that are here and the size of the whole, None where the server does not say."""
@@ -69,7 +69,7 @@ def download(
     try:
         _transfer(remote, partial, progress)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise BenchError(
                 f"{title}: {partial.parent} is full; free some space or choose another disk with {place}, and run the "
                 "same command to continue"

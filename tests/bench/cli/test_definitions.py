@@ -69,6 +69,44 @@ def test_a_malformed_definition_never_reaches_a_database(bench, tmp_path, additi
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ('[metrics]\nnames = ["fid", "fdi"]', "key 'metrics.names': unknown metric 'fdi': did you mean fid"),
+        (
+            "[metrics.options]\nis_splitz = 3",
+            "key 'metrics.options': unknown metric option 'is_splitz': did you mean is_",
+        ),
+        (
+            "[metrics.options]\nis_splits = 0",
+            "key 'metrics.options.is_splits' must be an integer of at least 1, found 0",
+        ),
+        (
+            '[judges.clip]\nkind = "open-klip"',
+            "key 'judges.clip.kind': unknown kind of judge 'clip' 'open-klip': did you",
+        ),
+        ("[judges.clip]\nscale = -1", "key 'judges.clip.scale' must be a number above 0"),
+    ],
+)
+def test_what_a_protocol_gets_wrong_is_told_where_it_is_first_looked_at(bench, tmp_path, addition, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{EXTENDS}{addition}\n")
+    for words in (("show", path), ("fetch", "--protocol", path), ("score", tmp_path, "--protocol", path)):
+        code, out, err = bench(*words)
+        assert code == 2 and out == "" and err.startswith(f"Error: protocol {path}: ") and message in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_an_option_that_a_kind_of_judge_lacks_is_told_with_file_and_key(bench, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{EXTENDS}[judges.clip]\nscael = 1.0\n")
+    code, _, err = bench("run", "--protocol", path, *ONE_CELL)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert err.startswith(
+        f"Error: protocol {path}: key 'judges.clip.scael': unknown option of judge 'clip' (open-clip)"
+    )
+
+
 @pytest.mark.parametrize(("command", "paths"), [("models", [card.path for card in cards().values()]),
                                                 ("protocols", list(protocol_files().values()))])  # fmt: skip
 def test_the_schema_that_editors_read_fits_every_shipped_file(bench, command, paths):

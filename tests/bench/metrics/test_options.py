@@ -10,7 +10,7 @@ from results.errors import BenchError
 
 def all_options():
     return sorted(
-        {(option.name, metric.fact.name) for _, metric in METRICS.load_all() for option in metric.options}, key=str
+        {(option.name, metric.fact.name) for _, metric in METRICS.load_all() for option in metric.fact.options}, key=str
     )
 
 
@@ -29,7 +29,7 @@ def all_options():
         ({"cmmd_sigma": float("inf")}, "must be a number above 0, found inf"),
         ({"comparison": "=="}, "must be '<=' or '<', found '=='"),
         ({"per_class": "no"}, "must be true or false, found 'no'"),
-        ({"is_spilts": 10}, "unknown metric option in protocol p.toml 'is_spilts': did you mean is_splits"),
+        ({"is_spilts": 10}, "p.toml: key 'metrics.options': unknown metric option 'is_spilts': did you mean is_splits"),
         ({"neighborhood": {}}, "must be an integer of at least 1, found {}"),
     ],
 )
@@ -49,7 +49,7 @@ def test_every_option_refuses_what_it_is_not(option, metric):
 
 def test_every_default_is_a_value_of_its_option():
     for _, metric in METRICS.load_all():
-        for option in metric.options:
+        for option in metric.fact.options:
             assert option.meaning and (option.default is None or option.accepts(option.default))
 
 

@@ -301,7 +301,7 @@ def test_a_second_run_in_the_directory_waits_for_the_first(tmp_path, digits_requ
 def test_an_unknown_metric_is_met_before_the_first_sample(measure, tmp_path):
     with pytest.raises(BenchError, match="unknown metric 'fdi': did you mean fid"):
         measure(protocol_changes={"metrics": ("fdi",)})
-    with pytest.raises(BenchError, match=r"unknown metric option in protocol .* 'is_splitz'"):
+    with pytest.raises(BenchError, match=r"protocol .*: key 'metrics.options': unknown metric option 'is_splitz'"):
         measure(protocol_changes={"metric_options": {"is_splitz": 2}})
     assert not (tmp_path / "runs" / "cells").exists()
 
