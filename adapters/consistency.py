@@ -57,16 +57,17 @@ def multistep_sample(
     *,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
+    start: float | None = None,
     clamp: bool = True,
 ) -> Tensor:
     """Return samples, float32 [B, *shape]: denoise at each level, add noise of the next, denoise again (algorithm 1).
 
     `sigmas` holds the levels of the K evaluations, sigma_max first, and a terminal level, which is sigma_min in every
-    published recipe: K steps are K + 1 numbers. `consistency(x, sigma)` takes float32 [B, *shape] and sigma [B]. Each
-    prediction is clamped to [-1, 1] before noise is added, and the result once more, unless `clamp` is False. The k-th
-    addition of noise is draw k of `noise`.
+    published recipe: K steps are K + 1 numbers. `consistency(x, sigma)` takes float32 [B, *shape] and sigma [B]. The
+    first state is noise of the first level, or of `start`. Each prediction is clamped to [-1, 1] before noise is added,
+    and the result once more, unless `clamp` is False. The k-th addition of noise is draw k of `noise`.
     """
-    x = noise.normal(shape, 0) * sigmas[0]
+    x = noise.normal(shape, 0) * (sigmas[0] if start is None else start)
     for draw, (sigma, following) in enumerate(pairwise(sigmas), start=1):
         x_0 = consistency(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
         x_0 = x_0.clamp(-1, 1) if clamp else x_0

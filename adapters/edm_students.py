@@ -1,4 +1,4 @@
-"""Students on EDM's and EDM2's networks: SiD and SiDA, ECT and CMT, and TrigFlow consistency models (sCM, FastGen's).
+"""Students on EDM's and EDM2's networks: SiD and SiDA, DMD2, ECT and CMT, TrigFlow consistency models (sCM, FastGen's).
 
 All jump to data, x_0 = D(x; sigma), and those of several steps noise it again, x = x_0 + m z, at a lower level m. They
 differ in the levels and, slightly, in the preconditioning. None takes guidance.
@@ -211,6 +211,32 @@ class SCM(Student):
 
 
 # ----------------------------------------------------------------------------
+# DMD2 on ImageNet (arXiv 2405.14867).
+
+
+class DMD2Settings(LevelSettings):
+    """The one noise level of the student."""
+
+    conditioning_sigma: Number = Field(
+        80, gt=0, description="noise level of the one step: it scales the noise and conditions the network"
+    )
+
+    def levels(self, steps: int) -> list[float]:
+        """Return the level and 0."""
+        return [float(self.conditioning_sigma), 0.0]
+
+    def misfit(self, steps: int) -> str | None:
+        """Return why there are no more steps."""
+        return None if steps == 1 else f"takes 1 step only: it was distilled at one noise level, found {steps}"
+
+
+class DMD2(Student):
+    """Distribution matching distillation on EDM's network: one step from sigma 80."""
+
+    Settings = DMD2Settings
+
+
+# ----------------------------------------------------------------------------
 # Recordings.
 
 
@@ -247,6 +273,11 @@ def _student_network(adapter: Student, case: Case, call: Call) -> Tensor:
 def replay_sid(case: Case) -> Replay:
     """Return the replay of a SiD or SiDA recording."""
     return _student_replay(case, recorded_adapter(case, SiD), ("sid_onestep", "sid_multistep"))
+
+
+def replay_dmd2(case: Case) -> Replay:
+    """Return the replay of a recording of DMD2's ImageNet student."""
+    return _student_replay(case, recorded_adapter(case, DMD2), ("dmd2_onestep",))
 
 
 def replay_ect(case: Case) -> Replay:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapters.caf import accelerated_sample
 from adapters.digits.adapters import Digits
 from adapters.digits.network import Choice, Experts
 from adapters.digits.parametrisation import (
@@ -156,25 +157,6 @@ class DigitsProgressive(DigitsGuided):
 # --- CAF -------------------------------------------------------------------------------------------------------------
 
 
-def accelerated_sample(
-    velocity: Callable[[Tensor], Tensor],
-    acceleration: Callable[[Tensor, Tensor, Tensor], Tensor],
-    x: Tensor,
-    steps: int,
-) -> Tensor:
-    """Move x from noise (t = 0) to data (t = 1) at its initial velocity and an acceleration asked for once a step.
-
-    `velocity(z)` and `acceleration(x, t, v_0)` take float32 [B, ...] and t [B]: steps + 1 evaluations (arXiv
-    2411.00322; the published code cuts its times to thousandths).
-    """
-    v_0 = velocity(x)
-    for i in range(steps):
-        t = i / steps
-        a = acceleration(x, filled(t, x), v_0)
-        x = x + v_0 / steps + (t + 1 / (2 * steps)) * a / steps
-    return x
-
-
 class DigitsCAF(Digits):
     """CAF: a velocity network and an acceleration network."""
 
@@ -186,10 +168,11 @@ class DigitsCAF(Digits):
         def velocity(z: Tensor) -> Tensor:
             return constant_motion(self.member("velocity"), z, filled(0.0, z), torch.zeros_like(z), labels)
 
-        def acceleration(x: Tensor, t: Tensor, v_0: Tensor) -> Tensor:
-            return constant_motion(self.member("acceleration"), x, t, v_0, labels)
+        def acceleration(x: Tensor, t: float, v_0: Tensor) -> Tensor:
+            return constant_motion(self.member("acceleration"), x, filled(t, x), v_0, labels)
 
-        return accelerated_sample(velocity, acceleration, noise.normal(self.latent_shape), steps)
+        times = [i / steps for i in range(steps)]  # the published code cuts them to thousandths
+        return accelerated_sample(velocity, acceleration, noise.normal(self.latent_shape), times)
 
     def member(self, name: str) -> Callable[..., Tensor]:
         """Return the network `name` as a function."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,22 +132,29 @@ def sampled(adapter: Adapter, sample: Callable[[], Tensor]) -> dict[str, Any]:
     return {"output": output, "nfe_per_image": evaluations.rows / len(output)}
 
 
-def recorded_adapter(case: Case, family: type[Family], guidance: str = "none") -> Family:
-    """Return the adapter of a recorded network: its architecture and weights, no autoencoder, on the CPU."""
+def recorded_adapter(
+    case: Case, family: type[Family], guidance: str = "none", *, channels: int | None = None, roles: Sequence[str] = ()
+) -> Family:
+    """Return the adapter of a recorded network: its architecture and weights, no autoencoder, on the CPU.
+
+    `channels` are those of a sample where its network is given more; `roles` are the further files of weights that the
+    family takes.
+    """
     facts, name = case.architecture, case.name
-    size = next(facts[key] for key in ("latent_size", "input_size", "img_resolution") if key in facts)
+    size = next(facts[key] for key in ("latent_size", "input_size", "img_resolution", "image_size") if key in facts)
+    channels = channels or (facts["in_channels"] if "in_channels" in facts else facts["img_channels"])
     adapter = family(
         ModelCard(
             name=name,
             family=case.spec["adapter"],
             title=name,
             resolution=size,
-            num_classes=facts.get("num_classes", facts.get("label_dim", 0)),
-            latent_shape=(facts["in_channels"] if "in_channels" in facts else facts["img_channels"], size, size),
+            num_classes=facts.get("num_classes", facts.get("label_dim", 0)) or 0,
+            latent_shape=(channels, size, size),
             architecture=facts,
             guidance=Guidance(guidance),
         )
     )
-    adapter.load(case.weights, {})
+    adapter.load(case.weights, {role: case.extra_weights(role) for role in roles})
     adapter.to("cpu")
     return adapter

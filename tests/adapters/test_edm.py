@@ -19,7 +19,7 @@ from bench.recordings.replay import run_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FAMILIES = ("edm", "edm2", "sid", "ect", "scm", "pfgmpp")
+FAMILIES = ("edm", "edm2", "sid", "dmd2", "ect", "scm", "pfgmpp")
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.name.startswith((*FAMILIES, "pfgmpp")))
 CARDS = {name: card for name, card in cards().items() if card.family in FAMILIES}
 
@@ -50,6 +50,7 @@ def test_what_cannot_be_sampled_is_refused_with_what_can() -> None:
     assert "takes no guidance" in str(refusal("edm2-xs", 32, 1.5))
     assert "takes no guidance" in str(refusal("sid-imagenet-64", 1, 1.5))
     assert refusal("edm2-xs-guided", 32, 1.4) is None
+    assert "takes 1 step only" in str(refusal("dmd2-imagenet-64", 2)) and refusal("dmd2-imagenet-64", 1) is None
 
 
 def test_a_student_card_without_its_teachers_autoencoder_is_refused() -> None:

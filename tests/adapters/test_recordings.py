@@ -12,7 +12,7 @@ from bench.recordings.replay import open_replay, replay_case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = (
-    "tvm", "piflow", "gmflow", "tim", "imm",
+    "tvm", "piflow", "gmflow", "tim", "imm", "consistency", "ctm", "caf",
     "alphaflow", "dmf", "drift", "facm", "imf", "jit", "meanflow", "mf-rae", "pmf", "rae-ditdh", "shortcut", "sit",
     "soflow", "ucgm-sit", "ucgm-tit", "ucgm-edm2",
 )  # fmt: skip
