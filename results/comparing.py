@@ -13,8 +13,8 @@ import numpy as np
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows
-from results.rank_sets import FEWEST_BLOCKS, possible_bests
-from results.statistics import Interval, PairedDifference, paired_difference, win_rate
+from results.rank_sets import possible_bests
+from results.statistics import FEWEST_BLOCKS, Interval, PairedDifference, paired_difference, win_rate
 from results.store import connect, dictionaries
 
 TIED = "tied"

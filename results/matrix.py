@@ -12,7 +12,8 @@ import numpy as np
 from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows, sorted_rows
-from results.rank_sets import FEWEST_BLOCKS, simultaneous_differences
+from results.rank_sets import simultaneous_differences
+from results.statistics import FEWEST_BLOCKS
 from results.store import connect
 
 

@@ -18,10 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from results.statistics import COVERAGE, PairedDifference, influences
+from results.statistics import COVERAGE, FEWEST_BLOCKS, PairedDifference, influences
 
-FEWEST_BLOCKS = 5
-"""Blocks below which no statement about an order is made: Student's t of so few is wider than most tables."""
 DRAWS = 1000
 """Multiplier draws: the level of a statement is 95 % within 0.7."""
 OWN_WAYS = 10

@@ -31,8 +31,8 @@ from results.digests import digest_of
 from results.errors import BenchError, unknown_key
 from results.facts import MetricFact
 from results.published import published_rows
-from results.rank_sets import FEWEST_BLOCKS, Better, rank_sets
-from results.statistics import jackknife
+from results.rank_sets import Better, rank_sets
+from results.statistics import FEWEST_BLOCKS, jackknife
 from results.store import RANKING_TABLES, connect, dictionaries, replace_rankings
 
 INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"

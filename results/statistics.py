@@ -17,6 +17,9 @@ from scipy.special import ndtri, stdtrit
 COVERAGE = 0.95
 FEWEST_PER_CLASS = 10
 """The least number of blocks that a small class may bring their number down to."""
+FEWEST_BLOCKS = 5
+"""Blocks below which nothing is said of a spread: Student's t of so few is wider than most tables, and two or three
+blocks that happen to agree would pass for certainty."""
 TAIL, TAIL_SHARE = 0.01, 0.5
 
 
@@ -128,6 +131,15 @@ def _jackknife(full: Any, left: np.ndarray, reference: Any = None) -> tuple[Any,
         degrees = np.where(variance > 0, welch, k - 1)
     standard_error = np.sqrt(variance)
     return standard_error, stdtrit(degrees, (1 + COVERAGE) / 2) * standard_error, corrected
+
+
+def paired_half_width(leave_one_out: np.ndarray, level: float = 1 - COVERAGE) -> float:
+    """Return the half width of Student's interval of a difference, from its values without each block [K].
+
+    `level` is the probability that it misses, both sides together. Raises ValueError for fewer than two blocks.
+    """
+    parts = influences(leave_one_out)
+    return float(stdtrit(len(parts) - 1, 1 - level / 2) * np.sqrt((parts**2).sum()))
 
 
 class PairedDifference(NamedTuple):

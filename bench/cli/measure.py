@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.check import check
 from bench.cli.fetching import get
 from bench.cli.leaderboard import compare, leaderboard, unreported
 from bench.cli.output import (
-    JSON,
     OFF_REGIME,
     RUNS_DIR,
     console,
     leaderboard_table,
     page,
-    print_json,
     print_remarks,
     print_table,
     room,
     runs_directory,
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
-from bench.cli.terminal import write_line
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -302,45 +300,3 @@ def score(
         console().print(line, markup=False, soft_wrap=True)
     console().print(f"Images: {(row.pixels or {}).get('described', '')}", markup=False, soft_wrap=True)
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)
-
-
-def check(
-    baseline: Annotated[Path | None, typer.Option(help="Compare with this baseline.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Measure now and write the baseline.")] = None,
-    model: Names = None,
-    protocol: ProtocolName = "digits",
-    steps: Annotated[str, typer.Option(help="Step counts of the subset, with --write.")] = "1,4",
-    num_samples: Annotated[
-        int, typer.Option(min=20, max=LARGEST_COUNT, help="Samples per setting, with --write.")
-    ] = 500,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    workers: Annotated[int, WORKERS] = 0,
-    as_json: Annotated[bool, JSON] = False,
-) -> None:
-    """Fail if a small subset moved from its baseline. Names each metric that moved beyond its interval."""
-    from bench.cli.parsing import parse_models, parse_steps
-    from bench.cli.progress import RunProgress
-    from bench.models.loading import parse_device
-    from bench.run.gate import check_baseline, write_baseline
-
-    if (baseline is None) == (write is None):
-        raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
-    if write is not None:
-        models = parse_models(model) if model is not None else None
-        with RunProgress(console()) as progress:
-            count = write_baseline(
-                write, protocol, models, parse_steps(steps), num_samples, parse_device(device), workers, progress
-            )
-        console().print(f"Baseline of {count} metrics: {write}", markup=False)
-        return
-    assert baseline is not None
-    with RunProgress(console()) as progress:
-        outcome = check_baseline(baseline, parse_device(device), workers, progress)
-    if as_json:
-        print_json([move._asdict() for move in outcome.moved])
-    for move in outcome.moved:
-        write_line(str(move))
-    if outcome.moved:
-        write_line(f"check failed: {len(outcome.moved)} of {outcome.compared} metrics moved")
-        raise typer.Exit(1)
-    console().print(f"check passed: {outcome.compared} metrics within their intervals")

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from bench.models.cards import cards, load_card
-from bench.run.gate import check_baseline
+from bench.run.gate import Machine, check_baseline
 from protocols import load_protocol, protocol_files
 from results.composite import read_bounds
 from results.documents import read_text, read_toml
@@ -36,7 +36,7 @@ def test_a_baseline_with_a_byte_order_mark_is_read_as_json(tmp_path):
     path = tmp_path / "baseline.json"
     path.write_bytes(b"\xef\xbb\xbf{}")
     with pytest.raises(BenchError, match="not a baseline of format"):
-        check_baseline(path, "cpu", 1, None)
+        check_baseline(path, Machine("cpu", 1, None))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -208,18 +209,52 @@ def test_doctor_finds_the_embedded_default_ready(bench):
     assert code == 0 and states["protocol digits"] == "ready" and states["database"] == "missing"
 
 
-def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path):
+def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path, monkeypatch):
     path = tmp_path / "baseline.json"
     subset = ["--model", "digits-flow-small", "--steps", "2", "--num-samples", "200", "--workers", "1"]
     assert bench("check", "--write", path, *subset)[0] == 0
-    assert bench("check", "--baseline", path, "--workers", "1")[0] == 0
+    code, out, err = bench("check", "--baseline", path, "--workers", "1", "--json")
+    assert code == 0 and "check passed: 8 metrics and 4 costs" in err
+    records = json.loads(out)
+    assert len(records) == 12 and {record["verdict"] for record in records} == {"same"}
     baseline = json.loads(path.read_text())
     (cell,) = baseline["cells"]
     baseline["cells"][cell]["fid"] = {"value": 1.0, "low": 0.9, "high": 1.1}
+    baseline["costs"][cell]["nfe"] = 1.0
     path.write_text(json.dumps(baseline))
-    code, _, err = bench("check", "--baseline", path, "--workers", "1")
+    page, junit = tmp_path / "page.md", tmp_path / "junit.xml"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    code, _, err = bench("check", "--baseline", path, "--workers", "1", "--junit", junit)
     assert code == 1
-    assert f"{cell}: fid moved by " in err and "check failed: 1 of 8 metrics moved" in err
+    assert f"{cell}: fid moved by " in err and "check failed: 1 of 8 metrics moved, 1 of 4 costs changed" in err
+    assert f"{cell}: nfe moved by " in err and "::error file=" in err and ",title=fid worse::" in err
+    assert "| nfe |" in page.read_text() and "**worse**" in page.read_text()
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("12", "2")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        ({"digests": {"protocol": "0"}}, [], "no longer comparable, for what it rests on has changed: protocol (0 ->"),
+        ({"digests": {"protocol": "0"}}, ["--accept", "weights,harness"], "--accept protocol"),
+        ({}, ["--seed", "3"], "--seed: is the baseline's"),
+        ({}, ["--model", "digits-dmd"], "has no digits-dmd, but digits-flow-small"),
+        ({}, ["--cfg", "7"], "holds nothing of this part"),
+        ({}, ["--tolerance", "fid"], "not of the form METRIC=SIZE"),
+        ({}, ["--tolerance", "fld=1"], "the baseline has no 'fld'; did you mean fid?"),
+        ({}, ["--accept", "wieghts"], "did you mean weights?"),
+    ],
+)
+def test_check_refuses_what_it_cannot_compare_before_sampling(bench, tmp_path, change, options, reason):
+    content = {
+        "format": 2, "protocol": "digits", "models": ["digits-flow-small"], "steps": [2], "num_samples": 20,
+        "cells": {"digits-flow-small 2 steps cfg 1.25": {"fid": {"value": 1.0, "low": 0.9, "high": 1.1}}},
+    }  # fmt: skip
+    (tmp_path / "b.json").write_text(json.dumps(content | change))
+    code, _, err = bench("check", "--baseline", tmp_path / "b.json", "--workers", "1", *options)
+    assert code == 2 and reason in err and "to draw" not in err
 
 
 def digits_folder(path, count=40):
