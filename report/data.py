@@ -19,6 +19,7 @@ from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
 from results.published import Claim, claims_of
+from results.teachers import Student, students
 
 NUMBERS = (
     "steps", "cfg", "nfe", "guide_nfe", "substeps", "parameters", "flops", "network_seconds", "decode_seconds",
@@ -52,6 +53,8 @@ class Measurements:
     models: pd.DataFrame
     claims: list[Claim]
     """Measured values beside figures published for the same checkpoint and setting."""
+    students: list[Student]
+    """Models beside the ones that they were distilled from, by FID where it was measured."""
     runs: pd.DataFrame
     references: pd.DataFrame
 
@@ -99,6 +102,12 @@ class Measurements:
     def fact(self, cell: str, column: str) -> Any:
         """Return one column of one cell, such as its label."""
         return self.cells.at[cell, column]
+
+    def student(self, cell: str) -> Student | None:
+        """Return the student that a cell's model is by its checkpoint, beside its teacher; None for no student."""
+        row = self.rows[cell].cell
+        own = [student for student in self.students if student.model == row["model"]]
+        return next((student for student in own if student.line[0].cell["checkpoint"] == row["checkpoint"]), None)
 
     def _chosen(self, among: Iterable[str] | None) -> list[Row]:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
@@ -176,6 +185,7 @@ def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str |
         per_class=frame(f"SELECT * FROM per_class {ours} ORDER BY label", name, ranking),
         thumbnails=frame(f"SELECT * FROM thumbnails {ours} ORDER BY cell_id, sample_index", name, ranking),
         claims=claims_of(connection, list(rows.values())).claims,
+        students=students(connection, list(rows.values())) if metrics else [],
         models=frame("SELECT * FROM models ORDER BY model").set_index("model"),
         runs=frame(
             "SELECT * FROM runs WHERE run_id IN (SELECT run_id FROM cells WHERE protocol = ?) ORDER BY started", name

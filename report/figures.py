@@ -25,6 +25,8 @@ COLOURS = (
 FEW_STEPS = 8
 AXES = {"nfe": "network evaluations per image (NFE)", "steps": "sampler steps", "seconds": "seconds per image"}
 PALE = 0.35
+SPAN = 5
+"""Ratio of the largest to the smallest value from which on an axis is logarithmic."""
 NEUTRAL = "#808080"
 FAINT = "rgba(128,128,128,0.5)"
 
@@ -80,7 +82,7 @@ def steps_curve(
             hovertext=[_hover(row, metric) for _, row in line.iterrows()],
             hoverinfo="text",
         )
-    _axes(figure, AXES[axis], _title(metric), log_x=True, log_y=spans(rows["value"]))
+    axes(figure, AXES[axis], axis_title(metric), log_x=True, log_y=spans(rows["value"]))
     return figure
 
 
@@ -126,7 +128,7 @@ def pareto(
             hoverinfo="text",
         )
     title = "seconds for one image, batch 1" if cost == "latency_seconds" else AXES["seconds"]
-    _axes(figure, title, _title(metric), log_x=True, log_y=spans(rows["value"]))
+    axes(figure, title, axis_title(metric), log_x=True, log_y=spans(rows["value"]))
     return figure
 
 
@@ -164,7 +166,7 @@ def guidance_path(
             ],
             hoverinfo="text",
         )
-    _axes(figure, _title(across), _title(up), log_y=spans(rows["value"]))
+    axes(figure, axis_title(across), axis_title(up), log_y=spans(rows["value"]))
     return figure
 
 
@@ -203,7 +205,7 @@ def composite_heatmap(rows: pd.DataFrame, down: str, letters: Mapping[str, str])
             showscale=False,
         )
     )
-    _axes(figure, AXES["steps"], "guidance scale" if down == "cfg" else "")
+    axes(figure, AXES["steps"], "guidance scale" if down == "cfg" else "")
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(tickvals=list(range(len(lines))), ticktext=names, showgrid=False)
     figure.update_layout(height=150 + 34 * len(lines), meta={"fixed": True})
@@ -231,7 +233,7 @@ def correlation_matrix(correlation: Mapping[str, Mapping[str, float]], metrics: 
             showscale=False,
         )
     )
-    _axes(figure, "", "")
+    axes(figure, "", "")
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False, autorange="reversed")
     figure.update_layout(height=150 + 42 * len(keys), meta={"fixed": True})
@@ -266,7 +268,7 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
             hoverinfo="text",
         )
     )
-    _axes(figure, f"{metric.short}, first minus second", "")
+    axes(figure, f"{metric.short}, first minus second", "")
     few = len(both) <= 60
     figure.update_yaxes(
         tickvals=list(range(len(both))) if few else [],
@@ -313,7 +315,7 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
         textposition="middle right",
         hoverinfo="skip",
     )
-    _axes(figure, "rank", "")
+    axes(figure, "rank", "")
     figure.update_xaxes(range=[0, 1.25 * float(rows["rank_high"].max()) + 1])
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name in rows["label"]])
     figure.update_layout(height=110 + 30 * len(rows), meta={"fixed": True})
@@ -335,7 +337,7 @@ def rank_by_metric(ranks: pd.DataFrame, styles: Mapping[str, dict[str, str]]) ->
             marker={"size": 9, "symbol": style["symbol"], "color": style["colour"]},
             hovertemplate=f"{label(model)}: place %{{y}} by %{{x}}<extra></extra>",
         )
-    _axes(figure, "", "place among the models' best settings")
+    axes(figure, "", "place among the models' best settings")
     figure.update_yaxes(autorange="reversed", dtick=1 if len(ranks) < 15 else 5)
     return figure
 
@@ -353,7 +355,7 @@ def sensitivity(changes: Mapping[str, int], most: int = 12) -> go.Figure:
             hovertemplate="%{x} ranks change<extra></extra>",
         )
     )
-    _axes(figure, "ranks that change without it", "")
+    axes(figure, "ranks that change without it", "")
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name, _ in rows])
     figure.update_layout(height=110 + 24 * len(rows), meta={"fixed": True})
     return figure
@@ -376,7 +378,7 @@ def cost(rows: pd.DataFrame) -> go.Figure:
             marker={"color": colour},
             hovertemplate=f"{name}: %{{x:.3g}} s<extra></extra>",
         )
-    _axes(figure, "seconds for 1,000 images", "")
+    axes(figure, "seconds for 1,000 images", "")
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name in rows["label"]])
     legend = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0}
     legend["traceorder"] = "normal"
@@ -388,7 +390,7 @@ def cost(rows: pd.DataFrame) -> go.Figure:
 
 def spans(values: pd.Series) -> bool:
     """Tell whether values are positive and spread so far that a log axis shows them better."""
-    return bool(len(values) and values.min() > 0 and values.max() / values.min() > 5)
+    return bool(len(values) and values.min() > 0 and values.max() / values.min() > SPAN)
 
 
 def weakest(utilities: Mapping[str, float], letters: Mapping[str, str]) -> str:
@@ -401,7 +403,8 @@ def numbers(values: pd.Series) -> list[float | None]:
     return [None if pd.isna(value) else float(value) for value in values]
 
 
-def _axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> None:
+def axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> None:
+    """Give a figure the page's layout and the titles and scales of its axes."""
     figure.update_layout(
         template="none",
         showlegend=False,
@@ -415,7 +418,8 @@ def _axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool
             axis.type = "log"
 
 
-def _title(metric: MetricFact) -> str:
+def axis_title(metric: MetricFact) -> str:
+    """Return the title of a metric's axis."""
     return f"{metric.short} ({'higher' if metric.higher_is_better else 'lower'} is better)"
 
 

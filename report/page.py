@@ -65,8 +65,16 @@ def build(data: Measurements) -> str:
     """Return the whole page."""
     page = Page(data)
     blocks = [
-        *(page.leaderboard(), _chips(page), page.curve(), page.pareto(), page.guidance(), page.composite()),
-        *(page.samples(), page.per_class(), page.stability(), page.cost(), page.published(), _provenance(data)),
+        *(page.leaderboard(), _chips(page), page.curve(), page.students(), page.pareto(), page.guidance()),
+        *(
+            page.composite(),
+            page.samples(),
+            page.per_class(),
+            page.stability(),
+            page.cost(),
+            page.published(),
+            _provenance(data),
+        ),
     ]
     title = f"{data.protocol['title']}: few-step and multi-step generators compared"
     content = {**page.script_data, **_script_data(page)}

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from report import figures, findings, samples, tables, text
+from report import figures, findings, samples, students, tables, text
 from report.data import COMPOSITE, Measurements, cell_of
 from report.markup import Markup, element, escape
 from results.budgets import Budget, Cost
@@ -116,6 +116,19 @@ class Page:
             controls,
             self.figure("curve", drawn, caption),
         )
+
+    def students(self) -> Markup | None:
+        """How much of its teacher's quality does a student keep, and when does the teacher overtake it?"""
+        data = self.data
+        if not data.students:
+            return None
+        metric = data.metrics[data.students[0].metric]
+        table = tables.plain_table(students.headings(metric.short), students.lines(data.students))
+        parts = [table, element("p", students.NOTE, class_="note")]
+        if any(student.teacher_line for student in data.students):
+            drawn = students.figure(data.students, metric, self.styles)
+            parts.insert(0, self.figure("students", drawn, students.CAPTION))
+        return _section("students", "Student and teacher", students.finding(data.students, metric.short), *parts)
 
     def pareto(self) -> Markup | None:
         """Which settings are on the Pareto front?"""

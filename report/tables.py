@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from report import text
+from report import students, text
 from report.data import Measurements, cell_of, decoded
 from report.markup import Markup, element, escape
 from results import numbers
@@ -82,6 +82,7 @@ def _line(
     badges += [f"{', '.join(outside)} outside the bounds"] if (outside := data.rows[cell].rank.get("outside")) else []
     badges += [f"! {remark}" for remark in decoded(row.get("pixels")).get("remarks", [])]
     second = [row["checkpoint"]] if row["checkpoint"] != row["model"] else []
+    second += [f"student of {student.teacher}"] if (student := data.student(cell)) else []
     second += [row["variant"]] if row["variant"] and not row["variant"].startswith("cfg") else []
     toggle = element("input", type="checkbox", class_="open", aria_label=f"show the settings of {row['label']}")
     line = [
@@ -145,6 +146,9 @@ def _details(
             f"geometric {text.number(ranks['geometric'])}, mean rank {text.number(ranks['mean_rank'])}"
         )
         facts["outside the bounds"] = ", ".join(ranks["outside"]) or None
+    student = data.student(cell)
+    if student is not None:
+        facts["beside its teacher"] = students.sentence(student, cell, data.metrics[student.metric].short)
     for claim in claims:
         reasons = f"; not comparable: {'; '.join(claim.not_comparable)}" if claim.not_comparable else ""
         facts[f"published {claim.metric}"] = f"{claim.published:g} ({claim.source}){reasons}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import duckdb
 import numpy as np
@@ -18,6 +18,8 @@ from results.statistics import FEWEST_BLOCKS, Interval, PairedDifference, paired
 from results.store import connect, dictionaries
 
 TIED = "tied"
+UNBOUNDED = 1000.0
+"""A ratio that may be so many times the one measured has no upper end: the divisor may be zero."""
 
 
 class Difference(NamedTuple):
@@ -50,16 +52,50 @@ class Comparison(NamedTuple):
     """Why there is no win rate for metrics that have one: a line for each row that lacks its images' scores."""
 
 
-def paired(a: Row, b: Row, metric: str) -> PairedDifference | None:
-    """Return a - b in `metric` or the composite; None where the rows share no blocks (read rows with `blocks`)."""
+def paired(a: Row, b: Row, metric: str, scale: float = 1.0) -> PairedDifference | None:
+    """Return a - `scale` b in `metric` or the composite; None where rows share no blocks (read them with `blocks`)."""
     one, other = a.measured(metric), b.measured(metric)
     if one is None or other is None or not one.jackknife or not other.jackknife:
         return None
     if a.cell["ranking"] != b.cell["ranking"] or len(one.jackknife) != len(other.jackknife):
         return None
-    return paired_difference(
-        one.value, one.jackknife, other.value, other.jackknife, one.jackknife_reference, other.jackknife_reference
+    values, left, reference = (
+        None if part is None else scale * np.asarray(part, dtype=np.float64)
+        for part in (other.value, other.jackknife, other.jackknife_reference)
     )
+    return paired_difference(one.value, one.jackknife, values, left, one.jackknife_reference, reference)
+
+
+class Ratio(NamedTuple):
+    """The ratio of two rows' values of a metric with its 95 % interval; `high` None: no upper end is known."""
+
+    value: float
+    low: float
+    high: float | None
+
+
+def ratio(a: Row, b: Row, metric: str) -> Ratio | None:
+    """Return a / b in `metric` with Fieller's interval: the factors r at which a and r b are tied.
+
+    So it holds 1 exactly where the rows are `tied` (Fieller, Journal of the Royal Statistical Society B 16, 1954). None
+    where the rows share no blocks, or a value is not positive: such a metric has no ratio.
+    """
+    from scipy.optimize import brentq
+
+    one, other = a.value(metric), b.value(metric)
+    if one is None or other is None or one <= 0 or other <= 0 or paired(a, b, metric) is None:
+        return None
+    value = one / other
+
+    def end(scale: float, side: Literal["low", "high"]) -> float:
+        difference = paired(a, b, metric, scale)
+        assert difference is not None
+        return float(getattr(difference, side))
+
+    low = brentq(end, 0.0, value, args=("low",)) if end(0.0, "low") > 0 else 0.0
+    largest = UNBOUNDED * value
+    high = brentq(end, value, largest, args=("high",)) if end(largest, "high") < 0 else None
+    return Ratio(value, float(low), None if high is None else float(high))
 
 
 def tied(a: Row, b: Row, metric: str) -> bool:

@@ -27,6 +27,7 @@ from bench.cli.output import (
     with_interval,
 )
 from bench.cli.output import runs_directory as directory_of
+from bench.cli.students import show_students
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def leaderboard(
     composites: Annotated[
         bool, typer.Option(help="MMHM beside other composites, and how the metrics correlate.")
     ] = False,
+    teachers: Annotated[
+        bool, typer.Option("--teachers", help="Each student beside the model it was distilled from.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
@@ -70,6 +74,13 @@ def leaderboard(
     from results.ranking import INCOMPLETE
     from results.store import connect
 
+    if teachers:
+        views = {"--all": every, "--at-nfe": at_nfe, "--at-seconds": at_seconds, "--at-steps": at_steps}
+        views |= {"--select-on": select_on, "--composites": composites or None}
+        if given := [name for name, value in views.items() if value not in (None, False)]:
+            raise BenchError(f"--teachers compares all settings of student and teacher: leave out {given[0]}")
+        show_students(directory_of(runs_dir) / "bench.duckdb", protocol, sort, as_json)
+        return
     if every and select_on is not None:
         raise BenchError("--all shows every setting, --select-on one of each model: give one of the two")
     with connect(directory_of(runs_dir) / "bench.duckdb", retry=True) as connection:

@@ -177,6 +177,8 @@ class CardTable(Table):
     def _models(self) -> Self:
         if self.members and (self.weights is not None or self.extra_weights):
             raise refused("cannot be given beside weights; a card of several models has none", ("members",))
+        if self.teacher == self.name:
+            raise refused("must name another card, found the card itself", ("teacher",))
         taken: list[MemberTable] = []
         for index, member in enumerate(self.members):
             at = ("members", index)

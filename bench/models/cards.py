@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from bench.contracts.card import ModelCard
-from bench.contracts.plugins import Group, report
+from bench.contracts.plugins import Group, Plugin, report
 from bench.models.card_file import CardTable
 from results.documents import json_schema, read_toml, shown, validated
-from results.errors import BenchError, unknown
+from results.errors import BenchError, did_you_mean, unknown
 
 
 def load_card(path: Path) -> ModelCard:
@@ -40,9 +40,11 @@ def card_schema() -> dict[str, Any]:
 def cards() -> Mapping[str, ModelCard]:
     """Return every installed card by name: the packages of the entry point group `bench.cards`.
 
-    A package or card that cannot be read, or whose name is taken, is reported and left out; the others stay.
+    A package or card that cannot be read, or whose name is taken, is reported and left out, and so is a student whose
+    teacher is not installed; the others stay.
     """
     found: dict[str, ModelCard] = {}
+    origins: dict[str, Plugin] = {}
     for plugin, package in CARDS.load_all():
         try:
             paths = [Path(str(item)) for item in files(package).iterdir() if item.name.endswith(".toml")]
@@ -61,13 +63,31 @@ def cards() -> Mapping[str, ModelCard]:
                 report(plugin, f"card {path}: name '{card.name}' is taken by {found[card.name].path}; rename it")
             else:
                 found[card.name] = card
+                origins[card.name] = plugin
+    while orphans := [card for card in found.values() if card.teacher is not None and card.teacher not in found]:
+        for card in orphans:
+            report(origins[card.name], str(_without_teacher(card, found)))
+            del found[card.name]
     return found
 
 
+def _without_teacher(card: ModelCard, known: Iterable[str]) -> BenchError:
+    assert card.teacher is not None and card.path is not None
+    reason = did_you_mean(card.teacher, set(known) - {card.name})
+    where = f"card {shown(card.path)}"
+    return BenchError(f"{where}: key 'teacher' must name an installed card, found '{card.teacher}'; {reason}")
+
+
 def find_card(name: str) -> ModelCard:
-    """Return the card called `name`, or the one in the file `name` when it ends in `.toml`."""
+    """Return the card called `name`, or the one in the file `name` when it ends in `.toml`.
+
+    Raises BenchError for an unknown name, a file that is no card, and one whose teacher is not installed.
+    """
     if name.endswith(".toml"):
-        return load_card(Path(name))
+        card = load_card(Path(name))
+        if card.teacher is not None and card.teacher not in cards():
+            raise _without_teacher(card, cards())
+        return card
     if name not in cards():
         raise unknown("model", name, cards())
     return cards()[name]

@@ -33,6 +33,8 @@ MODELS = {
     "digits-shortcut": (4, 0.50, 1.28, 1.3, 1000),
     "digits-dmd": (1, 0.69, 0.69, 1.0, 1),
 }
+STUDENTS = ("digits-ucgm-few", "digits-dmd")
+"""Those that name digits-flow as their teacher."""
 STEPS = (1, 2, 4, 8, 16, 32)
 FACTS = (
     ("fid", "Frechet inception distance", False, "Frechet distance between Gaussians fitted to judge features."),
@@ -321,7 +323,8 @@ def fill(builder: Builder) -> Path:
         published = [
             {"metric": "fid", "value": floor + 0.02, "steps": 4, "cfg": None, "source": "arXiv 2505.07447, table 2"}
         ]
-        builder.model(model, natural, published=published if model == "digits-ucgm-few" else [])
+        card = {"published": published} if model == "digits-ucgm-few" else {}
+        builder.model(model, natural, **card | ({"teacher": "digits-flow"} if model in STUDENTS else {}))
         for steps in STEPS:
             if model == "digits-dmd" and steps > 1:
                 reason = "the generator was distilled to one step"

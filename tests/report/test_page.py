@@ -58,6 +58,7 @@ def test_every_figure_has_a_place_with_alternative_text(content):
     assert sorted(places) == sorted(data_of(content)["figures"])
     assert {
         "curve",
+        "students",
         "pareto",
         "guidance",
         "composite",
@@ -76,6 +77,21 @@ def test_headings_state_findings(content):
     headings = re.findall(r"<h2>(.*?)</h2>", content)
     assert re.match(r"digits-shortcut at 16 steps leads on MMHM 0.98", headings[0])
     assert any("has its best FID at guidance 1.5, an optimum inside the swept range" in heading for heading in headings)
+
+
+def test_students_stand_beside_their_teacher_with_the_budget_of_its_overtaking(content, database):
+    data = read_measurements(database)
+    assert [(student.model, student.teacher) for student in data.students] == [
+        ("digits-ucgm-few", "digits-flow"), ("digits-dmd", "digits-flow")
+    ]  # fmt: skip
+    dmd = data.students[1]
+    assert dmd.overtaken_at == 32 and dmd.points[0].cost == 1 / 32
+    traces = data_of(content)["figures"]["students"]["data"]
+    teacher, crossed = traces[0], next(trace for trace in traces if trace.get("name") == "digits-dmd overtaken")
+    assert teacher["line"]["dash"] == "dash" and teacher["x"] == [1, 2, 4, 8, 16, 32]
+    assert (crossed["x"], crossed["y"]) == ([32], [dmd.line[0].value("fid")])
+    assert content.count("student of digits-flow") == 7
+    assert "digits-dmd is overtaken at 32 NFE" in content
 
 
 def test_leaderboard_is_complete_without_scripts(content, database):

@@ -146,6 +146,14 @@ def test_the_leaderboard_is_data_with_json(bench, finished):
     )
 
 
+def test_students_are_shown_beside_their_teachers_with_data_for_programs(bench, finished):
+    code, _, err = bench("leaderboard", "--teachers", "--runs-dir", finished)
+    assert code == 2 and "no finished row here is a student's" in err and "--model STUDENT,TEACHER" in err
+    assert json.loads(bench("leaderboard", "--teachers", "--json", "--runs-dir", finished)[1]) == []
+    code, _, err = bench("leaderboard", "--teachers", "--at-nfe", "4", "--runs-dir", finished)
+    assert code == 2 and "--teachers compares all settings of student and teacher: leave out --at-nfe" in err
+
+
 def test_an_unknown_metric_names_the_known_ones(bench, finished):
     code, _, err = bench("leaderboard", "--sort", "fjd", "--runs-dir", finished)
     assert code == 2 and "unknown metric 'fjd': the metrics here are accuracy, clip, fid" in err

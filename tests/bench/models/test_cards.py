@@ -1,6 +1,11 @@
+import types
+
 import pytest
 
+from adapters.digits.recipes import RECIPES
 from bench.contracts.card import WEIGHT_FORMATS
+from bench.contracts.plugins import Plugin
+from bench.models import cards as module
 from bench.models.cards import cards, find_card, load_card
 from bench.weights.formats import READERS
 from protocols import load_protocol, protocol_files
@@ -113,6 +118,7 @@ FIGURE = '[[published]]\nmetric = "fid"\nvalue = 2.5\nsteps = 1\nsource = "paper
         ("architecture = { born = 1979-05-27 }", "key 'architecture.born' must be text, a number, true or false"),
         ("sampler = { a = [0, { b = -inf }] }", "key 'sampler.a[1].b' must be a finite number"),
         ('home = ""', "key 'home' must not be empty"),
+        ('teacher = "a"', "key 'teacher' must name another card, found the card itself"),
     ],
 )
 def test_a_wrong_value_at_any_depth_names_file_key_found_and_allowed(tmp_path, extra, message):
@@ -174,3 +180,35 @@ def test_a_card_is_at_home_in_a_protocol_of_its_images_and_classes():
     for card in cards().values():
         asked = (card.resolution, card.num_classes)
         assert (homes[card.home] == asked) if asked in fitting else (card.home is None), card.name
+
+
+def test_a_card_whose_teacher_is_not_installed_is_refused_with_the_nearest_name(tmp_path):
+    path = write(tmp_path, MINIMAL + 'teacher = "digits-flwo"')
+    with pytest.raises(BenchError) as error:
+        find_card(str(path))
+    expected = f"card {path}: key 'teacher' must name an installed card, found 'digits-flwo'; did you mean digits-flow"
+    assert str(error.value).startswith(expected)
+    assert find_card(str(write(tmp_path, MINIMAL + 'teacher = "digits-flow"'))).teacher == "digits-flow"
+
+
+def test_an_installed_student_without_its_teacher_is_left_out_and_reported(tmp_path, monkeypatch):
+    package = types.ModuleType("cards_of_a_test")
+    package.__path__ = [str(tmp_path)]
+    for name, teacher in (("a", None), ("b", "a"), ("c", "d"), ("e", "c")):
+        text = MINIMAL.replace('name = "a"', f'name = "{name}"') + (f'teacher = "{teacher}"' if teacher else "")
+        (tmp_path / f"{name}.toml").write_text(text)
+    reported = []
+    found = [(Plugin("p", "bench.cards", "q", "cards_of_a_test"), package)]
+    monkeypatch.setattr(module.CARDS.__class__, "load_all", lambda group: found)
+    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "report", lambda plugin, reason: reported.append(reason))
+    assert list(cards.__wrapped__()) == ["a", "b"]
+    assert [line.partition(": ")[2] for line in reported] == [
+        "key 'teacher' must name an installed card, found 'd'; known: a, b, e",
+        "key 'teacher' must name an installed card, found 'c'; known: a, b",
+    ]
+
+
+def test_every_digits_student_names_what_it_was_trained_from():
+    started = {name: recipe.start for name, recipe in RECIPES.items() if recipe.start is not None}
+    assert started and {name: cards()[name].teacher for name in started} == started
