@@ -98,7 +98,7 @@ def test_a_malformed_protocol_names_file_key_and_reason(tmp_path, old, new, mess
             "fit' is not known, and 'composite.bounds.fid'",
         ),
         ("eps = 1e-3", 'eps = "small"', "composite.eps' must be a number, found 'small'"),
-        ("eps = 1e-3", "eps = 0", "composite.eps' must be an integer above 0"),
+        ("eps = 1e-3", "eps = 0", "composite.eps' must be a number above 0"),
         ("eps = 1e-3", 'metrics = ["fid"]', "composite.metrics' is not known; the keys here are bounds, clip, eps"),
         ("clip = true", "clip = 1", "composite.clip' must be true or false, found 1"),
         ('name = "digits"', 'name = "a/b"', "name' must be a printable name"),
