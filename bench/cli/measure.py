@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.check import check
+from bench.cli.compare import compare
 from bench.cli.fetching import get
-from bench.cli.leaderboard import compare, leaderboard, unreported
+from bench.cli.leaderboard import leaderboard, unreported
 from bench.cli.output import (
     OFF_REGIME,
     RUNS_DIR,
     console,
     leaderboard_table,
     page,
-    print_remarks,
+    print_lines,
     print_table,
+    remarks,
     room,
     runs_directory,
 )
@@ -223,13 +225,9 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
             shown = best_of_each([row for choice in choices for row in choice.reported])
         out.print(f"\nBest setting of each model by {headline(found).upper()}{how}, ± 95 % interval ({counts}):\n")
         print_table(out, leaderboard_table(shown, room(out)))
-        for line in unreported(choices):
-            out.print(line, markup=False)
-        if any(row.cell["off_regime"] for row in shown):
-            out.print(OFF_REGIME)
-        print_remarks(out, shown)
-        for line in missing:
-            out.print(line, markup=False, soft_wrap=True)
+        lines = unreported([choice.chosen for choice in choices if not choice.reported])
+        lines += [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
+        print_lines(out, [*lines, *remarks(shown), *missing])
     else:
         out.print(f"\n{counts}")
     suffix = f" --runs-dir {given}" if given is not None else ""
@@ -295,8 +293,6 @@ def score(
         row = next(row for row in rows(connection) if row.cell["cell_id"] == cell_id)
         missing = missing_metrics(connection, [row])
     print_table(console(), leaderboard_table([row], room(console())))
-    print_remarks(console(), [row])
-    for line in missing:
-        console().print(line, markup=False, soft_wrap=True)
-    console().print(f"Images: {(row.pixels or {}).get('described', '')}", markup=False, soft_wrap=True)
+    images = f"Images: {(row.pixels or {}).get('described', '')}"
+    print_lines(console(), [*remarks([row]), *missing, images])
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)

@@ -6,9 +6,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -131,57 +132,76 @@ ORDER = (
 )
 
 
-def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
-    """Return the leaderboard: rank interval, setting, NFE, metrics with intervals, MMHM, speed; fewer if narrow.
+class Column(NamedTuple):
+    """A column of the leaderboard."""
 
-    `first` is the probability of being truly the best (of the model, where each has one row); `print_order` says so.
-    What the rows are sorted by has a column, and samples that failed have one where there are any.
+    heading: str
+    text: Callable[[Row], str]
+    """What stands there in a row."""
+
+
+def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
+    """Return the leaderboard: rank set, setting, NFE, metrics with intervals, MMHM, speed; fewer columns if narrow.
+
+    `first` is the probability of being truly the best (of the model, where each has one row); `legend` says so. What
+    the rows are sorted by has a column, and samples that failed have one where there are any.
     """
+    columns = leaderboard_columns(found, sort)
+    for heading in DROPPED:
+        if _width(columns, found) <= width:
+            break
+        columns = [column for column in columns if column.heading != heading or heading == (sort or "").upper()]
+    headings = [column.heading for column in columns]
+    lines = [[column.text(row) for column in columns] for row in found]
+    return plain_table(headings, lines, right=[name for name in headings if name != "model"], fixed=["model"])
+
+
+def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
+    """Return the columns for these rows, where the page is wide enough."""
     from results.catalog import CATALOG
 
     names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
-    sorted_by: list[str] = [] if sort is None or sort in (*names, *SHOWN_ANYWAY) else [sort]
-    failures = any(row.cell["failures"] for row in found)
-    substeps = any(row.cell.get("substeps") for row in found)
+    if sort is not None and sort not in (*names, *SHOWN_ANYWAY):
+        names = [sort, *names]
     whole = one_of_each(found)
-    counts = ["steps", "cfg", "NFE", *["substeps"] * substeps]
-    columns = ["rank", "model", *counts, *[name.upper() for name in [*sorted_by, *names]]]
-    columns += ["MMHM", "first", "img/s", *["failed"] * failures]
-    rows = []
-    for row in found:
-        cell = row.cell
-        rows.append(
-            [
-                _rank(row),
-                _name(cell, row.remarks) + f" {CLIPPED}" * bool(row.rank.get("outside")),
-                "-" if cell["steps"] is None else str(cell["steps"]),
-                "-" if cell["cfg"] is None else f"{cell['cfg']:g}",
-                "-" if cell["nfe"] is None else f"{cell['nfe']:g}",
-                *["-" if cell.get("substeps") is None else f"{cell['substeps']:g}"] * substeps,
-                *[_value(row, name) for name in sorted_by],
-                *[_value(row, name) for name in names],
-                _mmhm(row),
-                _first(row, whole),
-                "-" if cell["images_per_second"] is None else f"{cell['images_per_second']:,.0f}",
-                *[str(cell["failures"])] * failures,
-            ]
-        )
-    for column in DROPPED:
-        if _width(columns, rows) <= width:
-            break
-        if column in columns and column != (sort or "").upper():
-            position = columns.index(column)
-            columns = columns[:position] + columns[position + 1 :]
-            rows = [line[:position] + line[position + 1 :] for line in rows]
-    return plain_table(columns, rows, right=[column for column in columns if column != "model"], fixed=["model"])
+    columns = [
+        Column("rank", _rank),
+        Column("model", _name),
+        Column("steps", partial(_count, "steps")),
+        Column("cfg", partial(_count, "cfg")),
+        Column("NFE", partial(_count, "nfe")),
+    ]
+    if any(row.cell.get("substeps") for row in found):
+        columns.append(Column("substeps", partial(_count, "substeps")))
+    columns += [Column(name.upper(), partial(_value, name)) for name in names]
+    columns += [
+        Column("MMHM", lambda row: with_interval(row.measured("mmhm"))),
+        Column("first", lambda row: _first(row, whole)),
+        Column("img/s", _rate),
+    ]
+    if any(row.cell["failures"] for row in found):
+        columns.append(Column("failed", partial(_count, "failures")))
+    return columns
 
 
-def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    widest = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+def _width(columns: Sequence[Column], rows: Sequence[Row]) -> int:
+    widest = [max(len(column.heading), *(len(column.text(row)) for row in rows)) for column in columns]
     return sum(widest) + GAP * (len(widest) - 1)
 
 
-def _value(row: Row, name: str) -> str:
+def _count(column: str, row: Row) -> str:
+    value = row.cell.get(column)
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _rate(row: Row) -> str:
+    rate = row.cell["images_per_second"]
+    return "-" if rate is None else f"{rate:,.0f}"
+
+
+def _value(name: str, row: Row) -> str:
     from results.numbers import number
 
     digits = row.fact(name).digits
@@ -204,31 +224,35 @@ def _first(row: Row, whole: bool) -> str:
     return f"{'=' if row.rank.get('may_be_best') else ''}{chance:.0%}"
 
 
-def print_order(out: Console, shown: Sequence[Row], clip: bool | None) -> None:
-    """Print what ranks, chances and marks of a leaderboard mean, or why they are withheld."""
+def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
+    """Return what ranks, chances and marks of a leaderboard mean, and why any are withheld, one line each.
+
+    `clip` tells whether values outside the bounds of MMHM were clipped to them.
+    """
+    lines = [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
     if any(row.rank.get("rank_low") is not None for row in shown):
-        who = "model, with any of its settings," if one_of_each(shown) else "row"
-        out.print(ORDER.format(who=who), markup=False, soft_wrap=True)
-    for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld")):
-        out.print(f"no rank sets: {reason}", markup=False, soft_wrap=True)
+        lines.append(ORDER.format(who="model, with any of its settings," if one_of_each(shown) else "row"))
+    lines += [
+        f"no rank sets: {reason}"
+        for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld"))
+    ]
     outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
     if outside:
         how = "clipped to them: what lies beyond is not told apart" if clip else "not clipped"
-        line = f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}), {how}"
-        out.print(line, markup=False, soft_wrap=True)
+        lines.append(f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}), {how}")
+    return [*lines, *reversed_by_bias(shown), *remarks(shown)]
 
 
-def print_reversed(out: Console, shown: Sequence[Row]) -> None:
-    """Print the pairs of rows whose order by FID is that of its bias."""
-    from results.comparing import reversed_by_bias
+def reversed_by_bias(shown: Sequence[Row]) -> list[str]:
+    """Return a line about the pairs of rows whose order by FID is that of its bias; none where there are no such."""
+    from results import comparing
 
-    pairs = reversed_by_bias(shown)
+    pairs = comparing.reversed_by_bias(shown)
     if not pairs:
-        return
+        return []
     names = [" and ".join(_setting_of(row, shown) for row in pair) for pair in pairs]
     more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
-    line = f"FID less its bias, which depends on the model, turns the order round of {', of '.join(names[:3])}{more}"
-    out.print(line, markup=False, soft_wrap=True)
+    return [f"FID less its bias, which depends on the model, turns the order round of {', of '.join(names[:3])}{more}"]
 
 
 def _setting_of(row: Row, shown: Sequence[Row]) -> str:
@@ -237,19 +261,25 @@ def _setting_of(row: Row, shown: Sequence[Row]) -> str:
     return row.cell["model"] if alone or row.cell["steps"] is None else f"{row.cell['model']}@{row.cell['steps']}"
 
 
-def print_remarks(out: Console, shown: Sequence[Row]) -> None:
-    """Print the legend of the rows that are marked for what their images look like."""
-    for row in shown:
-        for remark in row.remarks:
-            out.print(f"{REMARKED} {row.cell['model']}: {remark}", markup=False, soft_wrap=True)
+def remarks(shown: Sequence[Row]) -> list[str]:
+    """Return the legend of the rows that are marked for what their images look like."""
+    return [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
 
 
-def _name(cell: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
-    """Return the model with what sets the row apart: another sampler, precision or setting, random weights."""
+def print_lines(out: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are, each on a line of its own however wide the page is."""
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _name(row: Row) -> str:
+    """Return the model with what sets the row apart: another sampler, precision or setting, random weights; marks."""
+    cell = row.cell
     marks = ["random"] if cell["random_weights"] else []
     marks += [cell[key] for key, usual in USUAL.items() if cell[key] not in usual]
     marks += [f"{key}={value}" for key, value in cell["options"].items()]
-    signs = " *" * bool(cell["off_regime"]) + f" {REMARKED}" * bool(remarks)
+    signs = " *" * bool(cell["off_regime"]) + f" {REMARKED}" * bool(row.remarks)
+    signs += f" {CLIPPED}" * bool(row.rank.get("outside"))
     return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + signs
 
 
@@ -257,7 +287,3 @@ def _rank(row: Row) -> str:
     from results.numbers import rank
 
     return "-" if row.rank.get("rank_low") is None else rank(row.rank["rank_low"], row.rank["rank_high"])
-
-
-def _mmhm(row: Row) -> str:
-    return with_interval(row.measured("mmhm"))

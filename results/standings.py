@@ -1,0 +1,148 @@
+"""A leaderboard as it is asked for: which rows of each ranking, sorted by what, and how their settings were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import duckdb
+
+from results.catalog import FACTS
+from results.errors import BenchError
+from results.leaderboard import (
+    Choice,
+    Row,
+    best_of_each,
+    by_ranking,
+    check_metric,
+    chosen_on,
+    headline,
+    rankings,
+    rows,
+    sortable,
+    sorted_rows,
+    within_budget,
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What to show; None leaves it open. Raises BenchError where `every` and `select_on` are both asked for.
+
+    Attributes:
+        protocol: only this protocol's rows.
+        sort: the metric, composite or cost to sort by; by default the `headline` of each ranking.
+        every: every setting instead of each model's best.
+        nfe: at most so many network evaluations per image.
+        seconds: at most so many seconds per image.
+        steps: exactly so many steps.
+        select_on: choose each model's setting on this seed, and show it on the others.
+    """
+
+    protocol: str | None = None
+    sort: str | None = None
+    every: bool = False
+    nfe: float | None = None
+    seconds: float | None = None
+    steps: int | None = None
+    select_on: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every and self.select_on is not None:
+            raise BenchError("--all shows every setting, --select-on one of each model: give one of the two")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The rows of one ranking that a view shows, best first.
+
+    Attributes:
+        ranking: its digest.
+        facts: its row of table `rankings`: bounds, eps, correlation, sensitivity, `note`; empty where there is none.
+        metric: what the rows are sorted by.
+        rows: the rows shown; never empty.
+        members: every measured row of the ranking.
+        choices: by cell id, how the settings shown were chosen on another seed.
+    """
+
+    ranking: str
+    facts: Mapping[str, Any]
+    metric: str
+    rows: Sequence[Row]
+    members: Sequence[Row]
+    choices: Mapping[str, Choice]
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The members that have an MMHM."""
+        return [row for row in self.members if row.rank]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any metric was measured of any member."""
+        return any(row.metrics for row in self.members)
+
+    def disagreements(self, composite: str) -> tuple[int, int]:
+        """Return how many pairs of ranked rows `composite` orders otherwise than MMHM, and the number of pairs."""
+        sign, pairs = FACTS[composite].sign, list(combinations(self.ranked, 2))
+        apart = sum(
+            sign * (one.rank[composite] - two.rank[composite]) * (one.rank["mmhm"] - two.rank["mmhm"]) < 0
+            for one, two in pairs
+        )
+        return apart, len(pairs)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """What a view shows of a database.
+
+    Attributes:
+        view: what was asked for.
+        standings: one for each ranking; those without any value of what is sorted by come last.
+        choices: what was chosen on the selection seed.
+        failed: rows that failed.
+        found: whether the protocol has any finished row, within the view's budget or not.
+    """
+
+    view: View
+    standings: Sequence[Standing]
+    choices: Sequence[Choice]
+    failed: Sequence[Row]
+    found: bool
+
+    @property
+    def unreported(self) -> list[Row]:
+        """The rows whose setting was chosen but is measured on no other seed."""
+        return [choice.chosen for choice in self.choices if not choice.reported]
+
+
+def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboard:
+    """Return what `view` shows of an open database.
+
+    Raises StoreError for a metric that no row has, or when nothing was measured on the selection seed.
+    """
+    everything = rows(connection)
+    check_metric(everything, view.sort)
+    known = sortable(everything)
+    found = [row for row in everything if view.protocol in (None, row.cell["protocol"])]
+    candidates = within_budget(found, nfe=view.nfe, seconds=view.seconds, steps=view.steps)
+    choices: list[Choice] = []
+    if view.select_on is not None:
+        choices = chosen_on(found, view.select_on, view.sort, candidates, known)
+        shown = best_of_each([row for choice in choices for row in choice.reported], view.sort, known=known)
+    elif view.every:
+        shown = sorted_rows(candidates, view.sort, known)
+    else:
+        shown = best_of_each(candidates, view.sort, known=known)
+    facts, members = rankings(connection), by_ranking(found)
+    selected = {row.cell["cell_id"]: choice for choice in choices for row in choice.reported}
+    standings = []
+    for ranking, group in by_ranking(shown).items():
+        metric = view.sort or headline(members[ranking])
+        ordered = sorted_rows(group, metric, {metric})
+        standings.append(Standing(ranking, facts.get(ranking, {}), metric, ordered, members[ranking], selected))
+    standings.sort(key=lambda standing: all(row.value(standing.metric) is None for row in standing.rows))
+    failed = rows(connection, protocol=view.protocol, status="failed")
+    return Leaderboard(view, standings, choices, failed, bool(found))
