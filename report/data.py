@@ -81,6 +81,15 @@ class Measurements:
         found = self.contenders(metric)
         return [cell_of(row) for row in found[:1] + [row for row in found[1:] if _may_be_best(row, metric)]]
 
+    def order(self, metric: str) -> list[str]:
+        """Return every cell: those that `metric` ranks, best first, then the others."""
+        ranked = [cell_of(row) for row in self.contenders(metric)] if metric else []
+        return [*ranked, *(str(cell) for cell in self.cells.index if cell not in set(ranked))]
+
+    def affordable(self, level: float) -> list[str]:
+        """Return the cells of at most `level` network evaluations per image."""
+        return [cell_of(row) for row in leaderboard.within_budget(list(self.rows.values()), nfe=level)]
+
     def budgets(self, metric: str, cost: Literal["nfe", "seconds"] = "nfe") -> list[Budget]:
         """Return the winner by `metric` at each budget of `cost` per image."""
         return costs.budgets(self.contenders(metric), metric, cost)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pandas as pd
 
 from report.data import COMPOSITE, Measurements, cell_of, record
-from report.text import known, listed, number, plural, seconds, with_interval
+from report.text import budget, known, listed, number, plural, seconds, with_interval
 from results import comparing
 from results.budgets import Budget
 from results.published import Claim
@@ -61,19 +62,20 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     return sentences
 
 
-def by_budget(data: Measurements, found: Sequence[Budget]) -> str:
-    """Say which model wins at which budget."""
+def by_budget(data: Measurements, metric: str, cost: Literal["nfe", "seconds"], found: Sequence[Budget]) -> str:
+    """Say which model wins by `metric` at which budget of `cost`."""
     spells: list[tuple[str, float, float]] = []
-    for budget in found:
-        model = budget.winner.cell["model"]
+    for level, winner, _ in found:
+        model = winner.cell["model"]
         if spells and spells[-1][0] == model:
-            spells[-1] = (model, spells[-1][1], budget.level)
+            spells[-1] = (model, spells[-1][1], level)
         else:
-            spells.append((model, budget.level, budget.level))
-    parts = [
-        f"{model} {f'at {low:g}' if low == high else f'from {low:g} to {high:g}'} NFE" for model, low, high in spells
-    ]
-    return f"Best within budget by {data.metrics[data.headline].short}: {listed(parts, 4)}"
+            spells.append((model, level, level))
+    parts = []
+    for model, low, high in spells:
+        first = f"{low:g}" if cost == "nfe" and low != high else budget(low, cost)
+        parts.append(f"{model} at {first}" if low == high else f"{model} from {first} to {budget(high, cost)}")
+    return f"Best within budget by {data.metrics[metric].short}: {listed(parts, 4)}"
 
 
 def curve(data: Measurements, metric: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import tables, text
+from report import findings, tables, text
 from report.data import Measurements, cell_of, decoded, read_measurements
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page
@@ -246,23 +246,34 @@ def _script_data(page: Page) -> dict[str, Any]:
             key: {
                 "short": metric.short,
                 "higher": metric.higher_is_better,
-                "share": metric.is_share,
                 "leaders": data.leaders(key),
+                "order": data.order(key),
+                "count": len(data.contenders(key)),
             }
             for key, metric in data.metrics.items()
         },
+        "unranked": data.order(""),
+        "affordable": {f"{level:g}": data.affordable(level) for level in page.levels()},
         "cells": cells,
         "budgets": strips,
         "figures": {name: json.loads(figure.to_json()) for name, figure in page.figures.items()},
     }
 
 
-def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> list[list[Any]]:
-    """Return the budgets as the script takes them: level, winner, and the best cells of the models tied with it."""
-    return [
-        [budget.level, cell_of(budget.winner), [cell_of(row) for row in budget.tied]]
-        for budget in data.budgets(metric, cost)
-    ]
+def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> dict[str, Any]:
+    """Return the budgets as the script takes them: a title, and level, winner and the models tied with it of each."""
+    found = data.budgets(metric, cost)
+    return {
+        "title": findings.by_budget(data, metric, cost, found),
+        "levels": [
+            [
+                text.budget(budget.level, cost),
+                cell_of(budget.winner),
+                text.listed([str(row.cell["model"]) for row in budget.tied], 2),
+            ]
+            for budget in found
+        ],
+    }
 
 
 def _provenance(data: Measurements) -> Markup:

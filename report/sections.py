@@ -13,6 +13,7 @@ from report.markup import Markup, element, escape
 from results.budgets import Budget, Cost
 from results.catalog import FACTS
 from results.leaderboard import best_of_each
+from results.statistics import share_half_width
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""
@@ -55,7 +56,7 @@ class Page:
             element(
                 "label",
                 "at most ",
-                _select("budget", [("", "any"), *((f"{b:g}", f"{b:g}") for b in self._levels())]),
+                _select("budget", [("", "any"), *((f"{b:g}", f"{b:g}") for b in self.levels())]),
                 " NFE",
             ),
             element(
@@ -146,6 +147,10 @@ class Page:
         front = data.front(metric, cost, rows.index)
         drawn = figures.pareto(rows, data.metrics[metric], self.styles, front, cost)
         options = [("latency_seconds", "latency of one image"), ("seconds", "seconds per image in batches")]
+        costs: tuple[Cost, ...] = ("latency_seconds", "seconds")
+        self.script_data["fronts"] = {
+            key: {name: data.front(key, name, rows.index) for name in costs} for key in data.metrics
+        }
         controls = element(
             "div",
             element("label", "metric ", _select("pareto-metric", self._metric_options(), metric)),
@@ -347,10 +352,11 @@ class Page:
         unit = element(
             "label", "budget of ", _select("strip-cost", [("nfe", "evaluations"), ("seconds", "time")], "nfe")
         )
-        title = element("h3", findings.by_budget(self.data, strip), id="budget-title")
+        title = element("h3", findings.by_budget(self.data, self.headline, "nfe", strip), id="budget-title")
         return element("div", title, element("div", unit, class_="controls"), class_="budget-head")
 
-    def _levels(self) -> list[float]:
+    def levels(self) -> list[float]:
+        """Return the budgets of network evaluations that rows can be narrowed to."""
         if not self.headline:
             return []
         return [budget.level for budget in self.data.budgets(self.headline)]
@@ -382,9 +388,11 @@ class Page:
         for (metric, cell), group in rows.groupby(["metric", "cell_id"]):
             if metric in keys:
                 column = group.set_index("label").reindex(names.index)
+                share = self.data.metrics[metric].is_share
+                halves: Any = share_half_width(column["value"], column["n"]) if share else []
                 values.setdefault(metric, {})[cell] = [
                     [_cut(value) for value in column["value"]],
-                    figures.numbers(column["n"]),
+                    [_cut(half) for half in halves],
                 ]
         return {"names": [text.shortened(str(name), 40) for name in names], "values": values}
 

@@ -184,7 +184,7 @@ def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
         cards.append(
             element(
                 "li",
-                element("span", f"≤ {budget.level:g} NFE", class_="level"),
+                element("span", f"≤ {text.budget(budget.level, 'nfe')}", class_="level"),
                 element("b", budget.winner.cell["model"]),
                 element(
                     "span",

@@ -36,6 +36,13 @@ def seconds(value: float | None) -> str:
     return f"{number(value * 1e9)} ns"
 
 
+def budget(level: float, cost: str) -> str:
+    """Return a budget per image: of network evaluations (`nfe`), else of seconds."""
+    if cost == "nfe":
+        return f"{level:g} NFE"
+    return f"{level:g} s" if level >= 1 else f"{1e3 * level:.3g} ms"
+
+
 def size(value: float | None, units: Sequence[str], base: float) -> str:
     """Return a count in the largest unit of which it has at least one; each unit is `base` times the former."""
     if value is None or not known(value):

@@ -264,17 +264,19 @@ def wilson(successes: float, n: int) -> Interval:
 
 
 def share_difference(one: Any, n: Any, other: Any, m: Any) -> np.ndarray:
-    """Return the half width of the 95 % interval of the difference of two shares of `n` and `m` trials, elementwise.
+    """Return the half width of the 95 % interval of the difference of two shares of `n` and `m` trials, elementwise."""
+    return np.hypot(share_half_width(one, n), share_half_width(other, m))
 
-    One success and one failure are added to each (Agresti and Caffo, The American Statistician 54, 2000), so that 50 of
-    50 is not certainty.
+
+def share_half_width(share: Any, n: Any) -> np.ndarray:
+    """Return what shares of `n` trials bring to the 95 % interval of a difference of two, elementwise.
+
+    The half width of that interval is the root of the sum of the squares of both shares'. One success and one failure
+    are added to each (Agresti and Caffo, The American Statistician 54, 2000), so that 50 of 50 is not certainty.
     """
-    variance = 0.0
-    for share, count in ((one, n), (other, m)):
-        count = np.asarray(count, dtype=np.float64)
-        moved = (np.asarray(share, dtype=np.float64) * count + 1) / (count + 2)
-        variance = variance + moved * (1 - moved) / (count + 2)
-    return float(ndtri((1 + COVERAGE) / 2)) * np.sqrt(variance)
+    count = np.asarray(n, dtype=np.float64)
+    moved = (np.asarray(share, dtype=np.float64) * count + 1) / (count + 2)
+    return float(ndtri((1 + COVERAGE) / 2)) * np.sqrt(moved * (1 - moved) / (count + 2))
 
 
 def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:

@@ -121,21 +121,15 @@
   function updatePareto() {
     const metric = byId("pareto-metric").value, cost = byId("pareto-axis").value;
     const { data, layout } = page.figures.pareto;
-    const rows = data.slice(1).flatMap((trace) => trace.meta.cells)
-      .map((cell) => ({ cell, x: page.cells[cell][cost], y: metricOf(cell, metric)[0] }))
-      .filter((row) => row.x !== null && row.y !== null)
-      .sort((a, b) => a.x - b.x || better(metric) * (b.y - a.y));
-    const front = [];
-    for (const row of rows) if (!front.length || better(metric) * (row.y - front[front.length - 1].y) > 0) front.push(row);
-    const onFront = new Set(front.map((row) => row.cell));
-    Object.assign(data[0], { x: front.map((row) => row.x), y: front.map((row) => row.y) });
+    const front = page.fronts[metric][cost];
+    const onFront = new Set(front);
+    Object.assign(data[0], { x: front.map((cell) => page.cells[cell][cost]), y: front.map((cell) => metricOf(cell, metric)[0]) });
     for (const trace of data.slice(1)) {
       const cells = trace.meta.cells;
       trace.x = cells.map((cell) => page.cells[cell][cost]);
       bars(trace, "y", cells, metric);
       trace.text = cells.map((cell) => (onFront.has(cell) && page.cells[cell].steps !== null ? `${page.cells[cell].steps}` : ""));
-      const order = front.map((row) => row.cell);
-      trace.textposition = cells.map((cell) => (order.indexOf(cell) % 2 === 1 ? "bottom center" : "top center"));
+      trace.textposition = cells.map((cell) => (front.indexOf(cell) % 2 === 1 ? "bottom center" : "top center"));
       trace.marker.size = cells.map((cell) => (onFront.has(cell) ? 12 : 8));
       trace.marker.opacity = cells.map((cell) => (onFront.has(cell) ? 1 : 0.35));
       hover(trace, cells, [metric], cost);
@@ -160,22 +154,18 @@
   function updateClasses() {
     const metric = byId("class-metric").value, one = byId("class-one").value, other = byId("class-other").value;
     const { data: [trace], layout } = page.figures.classes;
-    const [first, firstCounts] = page.classes.values[metric][one] || [[], []];
-    const [second, secondCounts] = page.classes.values[metric][other] || [[], []];
+    const [first, firstHalves] = page.classes.values[metric][one] || [[], []];
+    const [second, secondHalves] = page.classes.values[metric][other] || [[], []];
     const rows = page.classes.names
-      .map((name, k) => ({ name, a: first[k], b: second[k], n: firstCounts[k], m: secondCounts[k] }))
+      .map((name, k) => ({ name, a: first[k], b: second[k], half: Math.hypot(firstHalves[k], secondHalves[k]) }))
       .filter((row) => Number.isFinite(row.a) && Number.isFinite(row.b))
       .sort((x, y) => x.a - x.b - (y.a - y.b));
     trace.x = rows.map((row) => row.a - row.b);
     trace.y = rows.map((_, k) => k);
     trace.marker.color = rows.map((row) => (row.a >= row.b ? "#0072B2" : "#D55E00"));
     trace.hovertext = rows.map((row) => `${literal(row.name)}<br>${row.a.toPrecision(3)} against ${row.b.toPrecision(3)}`);
-    const variance = (share, count) => { // Agresti and Caffo: one success and one failure added
-      const moved = (share * count + 1) / (count + 2);
-      return (moved * (1 - moved)) / (count + 2);
-    };
-    const error = ({ a, b, n, m }) => 1.96 * Math.sqrt(variance(a, n) + variance(b, m));
-    trace.error_x = page.metrics[metric].share ? { type: "data", array: rows.map(error), width: 0, thickness: 1, color: "rgba(128,128,128,0.5)" } : { visible: false };
+    const share = firstHalves.length > 0; // half widths of two rows add in squares, `results.statistics.share_half_width`
+    trace.error_x = share ? { type: "data", array: rows.map((row) => row.half), width: 0, thickness: 1, color: "rgba(128,128,128,0.5)" } : { visible: false };
     layout.xaxis.title.text = `${page.metrics[metric].short}, first minus second`;
     const few = rows.length <= 60;
     layout.yaxis.tickvals = few ? trace.y : [];
@@ -192,9 +182,12 @@
   const bodies = [...board.tBodies];
   const sort = { key: "rank", direction: 1, ranking: page.headline };
 
+  // Every cell in the order that results gives them by what is ranked by; those without a value come last.
+  const ranking = () => (page.headline ? page.metrics[sort.ranking].order : page.unranked);
+
   function sortValue(cell) {
     const row = page.cells[cell];
-    if (sort.key === "rank") return metricOf(cell, sort.ranking)[0] === null ? null : -better(sort.ranking) * metricOf(cell, sort.ranking)[0];
+    if (sort.key === "rank") return metricOf(cell, sort.ranking)[0] === null ? null : ranking().indexOf(cell);
     if (sort.key in page.metrics) return metricOf(cell, sort.key)[0];
     return row[sort.key];
   }
@@ -202,26 +195,20 @@
   function visible(cell) {
     const row = page.cells[cell];
     const limit = byId("budget").value, wanted = byId("filter").value.trim().toLowerCase();
-    const withinBudget = !limit || (row.evaluations !== null && row.evaluations <= Number(limit) + 0.005);
+    const withinBudget = !limit || page.affordable[limit].includes(cell);
     return withinBudget && [row.label, row.family, row.checkpoint].join(" ").toLowerCase().includes(wanted);
   }
 
   function bestOfEach(cells) {
-    const best = new Map();
-    for (const cell of cells) {
-      const model = page.cells[cell].model, held = best.get(model);
-      const value = page.headline ? metricOf(cell, sort.ranking)[0] : null;
-      const record = held === undefined ? null : metricOf(held, sort.ranking)[0];
-      if (held === undefined || (value !== null && (record === null || better(sort.ranking) * (value - record) > 0))) best.set(model, cell);
-    }
+    const best = new Map(), among = new Set(cells);
+    for (const cell of ranking()) if (among.has(cell) && !best.has(page.cells[cell].model)) best.set(page.cells[cell].model, cell);
     return new Set(best.values());
   }
 
   function updateBoard() {
     const cells = bodies.map((body) => body.dataset.cell).filter(visible);
     const shown = byId("view-best").checked ? bestOfEach(cells) : new Set(cells);
-    const ranks = page.headline ? bodies.map((body) => metricOf(body.dataset.cell, sort.ranking)) : [];
-    const count = ranks.filter((rank) => rank[0] !== null).length;
+    const count = page.headline ? page.metrics[sort.ranking].count : 0;
     const leaders = new Set(page.headline ? page.metrics[sort.ranking].leaders : []);
     for (const body of bodies) {
       const [, , , low, high, , , place] = metricOf(body.dataset.cell, sort.ranking);
@@ -251,27 +238,17 @@
     const strip = byId("budgets");
     if (!strip) return;
     const cost = byId("strip-cost").value;
-    const levels = page.budgets[sort.ranking][cost];
-    const amount = (level) => (cost === "nfe" ? `${level} NFE` : level < 1 ? `${Number((1000 * level).toPrecision(3))} ms` : `${level} s`);
+    const { title, levels } = page.budgets[sort.ranking][cost];
     const make = (name, text, kind) => Object.assign(document.createElement(name), { textContent: text, className: kind || "" });
     strip.replaceChildren(...levels.map(([level, winner, tied]) => {
       const row = page.cells[winner], value = metricOf(winner, sort.ranking), item = document.createElement("li");
-      const others = tied.map((cell) => page.cells[cell].model);
-      const named = others.length > 2 ? `${others.slice(0, 2).join(", ")} and ${others.length - 2} more` : others.join(" and ");
       item.style.setProperty("--model", colours[row.model]);
       const steps = row.label.slice(row.model.length).replace(/^( at|,) /, "");
-      item.append(make("span", `≤ ${amount(level)}`, "level"), make("b", row.model), make("small", steps),
-        make("span", `${page.metrics[sort.ranking].short} ${value[5]} ${value[6]}`), make("small", others.length ? `tied: ${named}` : "no tie"));
+      item.append(make("span", `≤ ${level}`, "level"), make("b", row.model), make("small", steps),
+        make("span", `${page.metrics[sort.ranking].short} ${value[5]} ${value[6]}`), make("small", tied ? `tied: ${tied}` : "no tie"));
       return item;
     }));
-    const spells = [];
-    for (const [level, winner] of levels) {
-      const model = page.cells[winner].model, last = spells[spells.length - 1];
-      if (last && last.model === model) last.high = level; else spells.push({ model, low: level, high: level });
-    }
-    const parts = spells.map(({ model, low, high }) => `${model} ${low === high ? `at ${amount(low)}` : `from ${cost === "nfe" ? low : amount(low)} to ${amount(high)}`}`);
-    const said = parts.length > 1 ? `${parts.slice(0, -1).join(", ")} and ${parts[parts.length - 1]}` : parts.join("");
-    byId("budget-title").textContent = `Best within budget by ${page.metrics[sort.ranking].short}: ${said}`;
+    byId("budget-title").textContent = title;
   }
 
   function sortBy(key) {

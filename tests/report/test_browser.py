@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 import report
+from report.data import Measurements, read_measurements
+from results.budgets import cost_of, pareto_front
+from results.leaderboard import within_budget
+from results.statistics import share_difference
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found (install chromium and chromium-driver)")
@@ -36,6 +40,12 @@ return Object.fromEntries([...document.querySelectorAll("[data-figure]")].map((f
 @pytest.fixture(scope="module")
 def page(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write_report(database, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def measured(database: Path) -> Measurements:
+    """What the page shows, as results says it."""
+    return read_measurements(database)
 
 
 def browser(profile: Path) -> Any:
@@ -166,6 +176,54 @@ def test_controls_redraw_their_figure(opened, figure, control, value):
     choose(opened, control, value)
     assert opened.execute_script(state) != before
     assert opened.execute_script(DRAWN)[figure] > 0 and opened.get_log("browser") == []
+
+
+def shown_data(opened: Any, figure: str) -> list[dict[str, Any]]:
+    script = "return document.querySelector(`[data-figure=${arguments[0]}] .plot`).data.map((t) => ({...t}))"
+    return opened.execute_script(script, figure)
+
+
+def test_the_front_that_is_drawn_is_that_of_the_results(opened, measured):
+    for metric in measured.metrics:
+        choose(opened, "pareto-metric", metric)
+        for cost in ("seconds", "latency_seconds"):
+            choose(opened, "pareto-axis", cost)
+            front, *dots = shown_data(opened, "pareto")
+            among = [cell for trace in dots for cell in trace["meta"]["cells"]]
+            expected = pareto_front([measured.rows[cell] for cell in among], metric, cost)
+            assert front["x"] == [pytest.approx(cost_of(row, cost)) for row in expected]
+            assert front["y"] == [pytest.approx(row.measured(metric).value) for row in expected]
+
+
+def test_the_best_of_each_model_is_that_of_the_results_within_every_budget(opened, measured):
+    shown = (
+        "return [...document.getElementById('leaderboard').tBodies].filter((body) => body.offsetHeight > 0)"
+        ".map((body) => body.dataset.cell)"
+    )
+    for metric in ("fid", "accuracy"):
+        click(opened, f"th[data-key={metric}] button")
+        for budget in ("", "1", "4"):
+            choose(opened, "budget", budget)
+            rows_ = [row for row in measured.rows.values() if not row.cell["random_weights"]]
+            within = within_budget(rows_, nfe=float(budget)) if budget else rows_
+            ranked = measured.best(metric, among=[row.cell["cell_id"] for row in within])
+            assert opened.execute_script(shown)[: len(ranked)] == ranked
+    choose(opened, "budget", "")
+    click(opened, "th[data-key=mmhm] button")
+
+
+def test_intervals_of_classes_are_those_of_the_results(opened, measured):
+    choose(opened, "class-metric", "accuracy")
+    one, other = (
+        opened.execute_script(f"return document.getElementById('class-{name}').value") for name in ("one", "other")
+    )
+    first, second = (
+        measured.per_class[(measured.per_class["cell_id"] == cell) & (measured.per_class["metric"] == "accuracy")]
+        for cell in (one, other)
+    )
+    expected = share_difference(first["value"], first["n"], second["value"], second["n"])
+    (trace,) = shown_data(opened, "classes")
+    assert len(expected) and sorted(trace["error_x"]["array"]) == pytest.approx(sorted(expected), rel=1e-4)
 
 
 def test_sample_grid_changes_with_the_steps_and_stays_crisp(opened):
