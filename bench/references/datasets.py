@@ -5,6 +5,7 @@
 | `imagenet-val` | synset folders (`n01440764/*.JPEG`), or one flat folder with a file of labels (see `label_file`)    |
 | `imagenetv2`   | folders `0` .. `999`; variants matched-frequency, threshold-0.7, top-images                         |
 | `relaionet`    | folders named by class or synset, below `reLAIONet-cleaned-v1/[images/]`                            |
+| `cifar10`      | batches as downloaded, or class folders (see `cifar`)                                               |
 | `folder`       | any images in a folder, .zip, .tar or .parquet, with or without class folders                      |
 
 Images are ordered by class, then by file name: never by a folder name read as text where it is a number. Nothing is
@@ -99,7 +100,8 @@ class Wanted:
     """What a user or protocol says of a data set beside its folder.
 
     Attributes:
-        variant: of `imagenetv2`: matched-frequency, threshold-0.7 or top-images; None where only one is there.
+        variant: of `imagenetv2`: matched-frequency, threshold-0.7 or top-images; None where only one is there. Of
+            `cifar10`: train or test; None is train.
         class_names: of `folder`: the classes that its folders must be named after (or numbered by).
         label_file: of a flat `imagenet-val`: the file with the class of each image; looked for nearby if None.
         ambiguous: `refuse` or `skip` folders that match no class or several.
@@ -204,7 +206,7 @@ def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
     found = sort_by_folder(root, container.images, synset, fault, advice="")
     if found.labels is None:
         fault(container.images[0].parent.name)
-    return _ordered("imagenet-val", container, found)
+    return ordered("imagenet-val", container, found)
 
 
 def _flat_validation(container: Container, label_file: Path | None, first_label: int | None) -> ImageSet:
@@ -220,7 +222,7 @@ def _flat_validation(container: Container, label_file: Path | None, first_label:
     label_of = read_label_file(file, first_label)
     left_out = [entry for entry in left_out if root / entry.name != file]
     labels = [label_of(name.stem) for name in images]
-    return _ordered("imagenet-val", container, Sorted(images, labels, [], []), left_out)
+    return ordered("imagenet-val", container, Sorted(images, labels, [], []), left_out)
 
 
 def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
@@ -251,7 +253,7 @@ def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
     found = sort_by_folder(root, container.images, number, fault, advice="")
     if container.images and found.labels is None:
         raise DatasetError(f"{root}: has no folders 0 .. 999; give the folder that holds those")
-    return _ordered("imagenetv2", container, found)
+    return ordered("imagenetv2", container, found)
 
 
 def _relaionet(root: Path, wanted: Wanted) -> ImageSet:
@@ -263,13 +265,15 @@ def _relaionet(root: Path, wanted: Wanted) -> ImageSet:
 def _folder(root: Path, wanted: Wanted) -> ImageSet:
     class_names, first_label = wanted.class_names, wanted.first_label
     container = open_container(root)
+    if len(class_names) == 1:  # whatever the folders are called, they are of the one class
+        return ordered("folder", container, Sorted(container.images, None, [], []))
     if not class_names:
         found = sort_by_folder(root, container.images, lambda text: (0,), lambda text: None, advice="")
         if found.labels is None:
-            return _ordered("folder", container, found)
+            return ordered("folder", container, found)
         names = tuple(found.folders)
         labels = [names.index(name.parts[0]) for name in found.images]
-        return replace(_ordered("folder", container, found._replace(labels=labels)), class_names=names)
+        return replace(ordered("folder", container, found._replace(labels=labels)), class_names=names)
     names_of = ClassNames(class_names)
     if container.labels is not None:
         return _stated(container, names_of, first_label)
@@ -284,7 +288,7 @@ def _stated(container: Container, names: ClassNames, first_label: int | None) ->
     """Take the classes that an archive states beside its images."""
     stated = container.labels or []
     if set(stated) <= {-1, ""}:  # published test sets hide their labels so
-        return _ordered("folder", container, Sorted(container.images, None, [], []))
+        return ordered("folder", container, Sorted(container.images, None, [], []))
     numbers = [label for label in stated if isinstance(label, int)]
     first = check_first(numbers, names.count, first_label, str(container.path)) if numbers else 0
     labels = []
@@ -298,7 +302,7 @@ def _stated(container: Container, names: ClassNames, first_label: int | None) ->
         if reason:
             raise DatasetError(f"{container.path}: {image}: its label {label!r} {reason}; a class is {names.forms}")
         labels.append(found[0])
-    return _ordered("folder", container, Sorted(container.images, labels, [], []))
+    return ordered("folder", container, Sorted(container.images, labels, [], []))
 
 
 IMAGENET_VAL = DataSet(_imagenet_val)
@@ -317,10 +321,10 @@ def _by_names(kind: str, container: Container, names: ClassNames, ambiguous: str
         advice=f"a class folder is called by {names.forms}; rename such a folder, or move it away{skip}",
         skip=ambiguous == "skip",
     )
-    return _ordered(kind, container, found)
+    return ordered(kind, container, found)
 
 
-def _ordered(kind: str, container: Container, found: Sorted, left_out: Sequence[LeftOut] | None = None) -> ImageSet:
+def ordered(kind: str, container: Container, found: Sorted, left_out: Sequence[LeftOut] | None = None) -> ImageSet:
     """Return the images by label, then by path; those of an archive that is read front to back stay in its order."""
     aside = (*found.left_out, *(container.left_out if left_out is None else left_out))
     if found.labels is None:

@@ -239,8 +239,9 @@ def _find(protocol: Protocol, judges: Mapping[str, Judge]) -> Reference:
         f"{key}.{output}": part.directory / output for key, part in parts.items() for output in part.facts["outputs"]
     }
     labels = first.directory / "labels.npy"
+    labelled = len(protocol.class_names) > 1 and labels.exists()
     digest = digest_of({key: part.facts["digest"] for key, part in parts.items()})
-    return Reference(name, digest, facts, arrays, labels if labels.exists() else None)
+    return Reference(name, digest, facts, arrays, labels if labelled else None)
 
 
 def _fitting(
@@ -283,8 +284,10 @@ def check_fit(protocol: Protocol, facts: Mapping[str, Any]) -> None:
             f"reference '{name}' has {facts['n']:,} images{unreadable}, protocol '{protocol.name}' needs "
             f"{int(options.get('images', 2)):,}; complete the data set and build it again"
         )
-    present = {int(label) for label in facts["labels"] or {}}
     classes = len(protocol.class_names)
+    if classes == 1:
+        return  # every image is of the one class, whatever the reference calls it
+    present = {int(label) for label in facts["labels"] or {}}
     wanted = int(options.get("classes", 0))
     if not present:
         if wanted or protocol.label_plan == "reference":

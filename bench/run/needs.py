@@ -12,7 +12,7 @@ from bench.judges.base import judge_files, judge_specs
 from bench.models.cards import find_card
 from bench.models.files import model_files
 from bench.references.stored import build_command, built_references
-from bench.run.plan import Request, home_protocol, make_plan
+from bench.run.plan import Request, make_plan, stated_home
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, NeededFile, size_text
 from protocols import Protocol
@@ -187,7 +187,7 @@ def _fetch_command(protocols: Sequence[Protocol], models: Sequence[tuple[str, ..
     for protocol, names in zip(protocols, models, strict=True):
         if names is None:
             commands.append(f"bench fetch --protocol {protocol.argument}")
-        elif all(home_protocol(name) == protocol.argument for name in names):
+        elif all(stated_home(name) == protocol.argument for name in names):
             at_home += names
         else:
             commands.append(f"bench fetch --model {','.join(names)} --protocol {protocol.argument}")

@@ -130,16 +130,22 @@ def home_protocol(model: str) -> str:
 
     A `.toml` file is relative to the card. Raises BenchError for a card without one, unless the embedded default fits.
     """
+    home = stated_home(model)
+    if home is None:
+        raise BenchError(
+            f"model '{model}' makes {find_card(model).resolution} pixel images and its card names no home protocol; "
+            "choose one with --protocol"
+        )
+    return home
+
+
+def stated_home(model: str) -> str | None:
+    """Return what `home_protocol` does, or None for a card without a home."""
     card = find_card(model)
     named = [card, *(find_card(member.model) for member in card.members)]
     home = next((found.home for found in named if found.home is not None), None)
     if home is None:
-        if card.resolution == find_protocol(DEFAULT_PROTOCOL).resolution:
-            return DEFAULT_PROTOCOL
-        raise BenchError(
-            f"model '{model}' makes {card.resolution} pixel images and its card names no home protocol; choose one "
-            "with --protocol"
-        )
+        return DEFAULT_PROTOCOL if card.resolution == find_protocol(DEFAULT_PROTOCOL).resolution else None
     return str(card.path.parent / home) if home.endswith(".toml") and card.path is not None else home
 
 

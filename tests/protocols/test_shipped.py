@@ -15,6 +15,7 @@ DATA_SETS = {name: protocol for name, protocol in PROTOCOLS.items() if "kind" in
 WANTED = (
     "fair-imagenet-256", "fair-imagenet-256-v2", "fair-imagenetv2-256", "fair-imagenetv2-256-v2", "fair-relaionet-256",
     "fair-relaionet-256-v2", "imagenet-256-adm", "imagenet-512-adm", "imagenet-64", "text-to-image",
+    "cifar10", "cifar10-uncond", "lsun-bedroom-256", "lsun-cat-256", "ffhq-64", "afhqv2-64", "imagenet-512-uncond",
 )  # fmt: skip
 
 
@@ -36,6 +37,13 @@ def test_metrics_are_known_and_have_their_judges(name):
 def test_models_have_cards_of_the_protocols_size(name):
     models = {model for sweep in PROTOCOLS[name].sweeps for model in sweep.models}
     assert {model: cards()[model].resolution for model in models} == dict.fromkeys(models, PROTOCOLS[name].resolution)
+
+
+@pytest.mark.parametrize("name", [name for name, one in PROTOCOLS.items() if one.reference.get("kind") != "none"])
+def test_models_without_classes_are_asked_in_a_label_space_of_one(name):
+    protocol = PROTOCOLS[name]
+    for model in {model for sweep in protocol.sweeps for model in sweep.models}:
+        assert max(cards()[model].num_classes, 1) == len(protocol.class_names), model
 
 
 @pytest.mark.parametrize("name", DATA_SETS)

@@ -178,8 +178,10 @@ def test_a_card_is_at_home_in_a_protocol_of_its_images_and_classes():
     fitting = {(protocol.resolution, len(protocol.class_names)) for protocol in shipped}
     homes = {protocol.name: (protocol.resolution, len(protocol.class_names)) for protocol in shipped}
     for card in cards().values():
-        asked = (card.resolution, card.num_classes)
-        assert (homes[card.home] == asked) if asked in fitting else (card.home is None), card.name
+        asked = (card.resolution, max(card.num_classes, 1))
+        unknown_data = card.num_classes == 0 and card.home is None  # one class says nothing of what the images show
+        fits = unknown_data or homes[card.home] == asked if asked in fitting else card.home is None
+        assert fits, card.name
 
 
 def test_a_card_whose_teacher_is_not_installed_is_refused_with_the_nearest_name(tmp_path):
