@@ -364,9 +364,10 @@ def chosen_on(
         by = metric or headline(members)
         for row in best_of_each(members, by, known={by}):
             if row.value(by) is not None:
-                choices.append(Choice(row, by, [other for other in elsewhere if _setting(other) == _setting(row)]))
+                choices.append(Choice(row, by, [other for other in elsewhere if setting_of(other) == setting_of(row)]))
     return choices
 
 
-def _setting(row: Row) -> tuple[Any, ...]:
-    return tuple(row.cell[key] for key in SETTING)
+def setting_of(row: Row) -> tuple[Any, ...]:
+    """Return what rows of one setting share whatever their seed; it can be hashed."""
+    return tuple(json.dumps(row.cell[key], sort_keys=True) for key in SETTING)

@@ -21,7 +21,7 @@ import duckdb
 from results.catalog import FACTS
 from results.comparing import find_cells
 from results.errors import StoreError
-from results.leaderboard import Row, rows
+from results.leaderboard import Row, rows, setting_of
 from results.store import connect, dictionaries
 
 PUBLISHED_SAMPLES = 50_000
@@ -132,6 +132,8 @@ class Figure(NamedTuple):
     cfg: float | None
     """None: not stated."""
     source: str
+    best_of: int = 1
+    """The number of runs of which it is the best."""
 
     def is_of(self, row: Row) -> bool:
         """Tell whether it was published for the row's step count (else NFE) and guidance scale, as far as stated."""
@@ -171,6 +173,9 @@ class Claim(NamedTuple):
     source: str
     not_comparable: tuple[str, ...]
     """What differs between the two measurements; empty where nothing known differs."""
+    best_of: int = 1
+    """Above 1: the best of so many seeds is published, and `measured` is the best of as many (fewer, where
+    `not_comparable` says so)."""
 
 
 class Claims(NamedTuple):
@@ -204,6 +209,7 @@ def claims_of(connection: duckdb.DuckDBPyConnection, found: Sequence[Row]) -> Cl
     }
     query = "SELECT digest, resolution, definition FROM protocols"
     protocols = {row["digest"]: row for row in dictionaries(connection, query)}
+    best: set[tuple[object, ...]] = set()
     for row in found:
         protocol = protocols.get(row.cell["protocol_digest"], {})
         reference = json.loads(protocol.get("definition") or "{}").get("reference", {})
@@ -212,6 +218,11 @@ def claims_of(connection: duckdb.DuckDBPyConnection, found: Sequence[Row]) -> Cl
             measured = row.measured(figure.metric)
             if not figure.is_of(row):
                 elsewhere[f"{figure.metric} {figure.value:g} at {figure.setting}"] = None
+            elif figure.best_of > 1:
+                key = (setting_of(row), figure)
+                if key not in best and (claim := _best_claim(row, found, figure, reference)) is not None:
+                    claims.append(claim)
+                best.add(key)
             elif measured is not None and measured.value is not None:
                 claims.append(_claim(row, figure, reference))
     return Claims(claims, tuple(elsewhere))
@@ -223,8 +234,9 @@ def _figures(checkpoint: str, card: Mapping[str, Any], resolution: int | None) -
         metric = str(figure["metric"]).lower()
         stated.add((metric, figure.get("steps")))
         yield Figure(
-            metric, float(figure["value"]), figure.get("steps"), None, figure.get("cfg"), figure.get("source") or "card"
-        )
+            metric, float(figure["value"]), figure.get("steps"), None, figure.get("cfg"),
+            figure.get("source") or "card", int(figure.get("best_of") or 1),
+        )  # fmt: skip
     for collected in figures_of({checkpoint}):
         if collected.resolution not in (None, resolution):
             continue
@@ -232,6 +244,26 @@ def _figures(checkpoint: str, card: Mapping[str, Any], resolution: int | None) -
         for metric, value in collected.metrics.items():
             if (metric, collected.steps) not in stated:
                 yield Figure(metric, value, collected.steps, collected.nfe, None, source)
+
+
+def _best_claim(row: Row, found: Sequence[Row], figure: Figure, reference: Mapping[str, Any]) -> Claim | None:
+    """Return the claim of the best of the first `figure.best_of` seeds of the row's setting: like beside like."""
+    alike = [
+        other for other in found if setting_of(other) == setting_of(row) and other.value(figure.metric) is not None
+    ]
+    seeds = sorted({other.cell["seed"]: other for other in alike}.items())[: figure.best_of]
+    if not seeds:
+        return None
+    sign = row.fact(figure.metric).sign
+    best = max((other for _, other in seeds), key=lambda other: sign * (other.value(figure.metric) or 0.0))
+    claim = _claim(best, figure, reference)._replace(best_of=figure.best_of)
+    if len(seeds) == figure.best_of:
+        return claim
+    lacking = (
+        f"published is the best of {figure.best_of} runs, measured {'is' if len(seeds) == 1 else 'are'} {len(seeds)} "
+        f"(bench run --seeds measures more)"
+    )
+    return claim._replace(not_comparable=(*claim.not_comparable, lacking))
 
 
 def _claim(row: Row, figure: Figure, reference: Mapping[str, Any]) -> Claim:

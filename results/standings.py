@@ -21,10 +21,12 @@ from results.leaderboard import (
     headline,
     rankings,
     rows,
+    setting_of,
     sortable,
     sorted_rows,
     within_budget,
 )
+from results.seeds import Repeated, repeated_settings
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Leaderboard:
         choices: what was chosen on the selection seed.
         failed: rows that failed.
         found: whether the protocol has any finished row, within the view's budget or not.
+        repeated: the settings shown that were measured on several seeds, but for the selection seed.
     """
 
     view: View
@@ -111,6 +114,7 @@ class Leaderboard:
     choices: Sequence[Choice]
     failed: Sequence[Row]
     found: bool
+    repeated: Sequence[Repeated] = ()
 
     @property
     def unreported(self) -> list[Row]:
@@ -145,4 +149,7 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
         standings.append(Standing(ranking, facts.get(ranking, {}), metric, ordered, members[ranking], selected))
     standings.sort(key=lambda standing: all(row.value(standing.metric) is None for row in standing.rows))
     failed = rows(connection, protocol=view.protocol, status="failed")
-    return Leaderboard(view, standings, choices, failed, bool(found))
+    settings = {setting_of(row) for row in shown}
+    cells = [row.cell["cell_id"] for row in found if setting_of(row) in settings]
+    again = repeated_settings(connection, cells, without=view.select_on)
+    return Leaderboard(view, standings, choices, failed, bool(found), again)

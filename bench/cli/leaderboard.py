@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +23,13 @@ from bench.cli.output import (
     room,
 )
 from bench.cli.output import runs_directory as directory_of
+from bench.cli.seeds import print_over_seeds
 from bench.cli.students import show_students
 from results.errors import BenchError
 
 if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
+    from results.seeds import OverSeeds
     from results.standings import Leaderboard, Standing, View
 
 
@@ -76,13 +78,19 @@ def leaderboard(
     for standing in board.standings:
         _print_standing(standing, board, composites)
         page().print("")
+    if not composites:
+        print_over_seeds(page(), board.repeated, sort)
     print_lines(console(), remainder(board))
 
 
 def board_json(board: Leaderboard, composites: bool) -> list[dict[str, Any]]:
     """Return the rows of a leaderboard as JSON; with `composites` by ranking, beside its bounds and correlations."""
+    seeds = {row.cell["cell_id"]: setting.metrics for setting in board.repeated for row in setting.rows}
     groups = [
-        [row_json(row, standing.choices.get(row.cell["cell_id"])) for row in standing.rows]
+        [
+            row_json(row, standing.choices.get(row.cell["cell_id"]), seeds.get(row.cell["cell_id"]))
+            for row in standing.rows
+        ]
         for standing in board.standings
     ]
     if composites:
@@ -90,12 +98,14 @@ def board_json(board: Leaderboard, composites: bool) -> list[dict[str, Any]]:
     return [row for group in groups for row in group]
 
 
-def row_json(row: Row, choice: Choice | None = None) -> dict[str, Any]:
-    """Return a row as JSON: its cell, metrics and ranks, and how its setting was chosen on another seed."""
+def row_json(row: Row, choice: Choice | None = None, seeds: Mapping[str, OverSeeds] | None = None) -> dict[str, Any]:
+    """Return a row as JSON: its cell, metrics and ranks, how it was chosen on another seed, and its metrics by seed."""
     metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
     for value in metrics.values():
         del value["jackknife"], value["jackknife_reference"]
     entry = {**row.cell, "metrics": metrics, "mmhm": dict(row.rank), "bottleneck": row.bottleneck}
+    if seeds is not None:
+        entry["over_seeds"] = {name: over._asdict() for name, over in seeds.items()}
     if choice is not None:
         chosen = choice.chosen
         entry["chosen_on"] = {

@@ -26,6 +26,7 @@ from bench.cli.output import (
     runs_directory,
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
+from bench.cli.seeds import print_over_seeds
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run(
     num_samples: Annotated[int | None, COUNT_OF_SAMPLES] = None,
     batch_size: Annotated[int | None, BATCH_OF_IMAGES] = None,
     seed: Annotated[int | None, SEED] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2: measures each, shows the spread.")] = None,
     select_on: Annotated[
         int | None,
         typer.Option(
@@ -90,7 +92,7 @@ def run(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Measure models under a protocol. Without arguments: the embedded default, in minutes on a CPU."""
-    from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_steps
+    from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
     from bench.run.needs import needs_of_run, require
@@ -101,6 +103,8 @@ def run(
 
     if random_weights and select_on is not None:
         raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
+    if seed is not None and seeds is not None:
+        raise BenchError("--seed measures one seed, --seeds several: give one of the two")
     if sampler not in (None, "native", "plain"):
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
     models = parse_models(model) if model is not None else None
@@ -112,6 +116,7 @@ def run(
         cfg=parse_scales(cfg) if cfg is not None else None,
         num_samples=num_samples,
         seed=seed,
+        seeds=parse_seeds(seeds) if seeds is not None else (),
         batch_size=batch_size,
         sampler=sampler,
         select_on=select_on,
@@ -202,6 +207,7 @@ def _print_plans(requests: Sequence[Request], runs: Path) -> None:
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
     from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rows
+    from results.seeds import repeated_settings
     from results.store import connect
 
     out = console()
@@ -209,6 +215,7 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
         wanted = {cell.cell_id for cell in [*summary.measured, *summary.reused]}
         found = [row for row in rows(connection, protocol=protocol) if row.cell["cell_id"] in wanted]
         missing = missing_metrics(connection, found)
+        repeated = repeated_settings(connection, sorted(wanted), without=select_on)
     counts = f"{len(summary.measured)} measured, {len(summary.reused)} reused"
     if summary.unsupported:
         counts += f", {len(summary.unsupported)} unsupported"
@@ -223,11 +230,16 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
         if choices:
             how = f", chosen on seed {select_on} alone"
             shown = best_of_each([row for choice in choices for row in choice.reported])
-        out.print(f"\nBest setting of each model by {headline(found).upper()}{how}, ± 95 % interval ({counts}):\n")
+        each = " on each seed" if len({row.cell["seed"] for row in reported}) > 1 else ""
+        by = headline(found).upper()
+        out.print(f"\nBest setting of each model{each} by {by}{how}, ± 95 % interval ({counts}):\n")
         print_table(out, leaderboard_table(shown, room(out)))
         lines = unreported([choice.chosen for choice in choices if not choice.reported])
         lines += [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
         print_lines(out, [*lines, *remarks(shown), *missing])
+        if repeated:
+            out.print("")
+            print_over_seeds(out, repeated)
     else:
         out.print(f"\n{counts}")
     suffix = f" --runs-dir {given}" if given is not None else ""

@@ -73,6 +73,16 @@ def parse_scales(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(scales))
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds of a comma-separated list. Raises BenchError unless they are integers from 0."""
+    seeds = []
+    for word in _words(text, "seeds"):
+        if not re.fullmatch(r"[0-9]{1,19}", word) or int(word) > LARGEST_SEED:
+            raise BenchError(f"--seeds: '{word}' is no integer from 0 to 2^63 - 1; write for example 0,1,2")
+        seeds.append(int(word))
+    return tuple(dict.fromkeys(seeds))
+
+
 def check_words(words: Sequence[str]) -> None:
     """Refuse numbers in Python's own spelling (`1_0`), which the option parser would take."""
     for word in words:

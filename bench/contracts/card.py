@@ -76,6 +76,8 @@ class Published:
     cfg: float | None
     source: str
     nfe: float | None = None
+    best_of: int = 1
+    """The number of runs, on a seed each, of which it is the best."""
 
 
 @dataclass(frozen=True)

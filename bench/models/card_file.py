@@ -131,6 +131,7 @@ class PublishedTable(Table):
     cfg: float | None = None
     source: Text
     nfe: Annotated[float, Field(gt=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1000, description="Runs of which it is the best.")] = 1
 
 
 class CardTable(Table):

@@ -29,6 +29,8 @@ class Request:
     cfg: tuple[float, ...] | None = None
     num_samples: int | None = None
     seed: int | None = None
+    seeds: tuple[int, ...] = ()
+    """Every cell is measured on each of them, in place of the one `seed`."""
     batch_size: int | None = None
     sampler: str | None = None
     select_on: int | None = None
@@ -66,6 +68,8 @@ class Cell:
     """Why the model cannot take this setting; such a cell becomes a row and is not sampled."""
     selection: bool = False
     """Measured only to choose among settings."""
+    repeated: bool = False
+    """One of several seeds of its setting."""
     compile: bool = False
     """Whether torch.compile prepares the network; its kernels round differently."""
 
@@ -98,7 +102,7 @@ class Cell:
     def label(self) -> str:
         """Short name for progress and messages."""
         guidance = f", cfg {self.cfg:g}" if self.cfg != 1.0 else ""
-        selection = f", seed {self.seed}" if self.selection else ""
+        selection = f", seed {self.seed}" if self.selection or self.repeated else ""
         return f"{self.model} {self.steps} step{'s' if self.steps != 1 else ''}{guidance}{selection}"
 
     def command(self, protocol: str) -> str:
@@ -195,13 +199,15 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
 
 
 def _seeds(request: Request) -> tuple[int, ...]:
-    """Return the seed that is reported and, where there is one, the seed that settings are chosen on."""
-    reported = request.protocol.seed if request.seed is None else request.seed
+    """Return the seeds that are reported and, where there is one, the seed that settings are chosen on."""
+    reported = request.seeds or (request.protocol.seed if request.seed is None else request.seed,)
     if request.select_on is None:
-        return (reported,)
-    if request.select_on == reported:
-        raise BenchError(f"--select-on: {reported} is the seed that results are reported on; choose another number")
-    return reported, request.select_on
+        return reported
+    if request.select_on in reported:
+        raise BenchError(
+            f"--select-on: {request.select_on} is a seed that results are reported on; choose another number"
+        )
+    return *reported, request.select_on
 
 
 def _sweeps(request: Request) -> Iterable[Sweep]:
@@ -260,6 +266,7 @@ def _cell(
         judged_under=judged,
         unsupported=adapter.unsupported(steps, cfg, settings),
         selection=seed == request.select_on,
+        repeated=len(request.seeds) > 1,
         compile=request.compile,
     )
 

@@ -172,7 +172,7 @@ def test_a_run_measures_the_plan_on_the_selection_seed_too(digits_request, measu
     ]  # fmt: skip
     alone = {cell.cell_id for cell in make_plan(digits_request(steps=(1, 2)), "")}
     assert alone == {cell.cell_id for cell in cells if not cell.selection}
-    with pytest.raises(BenchError, match="--select-on: 2026 is the seed that results are reported on"):
+    with pytest.raises(BenchError, match="--select-on: 2026 is a seed that results are reported on"):
         make_plan(digits_request(select_on=2026), "")
     with connect(measure(steps=(1, 2), select_on=7).database) as connection:
         found = rows(connection)
