@@ -7,23 +7,18 @@ python docs/generate.py --check  exits with 1 if one is out of date
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.contracts.card import ModelCard
-from bench.contracts.noise import NoiseSource
 from bench.models.card_file import ANY_STEPS
 from bench.models.cards import card_schema, cards, find_card
-from bench.models.meter import Meter
-from bench.models.registry import skeleton
+from bench.models.counting import Counter
 from protocols import protocol_schema
 
 DOCS = Path(__file__).parent
@@ -106,28 +101,12 @@ def _weights(card: ModelCard) -> str:
     return f"by hand: {card.weights.url}"
 
 
-class _NoMemory(NoiseSource):
-    """Noise without values, for networks on the meta device."""
-
-    def normal(self, shape: Sequence[int], draw: int = 0) -> torch.Tensor:
-        return torch.empty(1, *shape, device="meta")
-
-
 def _nfe(card: ModelCard) -> str:
     """Return the evaluations per image at the natural setting: networks of any size are counted, not computed."""
     card = find_card(card.member(card.natural_steps)) if card.members else card
-    adapter = skeleton(card).to("meta")
-    for network in filter(None, (adapter.network, adapter.guide)):
-        if sum(parameter.numel() for parameter in network.parameters()) < 1_000_000:
-            continue  # cheap as it is, and its output need not be of x's shape
-        if inspect.signature(network.forward).return_annotation == "Tensor":  # one of several parts computes
-            network.forward = lambda x, *conditions, **named: x
-    meter = Meter(adapter)
-    labels = torch.zeros(1, dtype=torch.int64, device="meta")
-    settings = adapter.resolve_settings(card.natural_steps)
-    with torch.inference_mode(), meter.installed():
-        adapter.generate(labels, card.natural_steps, card.guidance.natural, _NoMemory(), settings)
-    return f"{meter.rows:g}" + (f" + {meter.guide_rows:g} of the guide" if meter.guide_rows else "")
+    counter = Counter(card)
+    settings = counter.adapter.resolve_settings(card.natural_steps)
+    return str(counter.count(card.natural_steps, card.guidance.natural, settings))
 
 
 def schema_file(schema: Callable[[], dict[str, Any]]) -> Callable[[], str]:

@@ -88,7 +88,7 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take [any].")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan and what is missing, then stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print cells, NFE and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Measure models under a protocol. Without arguments: the embedded default, in minutes on a CPU."""
@@ -177,30 +177,24 @@ def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -
 
 def _print_plans(requests: Sequence[Request], runs: Path) -> None:
     from bench.cli.output import plain_table
-    from bench.references.stored import conditions, prepare_reference
-    from bench.run.needs import needs_of_run
-    from bench.run.plan import make_plan
-    from bench.run.readiness import check_protocol
-    from bench.run.worker import load_judges
-    from results.cells import CellDirectory
+    from bench.run.preview import preview
 
-    for request in requests:
-        check_protocol(request.protocol)
-    lacking = needs_of_run(requests).lacking()
-    rows = []
-    for request in requests:
-        if lacking:
-            cells = make_plan(replace(request, random_weights=True), "")
-        else:
-            judges = load_judges(request.protocol, "cpu")
-            cells = make_plan(request, conditions(judges, prepare_reference(request.protocol, judges, runs)))
-        for cell in cells:
-            record = None if lacking else CellDirectory(runs, cell.cell_id).read_result()
-            state = cell.unsupported or (record["cell"]["status"] if record else "to measure")
-            numbers = [str(cell.steps), f"{cell.cfg:g}", str(cell.num_samples), str(cell.seed)]
-            rows.append(["-" if lacking else cell.cell_id, cell.model, *numbers, state])
-    columns = ["cell", "model", "steps", "cfg", "samples", "seed", "state"]
-    print_table(page(), plain_table(columns, rows, right=columns[2:6], fixed=["cell", "model"]))
+    planned, lacking = preview(requests, runs)
+    rows = [
+        [
+            entry.cell_id or "-",
+            entry.cell.model,
+            str(entry.cell.steps),
+            f"{entry.cell.cfg:g}",
+            "-" if entry.evaluations is None else str(entry.evaluations),
+            str(entry.cell.num_samples),
+            str(entry.cell.seed),
+            entry.state,
+        ]
+        for entry in planned
+    ]
+    columns = ["cell", "model", "steps", "cfg", "NFE", "samples", "seed", "state"]
+    print_table(page(), plain_table(columns, rows, right=columns[2:7], fixed=["cell", "model"]))
     if lacking:
         page().print(f"\n{lacking.block()}", markup=False, soft_wrap=True)
 

@@ -226,8 +226,21 @@ def _sweeps(request: Request) -> Iterable[Sweep]:
             for sweep in mine:
                 yield replace(sweep, models=(model,), cfg=request.cfg or sweep.cfg)
         else:
-            steps = protocol.sweeps[0].steps if protocol.sweeps else (find_card(model).natural_steps,)
-            yield Sweep((model,), steps, request.cfg or _natural_scales(model))
+            yield Sweep((model,), _default_steps(model, protocol), request.cfg or _natural_scales(model))
+
+
+def _default_steps(model: str, protocol: Protocol) -> tuple[int, ...]:
+    """Return the step counts of a model that the protocol does not name: those of its first sweep that the model can
+    take, and the authors' own."""
+    asked = find_card(model)
+    swept = protocol.sweeps[0].steps if protocol.sweeps else ()
+    taken = [steps for steps in swept if _takes(find_card(asked.member(steps)), steps)]
+    return tuple(sorted({*taken, asked.natural_steps}))
+
+
+def _takes(card: ModelCard, steps: int) -> bool:
+    adapter = skeleton(card)
+    return adapter.unsupported(steps, card.guidance.natural, adapter.resolve_settings(steps)) is None
 
 
 def _natural_scales(model: str) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from bench.contracts.noise import PhiloxNoise
 from bench.judges.pixels.precision import full_precision
 from bench.models.cards import cards, find_card
 from bench.models.conformance import check_adapter
+from bench.models.counting import Counter
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
 from bench.models.registry import family_class
@@ -186,6 +188,15 @@ def test_evaluations_are_those_that_the_card_promises(card: ModelCard) -> None:
 
 
 @EVERY
+def test_the_plan_counts_the_evaluations_that_sampling_makes(card: ModelCard) -> None:
+    adapter, counter = built(card), Counter(card)
+    for steps, cfg in product((1, 2, STEPS), (1.0, 1.5)):
+        settings = adapter.resolve_settings(steps)
+        if adapter.unsupported(steps, cfg, settings) is None:
+            assert counter.count(steps, cfg, settings) == evaluations(adapter, steps, cfg), f"{steps} steps, cfg {cfg}"
+
+
+@EVERY
 def test_half_precision_stays_close_and_random_weights_are_the_same_each_time(card: ModelCard) -> None:
     # float16 rounds eight times finer than bfloat16, whose error the contract limits to a tenth.
     steps = 1 if card.supported_steps else 2
@@ -218,6 +229,13 @@ def test_a_step_never_waits_for_the_gpu(card: ModelCard) -> None:
             adapter.generate(labels, steps, 1.0, noise, adapter.resolve_settings(steps))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_evaluations_that_depend_on_values_are_left_to_the_run() -> None:
+    counter = Counter(small(find_card("sit-xl")))
+    chosen = counter.adapter.resolve_settings(4, overrides={"solver": "dopri5"})
+    assert counter.count(4, 1.0, chosen) is None
+    assert counter.count(4, 1.5, counter.adapter.resolve_settings(4, overrides={"solver": "heun2"})) == (16, 0)
 
 
 @pytest.mark.parametrize(("name", "settings"), [

@@ -120,6 +120,37 @@ def test_a_dry_run_measures_nothing(bench, tmp_path):
     assert not (tmp_path / "runs" / "cells").exists()
 
 
+def test_a_dry_run_knows_what_is_measured_and_loads_no_judge(bench, finished, monkeypatch):
+    def refused(*arguments, **named):
+        raise AssertionError("a judge was loaded")
+
+    monkeypatch.setattr("bench.run.worker.load_judge", refused)
+    rows = [line.split() for line in bench(*SMALL, "--dry-run", "--runs-dir", finished)[1].splitlines()[1:]]
+    assert [row[1:] for row in rows] == [
+        ["digits-flow-small", "2", "1", "2", "200", "2026", "done"],
+        ["digits-flow-small", "2", "1.5", "4", "200", "2026", "done"],
+    ]
+    assert all((finished / "cells" / row[0] / "result.json").exists() for row in rows)
+    other = bench(*SMALL, "--dry-run", "--runs-dir", finished, "--seed", "7")[1]
+    assert other.count("to measure") == 2 and "done" not in other
+
+
+def test_a_dry_run_counts_the_evaluations_of_models_that_need_no_memory(bench, cache):
+    code, out, _ = bench("run", "--model", "edm2-xxl", "--random-weights", "--dry-run")
+    (row,) = [line.split() for line in out.splitlines() if " edm2-xxl " in line and " 63 " in line]
+    assert code == 0 and row[1:5] == ["edm2-xxl", "32", "1", "63"]
+    assert "missing for edm2-xxl under imagenet-512-adm" in out and "weights of judge 'inception'" in out
+
+
+def test_a_model_that_the_protocol_does_not_name_is_asked_for_steps_that_it_can_take_and_its_own(bench):
+    def steps(model):
+        out = bench("run", "--protocol", "digits-field", "--model", model, "--dry-run")[1]
+        return [line.split()[2] for line in out.splitlines()[1:]]
+
+    assert steps("digits-dmd") == ["1"]
+    assert steps("digits-flow-small") == ["1", "2", "4", "8", "16", "32"]
+
+
 def test_a_dry_run_names_missing_weights_and_the_command_that_fetches_them(bench, cache):
     code, out, _ = bench("run", "--protocol", "imagenet-256-adm", "--model", "soflow-xl-2", "--steps", "1", "--dry-run")
     assert code == 0
