@@ -19,7 +19,9 @@ from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
 from results.published import Claim, claims_of
+from results.spaces import Agreement, agreements
 from results.teachers import Student, students
+from results.training import leave_out_trained, left_out_line
 
 NUMBERS = (
     "steps", "cfg", "nfe", "guide_nfe", "substeps", "parameters", "flops", "network_seconds", "decode_seconds",
@@ -57,6 +59,15 @@ class Measurements:
     """Models beside the ones that they were distilled from, by FID where it was measured."""
     runs: pd.DataFrame
     references: pd.DataFrame
+    left_out: str
+    """What was left out because of what it was trained on; empty for nothing."""
+    spaces: list[Agreement]
+    """Every two feature spaces that the rows were measured in."""
+
+    @property
+    def distance(self) -> str:
+        """The metric that figures begin with: FID less its bias, else FID, else the headline."""
+        return next((name for name in leaderboard.DISTANCES if name in self.metrics), self.headline)
 
     @property
     def headline(self) -> str:
@@ -70,7 +81,7 @@ class Measurements:
 
     def contenders(self, metric: str, among: Iterable[str] | None = None) -> list[Row]:
         """Return the rows (of the cells `among`, all by default) that `metric` ranks, best first."""
-        return leaderboard.sorted_rows(contenders(self._chosen(among), metric), metric)
+        return leaderboard.sorted_rows(leaderboard.comparable(self._chosen(among), metric), metric)
 
     def best(self, metric: str, by: Sequence[str] = ("model",), among: Iterable[str] | None = None) -> list[str]:
         """Return the best cell by `metric` of each group, best first; groups without a value are left out."""
@@ -122,18 +133,6 @@ class Measurements:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
 
 
-def contenders(found: Iterable[Row], metric: str) -> list[Row]:
-    """Return the rows with real weights that have `metric` over all their samples: with some missing, N is another."""
-    return [
-        row
-        for row in found
-        if not row.cell["random_weights"]
-        and (value := row.measured(metric)) is not None
-        and value.value is not None
-        and value.n == row.cell["num_samples"]
-    ]
-
-
 def _may_be_best(row: Row, metric: str) -> bool:
     value = row.measured(metric)
     return value is not None and value.may_be_best is not False
@@ -144,14 +143,17 @@ def cell_of(row: Row) -> str:
     return str(row.cell["cell_id"])
 
 
-def read_measurements(database: Path, protocol: str | None = None) -> Measurements:
+def read_measurements(
+    database: Path, protocol: str | None = None, without_trained_on: Sequence[str] = ()
+) -> Measurements:
     """Read the measurements of `protocol` (default: the one with the most finished cells) from `database`.
 
-    Raises `ReportError` when the file is missing, locked, of another schema, or without a finished cell.
+    Models that were trained on the features of the judges `without_trained_on` are left out, and the others ranked
+    without them. Raises `ReportError` when the file is missing, locked, of another schema, or without a finished cell.
     """
     try:
         with store.connect(database, retry=True) as connection:
-            return _read(connection, database, protocol)
+            return _read(connection, database, protocol, without_trained_on)
     except StoreError as error:
         raise ReportError(str(error)) from error
     except duckdb.Error as error:
@@ -159,7 +161,9 @@ def read_measurements(database: Path, protocol: str | None = None) -> Measuremen
         raise ReportError(f"cannot read {database}: {first_line}") from error
 
 
-def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str | None) -> Measurements:
+def _read(
+    connection: duckdb.DuckDBPyConnection, database: Path, protocol: str | None, without_trained_on: Sequence[str]
+) -> Measurements:
     name, others = _choose_protocol(connection, database, protocol)
 
     def frame(query: str, *arguments: object) -> pd.DataFrame:
@@ -167,6 +171,11 @@ def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str |
         return found.astype(object).where(found.notna(), None) if found.empty else found
 
     found = leaderboard.rows(connection, protocol=name, status=None)
+    left_out = leave_out_trained(connection, found, without_trained_on) if without_trained_on else []
+    if left_out:
+        found = [row for row in found if cell_of(row) not in {cell_of(row) for row in left_out}]
+        if not any(row.cell["status"] == "done" for row in found):
+            raise ReportError(f"every finished cell of {name} is of a model trained on {', '.join(without_trained_on)}")
     cells = _labelled(found)
     done = cells[cells["status"] == "done"]
     ranking = _choose_ranking(done)
@@ -174,11 +183,13 @@ def _read(connection: duckdb.DuckDBPyConnection, database: Path, protocol: str |
     shown = done[done["ranking"] == ranking]
     rows = {cell: row for cell in shown.index for row in read if cell_of(row) == cell}
     facts = leaderboard.measured_facts(list(rows.values()))
-    metrics = {fact.name: fact for fact in facts if contenders(rows.values(), fact.name)}
+    metrics = {fact.name: fact for fact in facts if leaderboard.comparable(rows.values(), fact.name)}
     ours = "WHERE cell_id IN (SELECT cell_id FROM cells WHERE protocol = ? AND status = 'done' AND ranking = ?)"
     digest = shown["protocol_digest"].iloc[-1]
     protocols = frame("SELECT * FROM protocols WHERE digest = ?", digest)
     return Measurements(
+        left_out=left_out_line(left_out, without_trained_on) if without_trained_on else "",
+        spaces=agreements(list(rows.values())),
         protocol=record(protocols.iloc[0])
         if len(protocols)
         else {"name": name, "title": name, "digest": digest, "definition": "{}"},
@@ -233,6 +244,7 @@ def _labelled(found: Sequence[Row]) -> pd.DataFrame:
     cells = pd.DataFrame(
         [{**row.cell, "evaluations": row.evaluations, "seconds": row.seconds} for row in found]
     ).set_index("cell_id")
+    cells = cells.drop(columns="trained_on")  # the rows say it
     numbers = [column for column in (*NUMBERS, "evaluations", "seconds") if cells[column].dtype == object]
     cells[numbers] = cells[numbers].astype(float)
     cells = cells.sort_values(["model", "steps", "cfg", "cell_id"])
@@ -256,7 +268,7 @@ def _labelled(found: Sequence[Row]) -> pd.DataFrame:
 def _values(rows: dict[str, Row], metrics: dict[str, MetricFact]) -> pd.DataFrame:
     """Return one row per metric and cell; ranks only where the row takes part in the metric's ranking."""
     numbers = ("value", "low", "high", "corrected", "standard_error", "rank_low", "rank_high")
-    columns = ("cell_id", "metric", *numbers, "n", "method", "judge", "judge_digest")
+    columns = ("cell_id", "metric", *numbers, "n", "method", "judge", "judge_digest", "trained_on", "heavy_tails")
     lines = []
     for metric in metrics:
         for cell, row in rows.items():

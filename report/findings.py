@@ -10,8 +10,9 @@ import pandas as pd
 
 from report.data import COMPOSITE, Measurements, cell_of, record
 from report.text import budget, known, listed, number, plural, seconds, with_interval
-from results import comparing
+from results import comparing, spaces
 from results.budgets import Budget
+from results.leaderboard import Row
 from results.published import Claim
 
 
@@ -28,6 +29,9 @@ def leader(data: Measurements) -> tuple[str, str]:
     if tied:
         models = [data.fact(cell, "model") for cell in tied]
         answer += f"; {listed(models)} {'is' if len(models) == 1 else 'are'} statistically tied"
+    apart = spaces.disputed(data.spaces)
+    if apart is not None:
+        answer += f". {apart.one.short} and {apart.other.short} disagree about the leader"
     return answer, " ".join(_sureness(data, first, metric.name))
 
 
@@ -42,6 +46,14 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
         )
     if rank.get("withheld"):
         sentences.append(f"Nothing is said of the order: {rank['withheld']}.")
+    row = data.rows[first]
+    if row.trained_on:
+        trained = row.measured(metric)
+        what = f", which {data.metrics[metric].short} reads" if trained is not None and trained.trained_on else ""
+        sentences.append(f"It was trained on features of {listed(list(row.trained_on))}{what}.")
+    apart = spaces.disputed(data.spaces)
+    if apart is not None:
+        sentences.append(f"{spaces.leaders(apart)}.")
     leaders = set(data.leaders(metric))
     costs = data.ranked["evaluations"].astype(float)
     cheaper = [
@@ -157,6 +169,21 @@ def reversed_by_bias(data: Measurements) -> str | None:
         return None
     names = listed([f"{one.cell['model']} and {other.cell['model']}" for one, other in pairs])
     return f"FID less its bias, which depends on the model, turns the order round of {names}."
+
+
+def heavy_tails(data: Measurements) -> str | None:
+    """Name the settings, and their metrics, whose intervals may be narrow; None where there are none."""
+    heavy = {
+        str(data.fact(cell, "label")): [data.metrics[name].short for name in data.metrics if _heavy(row, name)]
+        for cell, row in data.rows.items()
+    }
+    names = [f"{label} ({', '.join(metrics)})" for label, metrics in heavy.items() if metrics]
+    return f"Heavy tails, so that intervals may be too narrow: {listed(names, 6)}." if names else None
+
+
+def _heavy(row: Row, metric: str) -> bool:
+    value = row.measured(metric)
+    return value is not None and value.heavy_tails
 
 
 def sensitive(changes: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -51,9 +52,9 @@ SORTABLE = (
 INTERVALS = ("value", "low", "high", "rank_low", "rank_high")
 
 
-def write(database: Path, output: Path, protocol: str | None) -> Path:
+def write(database: Path, output: Path, protocol: str | None, without_trained_on: Sequence[str] = ()) -> Path:
     """Read `database`, build the page and put it at `output` in one step. See `report.write_report`."""
-    content = build(read_measurements(database, protocol))
+    content = build(read_measurements(database, protocol, without_trained_on))
     try:
         write_atomically(output, content.encode(), "--output")
     except BenchError as error:
@@ -184,6 +185,8 @@ def alerts(data: Measurements) -> list[str]:
             f"{text.plural(len(data.elsewhere), 'setting')} with another sample count, seed or reference left out: "
             "such rows are never ranked together."
         )
+    if data.left_out:
+        found.append(data.left_out)
     speed = int(data.cells["random_weights"].sum())
     if speed:
         found.append(f"{text.plural(speed, 'setting')} with random weights, for speed only, not ranked.")
@@ -192,6 +195,7 @@ def alerts(data: Measurements) -> list[str]:
 
 def _exported(data: Measurements) -> pd.DataFrame:
     table = data.cells.reset_index()[list(EXPORTED)]
+    table["trained_on"] = [", ".join(data.rows[cell].trained_on) for cell in table["cell_id"]]
     for key in data.metrics:
         values = data.values[data.values["metric"] == key].set_index("cell_id")
         for column, suffix in (

@@ -95,7 +95,7 @@ class Page:
     def curve(self) -> Markup | None:
         """How does quality grow with cost?"""
         data = self.data
-        metric = "fid" if "fid" in data.metrics else self.headline
+        metric = data.distance
         rows = data.with_metric(metric) if metric else pd.DataFrame()
         if rows.empty or rows["nfe"].isna().all():
             return None
@@ -137,7 +137,7 @@ class Page:
         if not self.headline:
             return None
         device = data.ranked["device"].mode()
-        metric = "fid" if "fid" in data.metrics else self.headline
+        metric = data.distance
         rows = data.with_metric(metric)
         rows = rows[rows["device"] == device.iloc[0]] if len(device) else rows
         cost: Cost = "latency_seconds" if rows["latency_seconds"].notna().any() else "seconds"
@@ -167,7 +167,7 @@ class Page:
     def guidance(self) -> Markup | None:
         """What does guidance buy, and what does it cost?"""
         data = self.data
-        up = "fid" if "fid" in data.metrics else self.headline
+        up = data.distance
         across = [key for key in GUIDED_AGAINST if key in data.metrics and key != up]
         if not up or not across:
             return None
@@ -261,7 +261,8 @@ class Page:
         per_cell = max(1, len(data.per_class) // max(1, len(have)))
         cells = [cell for cell in order if cell in have][: max(2, MOST_CLASS_VALUES // per_cell)]
         present = set(data.per_class["metric"])
-        measured = [key for key in data.metrics if key in present]
+        # A Frechet distance within a class goes by the variety of the class: its bias is all there is to see.
+        measured = [key for key, fact in data.metrics.items() if key in present and fact.reference != "statistics"]
         keys = sorted(measured, key=lambda key: not data.metrics[key].is_share)  # shares first: they have intervals
         if len(cells) < 2 or not keys:
             return None
@@ -310,9 +311,12 @@ class Page:
                 caption += " Percentages: probability that the model, with one of its settings, is truly the best."
             known = rows[rows["rank_low"].notna()]
             parts.append(self.figure("ranks", figures.rank_intervals(known, self.styles), caption))
-        turned = findings.reversed_by_bias(data)
-        if turned:
-            parts.append(element("p", turned, class_="note"))
+        for said in (findings.reversed_by_bias(data), findings.heavy_tails(data)):
+            if said:
+                parts.append(element("p", said, class_="note"))
+        if data.spaces:
+            caption = "Do independent feature spaces order the settings alike (1: the same), and agree on the first?"
+            parts.append(element("div", element("p", caption, class_="note"), tables.spaces_table(data.spaces)))
         changes = (data.ranking["sensitivity"] or {}) if data.ranking else {}
         changes = {data.fact(cell, "label"): int(count) for cell, count in changes.items() if cell in data.cells.index}
         if any(changes.values()):

@@ -13,6 +13,7 @@ from report.markup import Markup, element, escape
 from results import numbers
 from results.budgets import Budget
 from results.published import Claim
+from results.spaces import Agreement
 
 
 class Column(NamedTuple):
@@ -35,6 +36,9 @@ AFTER = (
     Column("peak_memory", "memory", text.memory, "peak memory"),
     Column("parameters", "param.", text.parameters, "parameters of the sampled network"),
 )
+
+
+TRAINED_TIP = "the model was trained on the features that this metric reads"
 
 
 def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim], colours: dict[str, str]) -> Markup:
@@ -80,6 +84,7 @@ def _line(
     badges = [name for name, on in (("off-regime", row["off_regime"]), ("random weights", row["random_weights"])) if on]
     badges += [f"{row['failures']:g} not finite"] if row["failures"] else []
     badges += [f"{', '.join(outside)} outside the bounds"] if (outside := data.rows[cell].rank.get("outside")) else []
+    badges += [f"# trained on {', '.join(trained)}"] if (trained := data.rows[cell].trained_on) else []
     badges += [f"! {remark}" for remark in decoded(row.get("pixels")).get("remarks", [])]
     second = [row["checkpoint"]] if row["checkpoint"] != row["model"] else []
     second += [f"student of {student.teacher}"] if (student := data.student(cell)) else []
@@ -105,11 +110,12 @@ def _line(
             line.append(element("td", text.NOTHING))
             continue
         corrected = value.get("corrected")
-        tip = f"bias-corrected {text.number(corrected, value['low'], value['high'])}" if text.known(corrected) else None
+        tips = [f"bias-corrected {text.number(corrected, value['low'], value['high'])}"] * text.known(corrected)
+        tips += [TRAINED_TIP] * bool(value["trained_on"])
+        tips += ["heavy tails: the interval may be narrow"] * bool(value["heavy_tails"])
         error = text.spread(value["value"], value["low"], value["high"])
-        line.append(
-            element("td", text.number(value["value"], value["low"], value["high"]), element("small", error), title=tip)
-        )
+        shown = text.number(value["value"], value["low"], value["high"]) + " #" * bool(value["trained_on"])
+        line.append(element("td", shown, element("small", error), title="; ".join(tips) or None))
     return line + [element("td", column.show(row[column.key])) for column in AFTER]
 
 
@@ -197,12 +203,29 @@ def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
     return element("ol", cards, class_="budgets", id="budgets")
 
 
+def spaces_table(found: Sequence[Agreement]) -> Markup:
+    """Return how alike every two feature spaces order the rows, and which model each has first."""
+    lines = [
+        [
+            f"{pair.one.short}, {pair.other.short}",
+            text.NOTHING if pair.tau is None else f"{pair.tau:+.2f}",
+            pair.n,
+            pair.first.cell["model"],
+            pair.second.cell["model"],
+            "agree" if not pair.disagree else "disagree" if pair.sure else "disagree, which may be luck",
+        ]
+        for pair in found
+    ]
+    headings = ("distances", "Kendall's tau-b", "settings", "first by the one", "first by the other", "leader")
+    return plain_table(headings, lines)
+
+
 def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
     """Return published figures beside the measured ones, and what keeps them from being compared."""
     lines = [
         [
             data.fact(claim.cell_id, "label"),
-            data.rows[claim.cell_id].fact(claim.metric).short,
+            data.rows[claim.cell_id].fact(claim.metric).short + " # trained on" * claim.trained_on,
             f"{claim.published:g}",
             text.with_interval(claim.measured, claim.low, claim.high),
             numbers.difference(claim.difference, *_around(claim)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,6 +39,8 @@ class Difference(NamedTuple):
     """Lower end of its Wilson interval."""
     win_high: float | None = None
     """Upper end of its Wilson interval."""
+    trained_on: str = ""
+    """Which of the two (`a`, `b` or `a, b`) was trained on the features that the metric reads."""
 
 
 class Comparison(NamedTuple):
@@ -146,6 +148,13 @@ def reversed_by_bias(found: Sequence[Row], metric: str = "fid") -> list[tuple[Ro
     ]
 
 
+def trained_among(named: Mapping[str, Row], metric: str) -> str:
+    """Return the names of the rows that were trained on the features that `metric` reads, separated by commas."""
+    return ", ".join(
+        name for name, row in named.items() if (value := row.measured(metric)) is not None and value.trained_on
+    )
+
+
 def shared_blocks(row: Row, metric: str) -> tuple[int, int, str]:
     """Return the blocks of samples and of the reference whose values are known, and the ranking they belong to."""
     value = row.measured(metric)
@@ -184,7 +193,10 @@ def compare_rows(a: Row, b: Row, runs: Path | None = None) -> list[Difference]:
                 difference.low,
                 difference.high,
                 verdict(a, b, fact.name),
-                *((None, None, None) if wins is None else wins[:3]),
+                None if wins is None else wins.value,
+                None if wins is None else wins.low,
+                None if wins is None else wins.high,
+                trained_among({"a": a, "b": b}, fact.name),
             )
         )
     return differences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,9 +13,12 @@ from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.errors import StoreError
 from results.facts import MetricFact, ordered
 from results.store import dictionaries
+from results.training import OF_CELL, READS_THEM, SPACES
 
 COMPOSITE = "mmhm"
 """The composite that orders rows where it is known."""
+DISTANCES = ("fid_corrected", "fid")
+"""What orders rows without the composite: FID less its bias, which depends on the model, else as published."""
 SETTING = (
     "protocol", "measurement", "num_samples", "model", "checkpoint", "steps", "cfg", "sampler", "settings", "dtype",
     "weights_sha256",
@@ -42,10 +45,19 @@ class Value:
     method: str = ""
     judge: str = ""
     judge_digest: str = ""
+    trained_on: bool = False
+    """Whether the model was trained on the features that the metric reads: it then measures what was trained."""
     jackknife: tuple[float, ...] | None = field(default=None, repr=False)
     """The value without each block, where it was asked for and there is one."""
     jackknife_reference: tuple[float, ...] | None = field(default=None, repr=False)
     """The value without each block of the reference, likewise."""
+
+    @property
+    def heavy_tails(self) -> bool:
+        """Whether few images carry so much of the variance that the interval may be too narrow."""
+        from results.statistics import HEAVY_TAILS
+
+        return HEAVY_TAILS in self.method
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Row:
             rank_high=rank.get("rank_high"),
             may_be_best=rank.get("may_be_best"),
             method="delete-block jackknife of the score",
+            trained_on=any(self.metrics[name].trained_on for name in MMHM_METRICS if name in self.metrics),
             jackknife=rank.get("jackknife"),
             jackknife_reference=rank.get("jackknife_reference"),
         )
@@ -106,6 +119,11 @@ class Row:
     def remarks(self) -> list[str]:
         """What about the images looks like a mistake, one line each."""
         return list((self.pixels or {}).get("remarks", []))
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The feature spaces that its model was trained on, as the card says."""
+        return tuple(self.cell.get("trained_on") or ())
 
     @property
     def evaluations(self) -> float | None:
@@ -155,11 +173,13 @@ def rows(
         conditions.append("list_contains(?::VARCHAR[], c.cell_id)")
         values.append(list(cells))
     where = f"WHERE {' AND '.join(conditions)}"
-    found = dictionaries(connection, f"SELECT * FROM cells c {where} ORDER BY finished, cell_id", values)
+    query = f"SELECT c.*, {SPACES} AS trained_on FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
+    found = dictionaries(connection, query, values)
     for cell in found:
         cell["pixels"] = json.loads(cell["pixels"]) if cell.get("pixels") else None
         cell["settings"], cell["options"] = json.loads(cell["settings"]), json.loads(cell["options"])
         cell["measurement"] = cell["measurement"] or cell["protocol_digest"]
+        cell["trained_on"] = [space for space in cell["trained_on"] if space]
     metrics = _metrics(connection, where, values, blocks)
     ranks: dict[str, dict[str, Any]] = {}
     query = (
@@ -183,7 +203,8 @@ def _metrics(
 ) -> dict[str, dict[str, Value]]:
     columns = "m.*" if blocks else "m.* EXCLUDE (jackknife, jackknife_reference)"
     query = (
-        f"SELECT {columns}, r.rank_low, r.rank_high, r.may_be_best FROM metrics m JOIN cells c USING (cell_id) "
+        f"SELECT {columns}, r.rank_low, r.rank_high, r.may_be_best, {READS_THEM} AS trained_on "
+        f"FROM metrics m JOIN cells c USING (cell_id) {OF_CELL} "
         f"LEFT JOIN metric_ranks r USING (ranking, cell_id, metric) {where} ORDER BY m.cell_id, m.metric"
     )
     found: dict[str, dict[str, Value]] = {}
@@ -201,6 +222,7 @@ def _metrics(
             row["method"],
             row["judge"],
             row["judge_digest"],
+            row["trained_on"],
             tuple(row["jackknife"]) if row.get("jackknife") else None,
             tuple(row["jackknife_reference"]) if row.get("jackknife_reference") else None,
         )
@@ -252,9 +274,24 @@ def measured_facts(found: Sequence[Row]) -> list[MetricFact]:
 
 
 def headline(found: Sequence[Row]) -> str:
-    """Return the metric that orders these rows unless told otherwise: MMHM, else FID, else the first of the tables."""
+    """Return the metric that orders these rows unless told otherwise: MMHM, else FID, else the first of the tables.
+
+    FID less its bias goes before raw FID.
+    """
     measured = [fact.name for fact in measured_facts(found)]
-    return next((name for name in (COMPOSITE, "fid") if name in measured), measured[0] if measured else "fid")
+    return next((name for name in (COMPOSITE, *DISTANCES) if name in measured), measured[0] if measured else "fid")
+
+
+def comparable(found: Iterable[Row], metric: str) -> list[Row]:
+    """Return the rows with real weights that have `metric` over all their samples: with some missing, N is another."""
+    return [
+        row
+        for row in found
+        if not row.cell["random_weights"]
+        and (value := row.measured(metric)) is not None
+        and value.value is not None
+        and value.n == row.cell["num_samples"]
+    ]
 
 
 def sorted_rows(found: Sequence[Row], metric: str | None = None, known: Collection[str] = ()) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of
+from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of, trained_among
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows, sorted_rows
 from results.rank_sets import simultaneous_differences
@@ -29,6 +29,8 @@ class Pair(NamedTuple):
     high: float
     verdict: str
     """`a is better`, `b is better` or `tied`."""
+    trained_on: str
+    """The cells of the two that were trained on the features that the metric reads."""
 
 
 class Matrix(NamedTuple):
@@ -102,5 +104,7 @@ def _pairs(found: Sequence[Row], metric: str) -> list[Pair]:
         a, b = members[one][0], members[other][0]
         better = sign * a.fact(metric).sign
         verdict = TIED if better == 0 else "a is better" if better > 0 else "b is better"
-        pairs.append(Pair(metric, a.cell["cell_id"], b.cell["cell_id"], float(value), float(low), float(high), verdict))
+        ids = a.cell["cell_id"], b.cell["cell_id"]
+        trained = trained_among(dict(zip(ids, (a, b), strict=True)), metric)
+        pairs.append(Pair(metric, *ids, float(value), float(low), float(high), verdict, trained))
     return pairs

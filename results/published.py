@@ -176,6 +176,8 @@ class Claim(NamedTuple):
     best_of: int = 1
     """Above 1: the best of so many seeds is published, and `measured` is the best of as many (fewer, where
     `not_comparable` says so)."""
+    trained_on: bool = False
+    """Whether the model was trained on the features that the metric reads."""
 
 
 class Claims(NamedTuple):
@@ -287,6 +289,7 @@ def _claim(row: Row, figure: Figure, reference: Mapping[str, Any]) -> Claim:
         half_widths=difference / half if half else None,
         source=figure.source,
         not_comparable=tuple(_obstacles(row, figure.metric, reference)),
+        trained_on=measured.trained_on,
     )
 
 

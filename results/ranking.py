@@ -33,7 +33,7 @@ from results.facts import MetricFact
 from results.published import published_rows
 from results.rank_sets import Better, rank_sets
 from results.statistics import FEWEST_BLOCKS, jackknife
-from results.store import RANKING_TABLES, connect, dictionaries, replace_rankings
+from results.store import RANKING_TABLES, connect, dictionaries, insert_many, replace_rankings
 
 INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"
 Tables = dict[str, list[dict[str, Any]]]
@@ -54,6 +54,18 @@ def rank(connection: duckdb.DuckDBPyConnection) -> None:
     its FID would be one of another N; and in MMHM's when it has all four so. Bounds, eps and clipping are those of the
     protocol that the rows were measured under. A ranking whose MMHM cannot be computed says why in its `note`.
     """
+    replace_rankings(connection, _ranked(connection), [fact.row() for fact in FACTS.values()], published_rows())
+
+
+def rank_without(connection: duckdb.DuckDBPyConnection, cells: Sequence[str]) -> None:
+    """Rank every group anew without some of its rows, for what is read over this connection; nothing is stored."""
+    for table, rows in _ranked(connection, cells).items():
+        connection.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM {table} WHERE false")
+        insert_many(connection, table, rows)
+
+
+def _ranked(connection: duckdb.DuckDBPyConnection, without: Sequence[str] = ()) -> Tables:
+    """Return the rows of the tables of rankings, computed anew but for the cells `without`."""
     facts = read_facts(connection)
     groups = dictionaries(
         connection,
@@ -64,11 +76,12 @@ def rank(connection: duckdb.DuckDBPyConnection) -> None:
     tables: Tables = {table: [] for table in RANKING_TABLES}
     for group in groups:
         rows = contenders(connection, group["ranking"])
+        rows = {cell_id: measured for cell_id, measured in rows.items() if cell_id not in without}
         ranking, ranks = _rank_by_composite(group, rows)
         tables["rankings"].append(ranking)
         tables["ranks"] += ranks
         tables["metric_ranks"] += rank_by_metrics(group["ranking"], rows, facts)
-    replace_rankings(connection, tables, [fact.row() for fact in FACTS.values()], published_rows())
+    return tables
 
 
 def contenders(connection: duckdb.DuckDBPyConnection, ranking: str) -> dict[str, Measured]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -27,6 +28,8 @@ from results.leaderboard import (
     within_budget,
 )
 from results.seeds import Repeated, repeated_settings
+from results.spaces import Agreement, agreements
+from results.training import leave_out_trained, left_out_line
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class View:
         seconds: at most so many seconds per image.
         steps: exactly so many steps.
         select_on: choose each model's setting on this seed, and show it on the others.
+        without_trained_on: leave out models that were trained on these judges' features, and rank without them.
     """
 
     protocol: str | None = None
@@ -50,6 +54,7 @@ class View:
     seconds: float | None = None
     steps: int | None = None
     select_on: int | None = None
+    without_trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.every and self.select_on is not None:
@@ -81,6 +86,11 @@ class Standing:
         """The members that have an MMHM."""
         return [row for row in self.members if row.rank]
 
+    @cached_property
+    def spaces(self) -> list[Agreement]:
+        """Every two feature spaces that the members were measured in."""
+        return agreements(self.members)
+
     @property
     def measured(self) -> bool:
         """Whether any metric was measured of any member."""
@@ -107,6 +117,7 @@ class Leaderboard:
         failed: rows that failed.
         found: whether the protocol has any finished row, within the view's budget or not.
         repeated: the settings shown that were measured on several seeds, but for the selection seed.
+        left_out: which models were left out because of what they were trained on; empty for no such wish.
     """
 
     view: View
@@ -115,6 +126,7 @@ class Leaderboard:
     failed: Sequence[Row]
     found: bool
     repeated: Sequence[Repeated] = ()
+    left_out: str = ""
 
     @property
     def unreported(self) -> list[Row]:
@@ -127,7 +139,11 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
 
     Raises StoreError for a metric that no row has, or when nothing was measured on the selection seed.
     """
-    everything = rows(connection)
+    everything, left_out = rows(connection), ""
+    if view.without_trained_on:
+        out = leave_out_trained(connection, everything, view.without_trained_on)
+        everything = [row for row in rows(connection) if row.cell["cell_id"] not in {o.cell["cell_id"] for o in out}]
+        left_out = left_out_line(out, view.without_trained_on)
     check_metric(everything, view.sort)
     known = sortable(everything)
     found = [row for row in everything if view.protocol in (None, row.cell["protocol"])]
@@ -152,4 +168,4 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
     settings = {setting_of(row) for row in shown}
     cells = [row.cell["cell_id"] for row in found if setting_of(row) in settings]
     again = repeated_settings(connection, cells, without=view.select_on)
-    return Leaderboard(view, standings, choices, failed, bool(found), again)
+    return Leaderboard(view, standings, choices, failed, bool(found), again, left_out)

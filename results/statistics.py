@@ -21,6 +21,8 @@ FEWEST_BLOCKS = 5
 """Blocks below which nothing is said of a spread: Student's t of so few is wider than most tables, and two or three
 blocks that happen to agree would pass for certainty."""
 TAIL, TAIL_SHARE = 0.01, 0.5
+HEAVY_TAILS = "heavy tails"
+"""What the `method` of a value says where few images carry so much of its variance that its interval may be narrow."""
 
 
 class Interval(NamedTuple):

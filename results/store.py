@@ -328,16 +328,20 @@ def export(database: Path, table: str, format: str, output: Path | BinaryIO, *, 
     """Write one table as `parquet`, `csv` or `json`, whole or not at all; return its number of rows.
 
     `output` is a file's path or a stream of bytes. In a CSV, texts that a spreadsheet would take for formulas begin
-    with a quote, unless `raw`. Raises StoreError for an unknown table or format, or a file that cannot be written.
+    with a quote, unless `raw`. `cells` and `metrics` have one column more, `trained_on`. Raises StoreError for an
+    unknown table or format, or a file that cannot be written.
     """
     if table not in TABLES:
         raise StoreError(f"unknown table '{table}': the tables are {', '.join(TABLES)}")
     options = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true"}
     if format not in options:
         raise StoreError(f"unknown format '{format}': choose parquet, csv or json")
+    from results.training import mark_tables
+
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         place = Path(folder).resolve() / f"table.{format}"
         with connect(database, retry=True, scratch=place.parent) as connection:
+            mark_tables(connection)
             rows = f'"{table}"' if raw or format != "csv" else f"({_for_spreadsheet(connection, table)})"
             try:
                 connection.execute(f"COPY {rows} TO '{_quoted(place)}' ({options[format]})")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, weights
-from bench.cli.parsing import check_words
+from bench.cli.parsing import check_words, completed
 from bench.cli.terminal import data_alone, prepare_streams, write_line
 from results.errors import BenchError, BenchWarning, MissingError, one_line
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_words(words)
         check_words(words)
         with data_alone() if DATA_OPTIONS.intersection(words) and "--help" not in words else nullcontext():
-            result = app(args=words, standalone_mode=False)
+            result = app(args=completed(words), standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except UsageFault as error:

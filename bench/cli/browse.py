@@ -44,7 +44,7 @@ def models(
             str(card.natural_steps),
             f"{card.guidance.kind}{f' {card.guidance.natural:g}' if card.guidance.kind != 'none' else ''}",
             _weights(card),
-            card.title,
+            card.title + (f"; trained on {', '.join(card.trained_on)}" if card.trained_on else ""),
         ]
         for card in sorted(found, key=lambda card: (card.family, card.name))
     ]
@@ -176,11 +176,13 @@ def _settings(card: Any) -> list[dict[str, Any]]:
 def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
     from results.moving import fits, title
     from results.store import connect, dictionaries
+    from results.training import mark_tables
 
     database = runs / "bench.duckdb"
     if not database.exists():
         raise unknown("model, protocol or cell", name, known)
     with connect(database, retry=True) as connection:
+        mark_tables(connection)
         cells = [cell for cell in dictionaries(connection, "SELECT * FROM cells ORDER BY finished") if fits(cell, name)]
         if len(cells) != 1:
             if len(cells) > 1:

@@ -11,12 +11,14 @@ import typer
 from bench.cli.output import (
     JSON,
     RUNS_DIR,
+    TRAINED,
+    caveats,
+    marks_of,
     page,
     plain_table,
     print_json,
     print_lines,
     print_table,
-    reversed_by_bias,
     with_interval,
 )
 from bench.cli.output import runs_directory as directory_of
@@ -60,7 +62,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         return
     letters = {row.cell["cell_id"]: _letters(index) for index, row in enumerate(outcome.rows)}
     for row, title in zip(outcome.rows, outcome.titles, strict=True):
-        page().print(f"{letters[row.cell['cell_id']]} = {title}", markup=False)
+        page().print(f"{letters[row.cell['cell_id']]} = {title}{marks_of(row)}", markup=False)
     metrics = list(dict.fromkeys(pair.metric for pair in outcome.pairs))
     if not metrics:
         page().print("no metric that these rows have can be compared: too few blocks in common", markup=False)
@@ -74,7 +76,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
     for metric in metrics:
         first, rest = ([letters[row.cell["cell_id"]] for row in part] for part in outcome.leading(metric))
         page().print(f"{metric}: {_leads(first, rest)}", markup=False)
-    print_lines(page(), reversed_by_bias(outcome.rows))
+    print_lines(page(), caveats(outcome.rows))
     metric = next((name for name in (headline(outcome.rows), "fid") if name in metrics), metrics[0])
     signs = {"better": ">", "worse": "<", "tied": "="}
     table = [
@@ -129,7 +131,8 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 def _print_comparison(outcome: Comparison) -> None:
     from results import numbers
 
-    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
+    for letter, title, row in zip("ab", (outcome.title_a, outcome.title_b), outcome.rows, strict=True):
+        page().print(f"{letter} = {title}{marks_of(row)}", markup=False)
     columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
     rows = [
         [
@@ -145,7 +148,7 @@ def _print_comparison(outcome: Comparison) -> None:
         page().print("no metric that both rows have can be compared", markup=False)
         return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
-    print_lines(page(), reversed_by_bias(outcome.rows))
+    print_lines(page(), caveats(outcome.rows))
     print_lines(page(), outcome.without_win_rate)
     for d in outcome.differences:
         if d.win_rate is not None:
@@ -175,7 +178,7 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
                 claim.model,
                 str(claim.steps),
                 f"{claim.cfg:g}",
-                claim.metric,
+                claim.metric + f" {TRAINED}" * claim.trained_on,
                 numbers.with_interval(claim.measured, claim.low, claim.high),
                 f"{claim.published:g}",
                 numbers.difference(claim.difference, *ends),
@@ -184,6 +187,8 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
             ]
         )
     print_table(page(), plain_table(columns, rows, right=columns[1:3] + columns[4:8], fixed=columns[:8]))
+    if any(claim.trained_on for claim in found):
+        page().print(f"{TRAINED} the model was trained on the features that the metric reads", markup=False)
     obstacles = {obstacle: None for claim in found for obstacle in claim.not_comparable}
     if obstacles:
         page().print(f"Not comparable: {'; '.join(obstacles)}.", markup=False, soft_wrap=True)

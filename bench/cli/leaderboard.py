@@ -12,9 +12,11 @@ import typer
 from bench.cli.output import (
     JSON,
     RUNS_DIR,
+    caveats,
     console,
     leaderboard_table,
     legend,
+    marks_of,
     page,
     plain_table,
     print_json,
@@ -31,6 +33,16 @@ if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
     from results.seeds import OverSeeds
     from results.standings import Leaderboard, Standing, View
+
+ExcludeTrainedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--exclude-trained-on",
+        metavar="[SPACE,...]",
+        help="Rank without models trained on these judges' features (inception ...) [any].",
+        show_default=False,
+    ),
+]
 
 
 def leaderboard(
@@ -53,6 +65,7 @@ def leaderboard(
     teachers: Annotated[
         bool, typer.Option("--teachers", help="Each student beside the model it was distilled from.")
     ] = False,
+    exclude: ExcludeTrainedOn = None,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
@@ -60,12 +73,16 @@ def leaderboard(
     from results.standings import View
     from results.standings import leaderboard as query
     from results.store import connect
+    from results.training import spaces_of
 
     database = directory_of(runs_dir) / "bench.duckdb"
     view = View(protocol, sort, every, at_nfe, at_seconds, at_steps, select_on)
+    if exclude is not None:
+        view = dataclasses.replace(view, without_trained_on=spaces_of(exclude))
     if teachers:
         views = {"--all": every, "--at-nfe": at_nfe, "--at-seconds": at_seconds, "--at-steps": at_steps}
         views |= {"--select-on": select_on, "--composites": composites or None}
+        views |= {"--exclude-trained-on": None if exclude is None else True}
         if given := [name for name, value in views.items() if value not in (None, False)]:
             raise BenchError(f"--teachers compares all settings of student and teacher: leave out {given[0]}")
         show_students(database, protocol, sort, as_json)
@@ -94,15 +111,19 @@ def board_json(board: Leaderboard, composites: bool) -> list[dict[str, Any]]:
         for standing in board.standings
     ]
     if composites:
-        return [{**standing.facts, "rows": group} for standing, group in zip(board.standings, groups, strict=True)]
+        return [
+            {**standing.facts, "spaces": [pair.row() for pair in standing.spaces], "rows": group}
+            for standing, group in zip(board.standings, groups, strict=True)
+        ]
     return [row for group in groups for row in group]
 
 
 def row_json(row: Row, choice: Choice | None = None, seeds: Mapping[str, OverSeeds] | None = None) -> dict[str, Any]:
     """Return a row as JSON: its cell, metrics and ranks, how it was chosen on another seed, and its metrics by seed."""
     metrics = {name: dataclasses.asdict(value) for name, value in row.metrics.items()}
-    for value in metrics.values():
+    for name, value in metrics.items():
         del value["jackknife"], value["jackknife_reference"]
+        value["heavy_tails"] = row.metrics[name].heavy_tails
     entry = {**row.cell, "metrics": metrics, "mmhm": dict(row.rank), "bottleneck": row.bottleneck}
     if seeds is not None:
         entry["over_seeds"] = {name: over._asdict() for name, over in seeds.items()}
@@ -128,7 +149,8 @@ def unreported(rows: Sequence[Row]) -> list[str]:
 
 def remainder(board: Leaderboard) -> list[str]:
     """Return what is to be said besides the tables: chosen but not measured, failed, nothing there."""
-    lines = [*unreported(board.unreported), *(f"failed: {_label(row)}: {row.cell['reason']}" for row in board.failed)]
+    lines = [board.left_out] if board.left_out else []
+    lines += [*unreported(board.unreported), *(f"failed: {_label(row)}: {row.cell['reason']}" for row in board.failed)]
     if not board.standings and not board.choices:
         budget = _budget(board.view).removeprefix(", ") if board.found else ""
         lines.append(f"{budget}{budget and ': '}no finished cells here; 'bench run' measures some")
@@ -137,6 +159,7 @@ def remainder(board: Leaderboard) -> list[str]:
 
 def _print_standing(standing: Standing, board: Leaderboard, composites: bool) -> None:
     from results.ranking import INCOMPLETE
+    from results.spaces import disputed
 
     title = _title(standing, board)
     if not standing.measured:
@@ -144,18 +167,34 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
         return
     count = len(standing.ranked)
     among = f"ranks among {count} row{'s' if count != 1 else ''}" if count else "not ranked"
-    page().print(f"{title} (ranking {standing.ranking[:8]}, {among})", markup=False)
+    apart = disputed(standing.spaces)
+    dispute = "" if apart is None else f"; {apart.one.short} and {apart.other.short} disagree about the leader"
+    print_lines(page(), [f"{title} (ranking {standing.ranking[:8]}, {among}){dispute}"])
     if composites:
         _print_composites(standing)
+        print_lines(page(), [*_agreements(standing), *caveats(standing.rows, standing.facts.get("clip"))])
     else:
         sort = board.view.sort
         print_table(page(), leaderboard_table(standing.rows, room(page()), sort))
-        print_lines(page(), legend(standing.rows, standing.facts.get("clip")))
+        print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"))])
         if sort is not None and all(row.value(sort) is None for row in standing.rows):
             print_lines(page(), [f"no row here has '{sort}': in the order of measurement"])
     note = standing.facts.get("note")
     if note and (composites or note != INCOMPLETE):
         print_lines(page(), [f"no MMHM: {note}"])
+
+
+def _agreements(standing: Standing) -> list[str]:
+    """Return how alike two feature spaces order the rows of a ranking, and whom each has first where they differ."""
+    from results.spaces import leaders
+
+    lines = []
+    for pair in standing.spaces:
+        line = f"{pair.one.short} and {pair.other.short}: too few rows for a rank correlation"
+        if pair.tau is not None:
+            line = f"{pair.one.short} and {pair.other.short} order {pair.n} rows with Kendall's tau-b {pair.tau:+.2f}"
+        lines.append(line + (f"; {leaders(pair)}" if pair.disagree else ""))
+    return lines
 
 
 def _title(standing: Standing, board: Leaderboard) -> str:
@@ -190,7 +229,7 @@ def _print_composites(standing: Standing) -> None:
         moved = ranking["sensitivity"].get(row.cell["cell_id"], 0)
         rows.append(
             [
-                row.cell["model"],
+                row.cell["model"] + marks_of(row),
                 *("-" if row.cell[key] is None else f"{row.cell[key]:g}" for key in ("steps", "cfg", "nfe")),
                 f"{row.rank['mmhm']:.3f}",
                 f"{row.rank['geometric']:.3f}",

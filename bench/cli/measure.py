@@ -12,16 +12,16 @@ import typer
 from bench.cli.check import check
 from bench.cli.compare import compare
 from bench.cli.fetching import get
-from bench.cli.leaderboard import leaderboard, unreported
+from bench.cli.leaderboard import ExcludeTrainedOn, leaderboard, unreported
 from bench.cli.output import (
-    OFF_REGIME,
     RUNS_DIR,
+    caveats,
     console,
     leaderboard_table,
+    legend,
     page,
     print_lines,
     print_table,
-    remarks,
     room,
     runs_directory,
 )
@@ -200,7 +200,7 @@ def _print_plans(requests: Sequence[Request], runs: Path) -> None:
 
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
-    from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rows
+    from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rankings, rows
     from results.seeds import repeated_settings
     from results.store import connect
 
@@ -210,6 +210,7 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
         found = [row for row in rows(connection, protocol=protocol) if row.cell["cell_id"] in wanted]
         missing = missing_metrics(connection, found)
         repeated = repeated_settings(connection, sorted(wanted), without=select_on)
+        facts = rankings(connection)
     counts = f"{len(summary.measured)} measured, {len(summary.reused)} reused"
     if summary.unsupported:
         counts += f", {len(summary.unsupported)} unsupported"
@@ -229,8 +230,8 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
         out.print(f"\nBest setting of each model{each} by {by}{how}, ± 95 % interval ({counts}):\n")
         print_table(out, leaderboard_table(shown, room(out)))
         lines = unreported([choice.chosen for choice in choices if not choice.reported])
-        lines += [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
-        print_lines(out, [*lines, *remarks(shown), *missing])
+        clip = next((facts[row.cell["ranking"]]["clip"] for row in shown if row.cell["ranking"] in facts), None)
+        print_lines(out, [*lines, *legend(shown, clip), *missing])
         if repeated:
             out.print("")
             print_over_seeds(out, repeated)
@@ -244,15 +245,19 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
 def report(
     protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
     output: Annotated[Path | None, typer.Option(help="The page to write [report.html in the runs directory].")] = None,
+    exclude: ExcludeTrainedOn = None,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write the results as one HTML page. It is self-contained and opens offline."""
     from report import write_report
     from results.errors import ReportError
+    from results.training import spaces_of
 
     runs = runs_directory(runs_dir)
     try:
-        path = write_report(runs / "bench.duckdb", output or runs / "report.html", protocol=protocol)
+        without = () if exclude is None else spaces_of(exclude)
+        page = output or runs / "report.html"
+        path = write_report(runs / "bench.duckdb", page, protocol=protocol, without_trained_on=without)
     except ReportError as error:
         raise BenchError(str(error)) from error
     console().print(f"Report: {path}", markup=False, soft_wrap=True)
@@ -300,5 +305,5 @@ def score(
         missing = missing_metrics(connection, [row])
     print_table(console(), leaderboard_table([row], room(console())))
     images = f"Images: {(row.pixels or {}).get('described', '')}"
-    print_lines(console(), [*remarks([row]), *missing, images])
+    print_lines(console(), [*caveats([row]), *missing, images])
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)

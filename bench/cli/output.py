@@ -126,6 +126,8 @@ DROPPED = ("first", "ACCURACY", "PICK", "CLIP", "IS")
 
 CLIPPED = "^"
 """Marks a row with a metric outside the bounds of MMHM."""
+TRAINED = "#"
+"""Marks a row whose model was trained on features that metrics read; the legend says which."""
 ORDER = (
     "rank: 95 % rank set, true for all rows at once; first: probability that the {who} is truly the best by MMHM, "
     "= one of those among which the best is with 95 %"
@@ -236,11 +238,37 @@ def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
         f"no rank sets: {reason}"
         for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld"))
     ]
+    return [*lines, *caveats(shown, clip)]
+
+
+def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
+    """Return what keeps the numbers of these rows from being taken as they are, one line each: the marks, and more.
+
+    That is: clipped to the bounds of MMHM (`clip`, where it is known), training on features that a metric reads, order
+    by bias, heavy tails, and images that look like a mistake.
+    """
+    from results import training
+
     outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
-    if outside:
-        how = "clipped to them: what lies beyond is not told apart" if clip else "not clipped"
-        lines.append(f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}), {how}")
-    return [*lines, *reversed_by_bias(shown), *remarks(shown)]
+    how = {None: "", True: ", clipped to them: what lies beyond is not told apart", False: ", not clipped"}[clip]
+    lines = [f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}){how}"] if outside else []
+    lines += [f"{TRAINED} {line}" for line in training.remarks(shown)]
+    lines += [*reversed_by_bias(shown), *heavy_tails(shown)]
+    return lines + [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
+
+
+def heavy_tails(shown: Sequence[Row]) -> list[str]:
+    """Return a line about the rows and metrics whose intervals few images decide; none where there are no such."""
+    heavy: dict[str, list[str]] = {}
+    for row in shown:
+        for name, value in row.metrics.items():
+            if value.heavy_tails:
+                heavy.setdefault(_setting_of(row, shown), []).append(name)
+    if not heavy:
+        return []
+    names = [f"{setting} ({', '.join(metrics)})" for setting, metrics in heavy.items()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"heavy tails, intervals may be too narrow: {', '.join(names[:3])}{more}"]
 
 
 def reversed_by_bias(shown: Sequence[Row]) -> list[str]:
@@ -261,11 +289,6 @@ def _setting_of(row: Row, shown: Sequence[Row]) -> str:
     return row.cell["model"] if alone or row.cell["steps"] is None else f"{row.cell['model']}@{row.cell['steps']}"
 
 
-def remarks(shown: Sequence[Row]) -> list[str]:
-    """Return the legend of the rows that are marked for what their images look like."""
-    return [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
-
-
 def print_lines(out: Console, lines: Iterable[str]) -> None:
     """Print lines as they are, each on a line of its own however wide the page is."""
     for line in lines:
@@ -279,8 +302,12 @@ def _name(row: Row) -> str:
     marks += [cell[key] for key, usual in USUAL.items() if cell[key] not in usual]
     marks += [f"{key}={value}" for key, value in cell["options"].items()]
     signs = " *" * bool(cell["off_regime"]) + f" {REMARKED}" * bool(row.remarks)
-    signs += f" {CLIPPED}" * bool(row.rank.get("outside"))
-    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + signs
+    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + signs + marks_of(row)
+
+
+def marks_of(row: Row) -> str:
+    """Return the marks of a row that the bounds of MMHM clip, and of one trained on what metrics read."""
+    return f" {CLIPPED}" * bool(row.rank.get("outside")) + f" {TRAINED}" * bool(row.trained_on)
 
 
 def _rank(row: Row) -> str:

@@ -91,6 +91,20 @@ def check_words(words: Sequence[str]) -> None:
             raise BenchError(f"'{value}' is not a number here; write {value.replace('_', '')}")
 
 
+MAY_STAND_ALONE = {"--exclude-trained-on": "any"}
+"""Options whose value may be left out, and what it then is: the option parser itself knows no such thing."""
+
+
+def completed(words: Sequence[str]) -> list[str]:
+    """Return the words with the values of options that stand alone."""
+    whole = []
+    for position, word in enumerate(words):
+        whole.append(word)
+        if word in MAY_STAND_ALONE and (not words[position + 1 :] or words[position + 1].startswith("-")):
+            whole.append(MAY_STAND_ALONE[word])
+    return whole
+
+
 def _words(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:

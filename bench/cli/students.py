@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.output import page, plain_table, print_json, print_table, with_interval
+from bench.cli.output import (
+    caveats,
+    marks_of,
+    page,
+    plain_table,
+    print_json,
+    print_lines,
+    print_table,
+    with_interval,
+)
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -43,8 +52,6 @@ def show_students(database: Path, protocol: str | None, metric: str | None, as_j
 
 
 def _print(found: Sequence[Student]) -> None:
-    from results.teachers import setting_of
-
     cell, metric = found[0].line[0].cell, found[0].metric
     name = metric.upper()
     title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']} (ranking {cell['ranking'][:8]})"
@@ -63,18 +70,26 @@ def _print(found: Sequence[Student]) -> None:
     for student in found:
         theirs = [f"{student.teacher}: not measured", "-", "-"]
         if student.best is not None:
-            at_best = f"{setting_of(student.best)}: {name} {with_interval(student.best.measured(metric))}"
+            at_best = f"{_marked(student.best)}: {name} {with_interval(student.best.measured(metric))}"
             theirs = [f"{at_best}, NFE {_nfe(student.best)}", *(_budget(student, b) for b in student[-2:])]
         shares = [[_quality(point), _percent(point.cost)] for point in student.points] or [["-", "-"]] * len(
             student.line
         )
         for row, share in zip(student.line, shares, strict=True):
-            lines.append([setting_of(row), _nfe(row), with_interval(row.measured(metric)), *share, *theirs])
+            lines.append([_marked(row), _nfe(row), with_interval(row.measured(metric)), *share, *theirs])
             theirs = ["", "", ""]
     text = ["student", "of the teacher at its best"]
     print_table(page(), plain_table(columns, lines, right=[name for name in columns if name not in text], fixed=text))
     page().print(LEGEND.format(metric=name), markup=False, soft_wrap=True)
+    shown = [row for student in found for row in (*student.line, *([] if student.best is None else [student.best]))]
+    print_lines(page(), caveats(shown))
     page().print("")
+
+
+def _marked(row: Row) -> str:
+    from results.teachers import setting_of
+
+    return setting_of(row) + marks_of(row)
 
 
 def _nfe(row: Row) -> str:

@@ -11,7 +11,16 @@ from bench.metrics import manifold
 from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.facts import MetricFact
-from results.statistics import TAIL_SHARE, Interval, block_count, blocks_by_label, jackknife, label_strata, tail_share
+from results.statistics import (
+    HEAVY_TAILS,
+    TAIL_SHARE,
+    Interval,
+    block_count,
+    blocks_by_label,
+    jackknife,
+    label_strata,
+    tail_share,
+)
 
 REFERENCE_BLOCKS = 20
 """The most blocks a reference is cut into: each keeps a factor of its covariance in memory."""
@@ -180,7 +189,9 @@ class Cell:
         said += remarks
         n = self.outputs.n
         if interval is not None and n >= FEWEST_FOR_TAILS and tails > TAIL_SHARE:
-            said.append(f"heavy tails: 1 % of the images carry {tails:.0%} of the variance, the interval may be narrow")
+            said.append(
+                f"{HEAVY_TAILS}: 1 % of the images carry {tails:.0%} of the variance, the interval may be narrow"
+            )
         name, judge, method = fact.name, fact.judge, "; ".join(said)
         kept = left if len(left) >= 2 else None
         if interval is None:
