@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from results.errors import ProtocolError
+from protocols.tables import LABEL_PLANS
+from results.errors import ProtocolError, unknown
 
 
 def plan_labels(
@@ -18,6 +19,8 @@ def plan_labels(
     every so many-th, so that a set sorted by class still gives all classes, and of more the whole set in turn.
     `uniform`: independent draws from PCG64 under `seed`.
     """
+    if plan not in LABEL_PLANS:
+        raise unknown("label plan", plan, LABEL_PLANS)
     if plan == "balanced":
         return np.arange(count, dtype=np.int64) % max(classes, 1)
     if plan == "uniform":

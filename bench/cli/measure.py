@@ -82,7 +82,7 @@ def run(
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights: speed only, never ranked.")] = False,
     fresh: Annotated[bool, typer.Option(help="Measure again what is already measured.")] = False,
-    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where workers run: local, ray or an installed one.")] = "local",
     workers: Annotated[int, WORKERS] = 0,
     fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
     timeout: Annotated[
@@ -100,13 +100,14 @@ def run(
     from bench.run.provenance import typed_command
     from bench.run.readiness import check_surroundings
     from bench.run.runner import run as run_request
+    from protocols.tables import SAMPLERS
 
     if random_weights and select_on is not None:
         raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
     if seed is not None and seeds is not None:
         raise BenchError("--seed measures one seed, --seeds several: give one of the two")
-    if sampler not in (None, "native", "plain"):
-        raise BenchError(f"--sampler: '{sampler}' is unknown; choose native or plain")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise BenchError(f"--sampler: '{sampler}' is unknown; choose {' or '.join(SAMPLERS)}")
     models = parse_models(model) if model is not None else None
     out = console()
     plans = _plans(models, protocol, out)

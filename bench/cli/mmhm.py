@@ -127,11 +127,8 @@ def read_table(path: Path) -> ScoreTable:
     return ScoreTable(metrics, others)
 
 
-LOWEST = {"FID": 0.0, "IS": 1.0}
-"""The least that a metric can be."""
-
-
 def _number(path: Path, line: int, column: str, text: str) -> float | None:
+    from results.catalog import CATALOG
     from results.composite import column_of
 
     if not text:
@@ -140,10 +137,11 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
     if not math.isfinite(value):
         raise BenchError(f"{path}, line {line}, column '{column}': '{text}' is not a number; fix it or leave it empty")
     metric = column_of(column) or column
-    if value < LOWEST.get(metric, -math.inf):
+    lowest = next((fact.lowest for fact in CATALOG.values() if fact.mmhm == metric), None)
+    if lowest is not None and value < lowest:
         raise BenchError(
             f"{path}, line {line}, column '{column}': {text} is impossible, {metric} is never below "
-            f"{LOWEST[metric]:g}; fix it or leave it empty"
+            f"{lowest:g}; fix it or leave it empty"
         )
     return value + 0.0  # -0.0 is 0.0
 

@@ -120,8 +120,6 @@ def with_interval(value: Value | None, digits: int = 4) -> str:
 
 USUAL = {"sampler": ("native", "images"), "dtype": ("float32", "uint8")}
 """Settings that need no mention."""
-DROPPED = ("first", "ACCURACY", "PICK", "CLIP", "IS")
-"""Columns that a narrow page goes without, the first one first."""
 
 
 CLIPPED = "^"
@@ -149,7 +147,7 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     the rows are sorted by has a column, and samples that failed have one where there are any.
     """
     columns = leaderboard_columns(found, sort)
-    for heading in DROPPED:
+    for heading in _dropped():
         if _width(columns, found) <= width:
             break
         columns = [column for column in columns if column.heading != heading or heading == (sort or "").upper()]
@@ -184,6 +182,13 @@ def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
     if any(row.cell["failures"] for row in found):
         columns.append(Column("failed", partial(_count, "failures")))
     return columns
+
+
+def _dropped() -> list[str]:
+    """Return the columns that a narrow page goes without, the first one first: all metrics but the foremost."""
+    from results.catalog import CATALOG
+
+    return ["first", *(name.upper() for name, fact in reversed(CATALOG.items()) if fact.summary)][:-1]
 
 
 def _width(columns: Sequence[Column], rows: Sequence[Row]) -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 GUIDANCE_KINDS = ("none", "classifier-free", "embedded", "autoguidance")
+SAMPLERS = ("native", "plain")
+"""Sampler settings that every card has: its own presets, and none."""
 WEIGHT_FORMATS = ("safetensors", "torch", "flax-msgpack", "orbax", "pickle")
 
 

@@ -41,6 +41,10 @@ class Unavailable(ValueError):
     """The metric cannot be computed; the message says why."""
 
 
+UNLABELLED = "needs the class asked for of every image"
+"""Why there is no value where nobody says which class the images are of."""
+
+
 class Cell:
     """Outputs, references and blocks of one cell, and what several metrics share.
 
@@ -74,6 +78,13 @@ class Cell:
     def one_block(self) -> np.ndarray:
         """All samples in one block, int64 [N]."""
         return np.zeros(self.outputs.n, dtype=np.int64)
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Class asked for, int64 [N]. Raises Unavailable (UNLABELLED) if there are none."""
+        if self.labels is None:
+            raise Unavailable(UNLABELLED)
+        return self.labels
 
     def array(self, name: str) -> np.ndarray:
         """Return a judge's output [N, ...]. Raises Unavailable if it is not there, not finite or of a single image."""

@@ -31,14 +31,12 @@ def _accuracy(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
 
 
 def _agreement(cell: Cell, fact: MetricFact, options: Options) -> np.ndarray:
-    if cell.labels is None:
-        raise Unavailable("needs the class asked for of every image")
-    logits = cell.array(fact.array)
-    classes = options["num_classes"] or int(np.max(cell.labels)) + 1
+    asked, logits = cell.asked, cell.array(fact.array)
+    classes = options["num_classes"] or int(np.max(asked)) + 1
     if logits.shape[1] != classes:
         raise Unavailable(f"the judge has {logits.shape[1]} classes, the labels {classes}; they cannot be compared")
     named = np.concatenate([np.argmax(block, axis=1) for block in row_blocks(logits)])
-    return (named == cell.labels).astype(np.float64)
+    return (named == asked).astype(np.float64)
 
 
 def _means_without(values: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.card import GUIDANCE_KINDS, ModelCard
+from bench.contracts.card import GUIDANCE_KINDS, SAMPLERS, ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
@@ -172,7 +172,7 @@ def _settings(adapter: Adapter) -> str:
     adapter.Settings.checked({}, adapter.card.name)
     presets = [preset.steps[0] for preset in adapter.card.presets]
     for steps in (_smallest_steps(adapter), *presets):
-        for sampler in ("plain", "native"):
+        for sampler in SAMPLERS:
             adapter.resolve_settings(steps, sampler)
     try:
         adapter.resolve_settings(_smallest_steps(adapter), overrides={"no_such_setting": 1})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 
@@ -12,11 +14,18 @@ def quantise(images: Tensor, rule: str, levels: int = 256) -> Tensor:
     127.5 x + 128, as SiT, MeanFlow and SoFlow do (1.0 clamps to 255). `trunc255`: truncate 255 (x + 1)/2, as UCGM and
     RAE do (half a grey level darker).
     """
-    unit = (images.double().clamp(-1.0, 1.0) + 1.0) / 2.0
-    if rule == "trunc255":
-        return (unit * 255.0).floor().byte()
-    if rule == "trunc128":
-        return (unit * 255.0 + 0.5).floor().clamp(0, 255).byte()
+    return RULES[rule]((images.double().clamp(-1.0, 1.0) + 1.0) / 2.0, levels).byte()
+
+
+def _round(unit: Tensor, levels: int) -> Tensor:
     steps = levels - 1
     level = (unit * steps + 0.5).floor().clamp(0, steps)
-    return (level * 255.0 / steps + 0.5).floor().byte()
+    return (level * 255.0 / steps + 0.5).floor()
+
+
+RULES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "round": _round,
+    "trunc128": lambda unit, _: (unit * 255.0 + 0.5).floor().clamp(0, 255),
+    "trunc255": lambda unit, _: (unit * 255.0).floor(),
+}
+"""Grey values, float64, of values in [0, 1], by rule of the protocol."""

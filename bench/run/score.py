@@ -15,8 +15,10 @@ import torch
 from bench.judges.base import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import fixed_threads
+from bench.metrics.cell import UNLABELLED
 from bench.metrics.inception import order_of_content
 from bench.metrics.measure import SkippedMetric
+from bench.metrics.registry import fact_of
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
 from bench.run.needs import needs_of_judging, require
@@ -37,7 +39,6 @@ from bench.run.shard import judge_batch, shrink
 from bench.run.worker import load_judges
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
-from results.catalog import CATALOG
 from results.cells import CellDirectory, sweep_if_idle
 from results.errors import BenchError, StoreError
 from results.files import mark
@@ -47,8 +48,6 @@ from results.store import connect, finish_runs, now
 
 BATCH = 64
 """Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""
-NEED_CLASSES = ("accuracy", "top1")
-"""Metrics that need labels though their judge reads images alone."""
 
 
 def score_images(
@@ -148,7 +147,7 @@ def name_of(source: Path) -> str:
 
 def _why(skipped: SkippedMetric, images: ImageSource, needing: Collection[str]) -> str:
     """Return the true reason of a missing metric: no labels, where it needs them."""
-    if images.labels is None and (CATALOG[skipped.name].judge in needing or skipped.name in NEED_CLASSES):
+    if images.labels is None and (fact_of(skipped.name).judge in needing or skipped.reason == UNLABELLED):
         return images.unlabelled
     return skipped.reason
 
