@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.
 
     The block makes a file or a directory there. A file is flushed to the disk before it is renamed; a directory takes
-    the place of the one that was there.
+    the place of the one that was there, a file that of a link. Raises BenchError when a device, a pipe or a socket is
+    there.
     """
+    with suppress(OSError):
+        _check_kind(target, target.stat().st_mode, directory=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{mark()}.tmp")
     try:
@@ -49,6 +53,37 @@ def write_atomically(path: Path, payload: bytes, option: str = "--runs-dir") -> 
             _fill(temporary, payload)
     except OSError as error:
         raise disk_error(path, error, option) from error
+
+
+def output_file(path: Path, option: str, source: Path | None = None) -> Path:
+    """Return the file that a path given with `option` stands for: where a link leads, so that the link stays one.
+
+    Raises BenchError, before any work, unless that is a regular file or nothing yet, and not the `source` itself.
+    """
+    try:
+        _check_kind(path, path.stat().st_mode, option)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # made, or refused, when it is written
+    except OSError as error:
+        raise disk_error(path, error, option) from error
+    real = Path(os.path.realpath(path))
+    if source is not None and real == Path(os.path.realpath(source)):
+        raise BenchError(f"{path}: is what is read; choose another place with {option}")
+    return real
+
+
+KINDS: dict[Callable[[int], bool], str] = {
+    stat.S_ISDIR: "a directory",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+}
+
+
+def _check_kind(path: Path, mode: int, option: str = "--output", directory: bool = False) -> None:
+    if stat.S_ISREG(mode) or (directory and stat.S_ISDIR(mode)):
+        return
+    kind = next((name for test, name in KINDS.items() if test(mode)), "a device")
+    raise BenchError(f"{path}: is {kind}, which a file would replace; choose another place with {option}")
 
 
 DAY = 24 * 3600

@@ -31,14 +31,16 @@ def export(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write one table of the database to a file."""
+    from results.files import output_file
     from results.store import export as export_table
 
     path = output or Path(f"{table}.{format}")
+    database = runs_directory(runs_dir) / "bench.duckdb"
     if path == Path("-"):
         target: Path | BinaryIO = typer.get_binary_stream("stdout")
     else:
-        target = path
-    count = export_table(runs_directory(runs_dir) / "bench.duckdb", table, format, target, raw=raw)
+        target = output_file(path, "--output", database)
+    count = export_table(database, table, format, target, raw=raw)
     console().print(f"{count:,} rows: {path}", markup=False)
 
 

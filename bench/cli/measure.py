@@ -252,16 +252,18 @@ def report(
     """Write the results as one HTML page. It is self-contained and opens offline."""
     from report import write_report
     from results.errors import ReportError
+    from results.files import output_file
     from results.training import spaces_of
 
     runs = runs_directory(runs_dir)
+    database, place = runs / "bench.duckdb", output or runs / "report.html"
+    target = output_file(place, "--output", database)
     try:
         without = () if exclude is None else spaces_of(exclude)
-        page = output or runs / "report.html"
-        path = write_report(runs / "bench.duckdb", page, protocol=protocol, without_trained_on=without)
+        write_report(database, target, protocol=protocol, without_trained_on=without)
     except ReportError as error:
         raise BenchError(str(error)) from error
-    console().print(f"Report: {path}", markup=False, soft_wrap=True)
+    console().print(f"Report: {place}", markup=False, soft_wrap=True)
 
 
 def score(

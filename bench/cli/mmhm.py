@@ -39,7 +39,9 @@ def mmhm(
 ) -> None:
     """Score a CSV by MMHM. By default as published: bounds from the rows, nothing clipped."""
     from results.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
+    from results.files import output_file
 
+    target = None if write_bounds is None else output_file(write_bounds, "--write-bounds", file)
     table = read_table(file)
     if not math.isfinite(eps):
         raise BenchError(f"--eps: {eps} is not a finite number; the paper takes 0.001")
@@ -51,8 +53,8 @@ def mmhm(
     _check_bounds(result.bounds, bounds)
     if bounds is not None and given is not None:
         _check_complete(given, bounds)
-    if write_bounds is not None:
-        _write(write_bounds, result.bounds)
+    if target is not None:
+        _write(target, result.bounds)
     scores = five_significant(result.scores)
     values = list(zip(*(_column(table, column) for column in COLUMNS), strict=True))
     if as_json:
