@@ -79,17 +79,28 @@ class Column(NamedTuple):
     required: bool
 
 
-@functools.cache
 def columns_of(table: str) -> tuple[Column, ...]:
     """Return the columns of a table, in the schema's order."""
+    return _schema_columns()[table]
+
+
+@functools.cache
+def _schema_columns() -> Mapping[str, tuple[Column, ...]]:
     with duckdb.connect() as connection:
         connection.execute(schema())
-        found = connection.execute(
-            "SELECT column_name, data_type, NOT is_nullable FROM duckdb_columns() WHERE table_name = ? "
-            "ORDER BY column_index",
-            [table],
-        ).fetchall()
-    return tuple(Column(*row) for row in found)
+        return stored_columns(connection)
+
+
+def stored_columns(connection: duckdb.DuckDBPyConnection) -> Mapping[str, tuple[Column, ...]]:
+    """Return the columns of every table of an open database."""
+    found: dict[str, tuple[Column, ...]] = {}
+    rows = connection.execute(
+        "SELECT table_name, column_name, data_type, NOT is_nullable FROM duckdb_columns() WHERE NOT internal "
+        "ORDER BY table_name, column_index"
+    )
+    for table, *column in rows.fetchall():
+        found[table] = (*found.get(table, ()), Column(*column))
+    return found
 
 
 def schema() -> str:

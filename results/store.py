@@ -21,7 +21,7 @@ import duckdb
 
 from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError, one_line
 from results.files import FULL, disk_error, sweep, writing
-from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema
+from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema, stored_columns
 
 SCHEMA_VERSION = 5
 TABLES = (
@@ -219,7 +219,20 @@ def _schema_version(connection: duckdb.DuckDBPyConnection, path: Path, write: bo
         raise StoreError(
             f"{path}: its schema is version {version}, this program knows {SCHEMA_VERSION}; upgrade fewstep-bench"
         )
+    if version == SCHEMA_VERSION:
+        _check_columns(connection, path)
     return version
+
+
+def _check_columns(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raise DamagedDatabaseError unless the tables have the schema's columns; more are of a later version."""
+    stored = stored_columns(connection)
+    for table in TABLES:
+        there = {column.name: column.type for column in stored.get(table, ())}
+        for column in columns_of(table):
+            if there.get(column.name) != column.type:
+                kind = f"is {there[column.name]}, not {column.type}" if column.name in there else "is not there"
+                raise _damaged(path, f"its tables are not ours: {table}.{column.name} {kind}")
 
 
 def check_foreign(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -15,9 +15,11 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import duckdb
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save
@@ -77,9 +79,9 @@ class Generator:
 
     def case(self) -> Case:
         makers = [self.options] * 5 + [
-            self.protocol, self.baseline, self.table, self.bounds, self.images, self.images, self.data_set,
-            self.weights, self.weights, self.database, self.database, self.record, self.record,
-            self.shard, self.reference, self.recording, self.labels,
+            self.protocol, self.card, self.baseline, self.table, self.bounds, self.images, self.images, self.data_set,
+            self.weights, self.weights, self.database, self.tables, self.tables, self.record, self.record,
+            self.shard, self.reference, self.recording, self.labels, self.measuring,
         ]  # fmt: skip
         make = self.rng.choice(makers)
         case = make()
@@ -96,8 +98,7 @@ class Generator:
             if parameter.name in ("help", "version"):
                 continue
             argument = not parameter.opts[0].startswith("-")
-            wanted = parameter.required or self.rng.random() < 0.25
-            if not wanted or (parameter.name in SPAWNING):
+            if not (parameter.required or self.rng.random() < 0.25):
                 continue
             if getattr(parameter, "is_flag", False):
                 words.append(parameter.opts[0])
@@ -116,9 +117,10 @@ class Generator:
         known = SENSIBLE.get(name)
         if known and self.rng.random() < 0.4:
             return self.rng.choice(known)
-        output = name in ("output", "write", "write_bounds", "directory", "runs_dir")
-        if output:
-            return self.rng.choice(["out", "folder", "missing/deep/out", "x" * 300, "file/below", "", "\x1b[31m", "é"])
+        if name == "workers":  # "0" is a process per core: `measuring` starts some
+            return self.rng.choice([text for text in TEXTS if text != "0"])
+        if name in ("output", "write", "write_bounds", "directory", "runs_dir"):
+            return self.rng.choice(OUTPUTS)
         if self.rng.random() < 0.25:
             return self.rng.choice(PLACES)
         return self.rng.choice(TEXTS)
@@ -210,7 +212,8 @@ class Generator:
         return buffer.getvalue()
 
     def protocol(self) -> Case:
-        path = str(self.write("mine.toml", self.toml(PROTOCOL)))
+        text = PROTOCOL if self.rng.random() < 0.6 else self.rng.choice(SHIPPED).read_text(encoding="utf-8")
+        path = str(self.write("mine.toml", self.toml(text)))
         words = self.rng.choice(
             [
                 ["run", "--dry-run", "--protocol", path],
@@ -235,6 +238,39 @@ class Generator:
             ]
         )
         return Case(words, "")
+
+    def card(self) -> Case:
+        """A model's card as a file of its own, which every command takes where it takes a name."""
+        name = self.rng.choice(["gaussian", "digits-dmd"])
+        lines = CARDS[name].replace("../weights", str(WEIGHTS)).splitlines()
+        path = str(self.write("mine.toml", self.toml("\n".join(lines))))
+        asked = ["--model", path, "--protocol", self.rng.choice(["digits", "gaussian"])]
+        words = self.rng.choice(
+            [
+                ["run", "--num-samples", "20", "--workers", "1", "--steps", "1", "--cfg", "1", *asked],
+                ["run", "--dry-run", *asked], ["fetch", "--dry-run", *asked], ["show", path],
+                ["adapter", "check", path, "--timeout", "20"], ["weights", "add", path, path], ["models", path],
+            ]
+        )  # fmt: skip
+        return Case(words, name)
+
+    def measuring(self) -> Case:
+        """A small run with what it may be told of how it runs, well and badly."""
+        words = ["run", "--protocol", "gaussian", "--steps", "1", "--cfg", "1", "--num-samples", "20"]
+        told = {
+            "workers": [*TEXTS[1:], "1", "2"], "executor": [*TEXTS, "local", "ray"], "device": [*TEXTS, "cpu:0"],
+            "timeout": [*TEXTS, "0.001", "0.5", "1e-9"], "dtype": [*TEXTS, "bfloat16", "float16", "float64"],
+            "option": [*TEXTS, "steps=1", "sampler=x", "=", "a=b=c", "a=1,2", "method=null", "x=[1]", "deviation=nan"],
+            "batch-size": [*TEXTS, "1", "7"], "seed": TEXTS, "select-on": TEXTS, "sampler": [*TEXTS, "plain"],
+        }  # fmt: skip
+        for option in self.rng.sample(sorted(told), self.rng.choice([1, 1, 2])):
+            value = self.rng.choice(told[option])
+            words += [f"--{option}={'1' if (option, value) == ('workers', '0') else value}"]
+        if not any(word.startswith(("--workers", "--timeout")) for word in words):
+            words += ["--workers=1"]
+        if self.rng.random() < 0.3:
+            words += ["--runs-dir", str(self.runs()), "--fresh"]
+        return Case(words, " ".join(words[9:])[:80])
 
     def baseline(self) -> Case:
         tree = {
@@ -340,13 +376,29 @@ class Generator:
         return Case(words, "")
 
     def labels(self) -> Case:
-        lines = ["ImageId,PredictionString", "ILSVRC2012_val_00000001,n01440764 1 2 3 4", "x,"]
-        content = "\n".join(lines).encode()
-        content = self.damage(content) if self.rng.random() < 0.5 else content
-        path = self.write("labels.csv", content)
-        self.write("val/ILSVRC2012_val_00000001.JPEG", self.png())
-        data = str(self.place / "val")
-        return Case(["reference", "build", "mine", "--data", data, "--kind", "imagenet-val", "--labels", str(path)], "")
+        rng, names = self.rng, [f"ILSVRC2012_val_0000000{number}" for number in (1, 2, 3)]
+        for name in names:
+            self.write(f"val/{name}.JPEG", self.png())
+        synsets = ["n01440764", "n01443537", "n15075141"]
+        lines = rng.choice(
+            [
+                ["ImageId,PredictionString", *(f"{n},{s} 1 2 3 4" for n, s in zip(names, synsets, strict=True))],
+                [f"{n}.JPEG {k}" for k, n in enumerate(names)], [f"{n}\t{s}" for n, s in zip(names, synsets, strict=True)],
+                synsets, ["490", "361", "171"], [f'"{n}";"{k}"' for k, n in enumerate(names)],
+            ]
+        )  # fmt: skip
+        for _ in range(rng.choice([0, 0, 1, 1, 2])):
+            at = rng.randrange(len(lines))
+            odd = rng.choice([*TEXTS, "n00000000", "1000", "999", "x,", f"{names[0]} 5"]).replace("\udcff", "?")
+            lines[at] = rng.choice([odd, lines[at] + odd, f"{names[0]},{odd}", lines[at] + "\n" + lines[at]])
+        content = rng.choice(["\n", "\r\n", "\r"]).join(lines).encode()
+        content = self.damage(content) if rng.random() < 0.3 else content
+        path = self.write(rng.choice(["labels.csv", "labels.txt", "labels.json", "labels"]), content)
+        protocol = self.write("mine.toml", PROTOCOL.encode())
+        words = ["reference", "build", "mine", "--data", str(self.place / "val"), "--protocol", str(protocol)]
+        words += ["--kind", "imagenet-val", "--labels", str(path)]
+        words += rng.choice([[], [], [], ["--first-label", "0"], ["--first-label", "1"], ["--first-label", "-1"]])
+        return Case(words, "")
 
     def weights(self) -> Case:
         rng, tensors = self.rng, {"a": np.ones((2, 3), np.float32), "b.weight": np.zeros(4, np.float32)}
@@ -399,15 +451,65 @@ class Generator:
         words = [other if word == "other" else word for word in self.reading()]
         return Case(words, "", [self.place / "out"])
 
+    def tables(self) -> Case:
+        """A database whose tables somebody changed, with its cells' directories or without."""
+        rng, runs = self.rng, self.runs()
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            with duckdb.connect(str(runs / "bench.duckdb")) as connection, suppress(duckdb.Error):
+                connection.execute(self.statement(connection))
+        if rng.random() < 0.5:
+            shutil.rmtree(runs / "cells")
+        other, export = self.place / "other", ["export", rng.choice(["cells", "metrics", "runs"]), "--output", "out"]
+        words = rng.choice([["merge", "other"], ["reindex"], ["reindex", "--drop"], export, self.reading()])
+        if words == ["merge", "other"]:
+            runs.rename(other)
+            words = ["merge", rng.choice(["other", "other/bench.duckdb"])]
+        return Case(words, " ".join(words), [self.place / "out"])
+
+    def statement(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """Return one change of a table."""
+        rng = self.rng
+        names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        table = rng.choice(sorted(names))
+        columns = connection.execute(
+            f"SELECT column_name FROM duckdb_columns() WHERE table_name = '{table}'"
+        ).fetchall()
+        column = rng.choice(sorted(columns))[0]
+        text = rng.choice(TEXTS).replace("\udcff", "?").replace("'", "''")
+        value = rng.choice(["NULL", "-1", "'nan'", "1e308", "9223372036854775807", "''", f"'{text}'", "'[1, {'", "0"])
+        view = f'CREATE VIEW "{table}" AS SELECT * FROM "old"'
+        return rng.choice(
+            [f'UPDATE "{table}" SET "{column}" = {value}'] * 5
+            + [f'UPDATE "{table}" SET "{column}" = {value} WHERE rowid = 0'] * 3
+            + [
+                f'DROP TABLE "{table}"', f'DELETE FROM "{table}"', f'ALTER TABLE "{table}" DROP COLUMN "{column}"',
+                f'ALTER TABLE "{table}" ADD COLUMN "{text or "x"}" INTEGER',
+                f'ALTER TABLE "{table}" ALTER COLUMN "{column}" TYPE VARCHAR',
+                f'ALTER TABLE "{table}" ALTER COLUMN "{column}" DROP NOT NULL',
+                f'INSERT INTO "{table}" SELECT * FROM "{table}"', f'ALTER TABLE "{table}" RENAME TO "old"; {view}',
+                f"UPDATE schema_version SET version = {rng.choice(['0', '1', '4', '99', '-1', 'NULL'])}",
+                f'CREATE OR REPLACE TABLE "{table}" AS SELECT * FROM range(3)',
+                "CREATE VIEW more AS SELECT * FROM read_text('/etc/hostname')", "DROP TABLE schema_version",
+            ]
+        )  # fmt: skip
+
     def record(self) -> Case:
         path = self.rng.choice(sorted(self.runs().glob("cells/*/result.json")))
         path.write_bytes(self.json(json.loads(path.read_text())))
         if self.rng.random() < 0.7:
             (self.place / "runs" / "bench.duckdb").unlink()
-        if self.rng.random() < 0.3:
+        words = self.rng.choice(
+            [
+                ["reindex"],
+                ["merge", "other"],
+                ["remove", "gaussian@1", "--yes"],
+                [*SMALLEST, "--steps", "1"],
+                self.reading(),
+            ]
+        )
+        if words == ["merge", "other"]:
             (self.place / "runs").rename(self.place / "other")
-        words = self.rng.choice([["reindex"], ["merge", "other"], [*SMALLEST, "--steps", "1"], self.reading()])
-        return Case(words, "", [self.place / "out"])
+        return Case(words, " ".join(words), [self.place / "out"])
 
     def shard(self) -> Case:
         path = self.rng.choice(sorted(self.runs().glob("cells/*/result.json")))
@@ -465,8 +567,17 @@ class Generator:
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDINGS = [GOLDEN / name for name in ("metrics-kid-a", "metrics-mmhm-a", "metrics-is-a", "metrics-resize-a")]
-SPAWNING = ("workers", "executor")
-"""Options that would start a thousand processes where a value happens to be allowed."""
+ROOT = Path(__file__).parents[2]
+CARDS = {
+    "gaussian": (ROOT / "adapters/cards/gaussian.toml").read_text(),
+    "digits-dmd": (ROOT / "adapters/digits/cards/digits-dmd.toml").read_text(),
+}
+WEIGHTS = ROOT / "adapters/digits/weights"
+SHIPPED = sorted((ROOT / "protocols").glob("*.toml"))
+OUTPUTS = [
+    "out", "folder", "missing/deep/out", "x" * 300, "file/below", "", "\x1b[31m", "é", "/dev/null", "/dev/full", "/proc/x",
+    "/dev/stdout", "link", "file", "mine.toml", "runs/bench.duckdb", "runs",
+]  # fmt: skip
 SMALLEST = ["run", "--protocol", "gaussian", "--cfg", "1", "--num-samples", "20", "--workers", "1"]
 SMALL = ["--num-samples=20", "--workers=1"]
 SAFE = {
@@ -478,7 +589,7 @@ SENSIBLE = {
     "model": ["gaussian", "digits-dmd", "sit-xl"], "protocol": ["gaussian", "digits"], "table": ["cells", "metrics"],
     "format": ["csv", "json", "parquet"], "names": ["judges", "digits-dmd"], "steps": ["1", "1,2"], "a": ["gaussian"],
     "b": ["gaussian"], "sort": ["fid", "mmhm"], "name": ["gaussian", "mine", "digits"], "device": ["cpu"],
-    "dtype": ["bf16"], "role": ["weights"],
+    "dtype": ["bfloat16"], "role": ["weights"], "executor": ["local"], "timeout": ["10"], "option": ["method=euler"],
 }  # fmt: skip
 
 

@@ -132,6 +132,7 @@ def main() -> None:
         place.mkdir(parents=True)
         (place / "folder").mkdir()
         (place / "file").write_text("x")
+        (place / "link").symlink_to("file")
         os.chdir(place)
         case = Generator(asked.seed, index, place, finished).case()
         if asked.show:

@@ -75,6 +75,28 @@ def test_a_database_of_another_program_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("ALTER TABLE per_class DROP COLUMN value", "per_class.value is not there"),
+        ("ALTER TABLE cells ALTER COLUMN nfe TYPE VARCHAR", "cells.nfe is VARCHAR, not DOUBLE"),
+        ("DROP TABLE runs", "runs.run_id is not there"),
+    ],
+)
+def test_a_database_whose_tables_were_changed_is_refused(database, change, line):
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(change)
+    with pytest.raises(StoreError, match=line), connect(database):
+        pass
+
+
+def test_a_column_of_a_later_version_is_no_damage(database):
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("ALTER TABLE cells ADD COLUMN later INTEGER")
+    with connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM cells").fetchone()
+
+
 def test_a_database_locked_by_another_process_is_one_line(database):
     code = f"import duckdb, sys; c = duckdb.connect({str(database)!r}); print('locked', flush=True); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
