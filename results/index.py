@@ -117,7 +117,7 @@ def reindex(runs: Path, *, drop: bool = False, without: Sequence[str] = ()) -> R
                 records.append(stored[name])
             elif not unfinished:
                 faults.append(Fault(name, f"{directory.result_path}: {reason}"))
-        if not records and not without and not dropped:
+        if not (records or without or dropped or damaged):
             if faults:
                 raise StoreError(f"{runs}: no cell can be indexed: {faults[0].cell}: {faults[0].reason}")
             raise StoreError(f"{runs}: no finished cells to index; 'bench run' makes them")
@@ -125,12 +125,14 @@ def reindex(runs: Path, *, drop: bool = False, without: Sequence[str] = ()) -> R
         aside: list[Path] = []
         try:
             with writing(database) as temporary:
-                with connect(temporary, write=True) as connection:
-                    refused = index_records(connection, records)
-                    rank(connection)
-                    finish_runs(connection, now().isoformat())
-                    connection.execute("CHECKPOINT")
-                remove(write_ahead_log(temporary))
+                try:
+                    with connect(temporary, write=True) as connection:
+                        refused = index_records(connection, records)
+                        rank(connection)
+                        finish_runs(connection, now().isoformat())
+                        connection.execute("CHECKPOINT")
+                finally:
+                    remove(write_ahead_log(temporary))
                 if damaged:
                     aside = _put_aside(database)
                 # What the log holds is in the directories; beside the new file it would make that unreadable.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 import duckdb
 
 from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError, one_line
-from results.files import FULL, disk_error, sweep, writing
+from results.files import FULL, disk_error, mark, remove, sweep, writing
 from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema, stored_columns
 
 SCHEMA_VERSION = 5
@@ -117,6 +118,8 @@ def write_ahead_log(path: Path) -> Path:
 
 def _open(path: Path, write: bool, retry: bool, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
     _check_first_bytes(path)
+    if write and not path.exists():
+        _make(path)
     deadline = time.monotonic() + (WAIT_SECONDS if retry else 0.0)
     config = ALONE if scratch is not None else {**ALONE, "enable_external_access": "false"}
     while True:
@@ -135,6 +138,31 @@ def _open(path: Path, write: bool, retry: bool, scratch: Path | None = None) -> 
             connection.execute(f"SET allowed_directories = ['{place}']")
             connection.execute("SET enable_external_access = false")
         return connection
+
+
+def _make(path: Path) -> None:
+    """Put an empty database at `path`, whole or not at all, unless another process is first."""
+    temporary = path.with_name(f"{path.name}.{mark()}.tmp")
+    try:
+        with _closing(duckdb.connect(str(temporary), config=ALONE)) as connection:
+            create_schema(connection)
+            connection.execute("CHECKPOINT")
+        try:
+            os.link(temporary, path)  # fails where a rename would replace what another process has filled
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            if not path.exists():
+                temporary.replace(path)
+    except duckdb.Error as error:
+        fault = fault_of(path, error)
+        raise fault or error from error
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+            remove(write_ahead_log(temporary))
 
 
 def _check_first_bytes(path: Path) -> None:

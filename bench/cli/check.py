@@ -70,25 +70,27 @@ def check(
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device
     from bench.run.gate import Leniency, Machine, Narrowing, check_baseline, write_baseline
-    from results.files import write_atomically
+    from results.files import output_file, write_atomically
 
     if (baseline is None) == (write is None):
         raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
     models = parse_models(model) if model is not None else None
     counts = parse_steps(steps) if steps is not None else None
     scales = parse_scales(cfg) if cfg is not None else None
-    if write is not None:
+    target = None if write is None else output_file(write, "--write")
+    if target is not None:
         compares = {"tolerance": tolerance, "allow-better": allow_better, "accept": accept}
         given = compares | {"junit": junit, "json": as_json}
         _refuse(given, "compares; leave it out with --write")
         asked = _asked(protocol or PROTOCOL, models, counts or parse_steps(STEPS), num_samples or NUM_SAMPLES)
         asked = asked._replace(cfg=scales, seed=seed, options=parse_options(option or []))
         with RunProgress(console()) as progress:
-            written = write_baseline(write, asked, Machine(parse_device(device), workers, progress, weights))
+            written = write_baseline(target, asked, Machine(parse_device(device), workers, progress, weights))
         count = sum(map(len, written.cells.values()))
         console().print(f"Baseline of {count} metrics: {write}", markup=False)
         return
     assert baseline is not None
+    page = None if junit is None else output_file(junit, "--junit", baseline)
     own = {"protocol": protocol, "num-samples": num_samples, "seed": seed, "option": option}
     _refuse(own, "is the baseline's; leave it out, or make another with --write")
     leniency = Leniency(_tolerances(tolerance or []), _kinds(accept), allow_better)
@@ -103,8 +105,8 @@ def check(
         if found.verdict not in ("same", "not compared"):
             write_line(str(found))
     line = _line(outcome.counted("metric"), outcome.counted("cost"))
-    if junit is not None:
-        write_atomically(junit, junit_xml(outcome).encode(), "--junit")
+    if page is not None:
+        write_atomically(page, junit_xml(outcome).encode(), "--junit")
     if github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true":
         for text in github_annotations(outcome, baseline):
             write_line(text)

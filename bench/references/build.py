@@ -240,7 +240,7 @@ class _Build:
         path = self.partial / f"{stem}.npy"
         if continued and path.exists():
             return np.lib.format.open_memmap(path, mode="r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.source), *shape))
+        return _reserved(path, dtype, (len(self.source), *shape))
 
     def _store(self, judge: Judge) -> BuiltReference:
         """Move what one judge said to its place, without the rows of unreadable images, and add its moments."""
@@ -378,9 +378,18 @@ def _facts(request: BuildRequest, judge: Judge, kind: str, data: str, n: int, ou
     }
 
 
+def _reserved(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new array on the disk, with room for all of it: without, a full disk ends the process by a signal."""
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def _keep_rows(rows: np.ndarray, kept: np.ndarray, path: Path) -> np.ndarray:
     """Write the rows `kept` to `path`, block by block, and return them memory-mapped."""
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=rows.dtype, shape=(len(kept), *rows.shape[1:]))
+    target = _reserved(path, rows.dtype, (len(kept), *rows.shape[1:]))
     start = 0
     for block in np.array_split(kept, max(1, -(-len(kept) // 4096))):
         target[start : start + len(block)] = rows[block]
