@@ -90,7 +90,7 @@ def check(
         console().print(f"Baseline of {count} metrics: {write}", markup=False)
         return
     assert baseline is not None
-    page = None if junit is None else output_file(junit, "--junit", baseline)
+    report = None if junit is None else output_file(junit, "--junit", baseline)
     own = {"protocol": protocol, "num-samples": num_samples, "seed": seed, "option": option}
     _refuse(own, "is the baseline's; leave it out, or make another with --write")
     leniency = Leniency(_tolerances(tolerance or []), _kinds(accept), allow_better)
@@ -105,8 +105,8 @@ def check(
         if found.verdict not in ("same", "not compared"):
             write_line(str(found))
     line = _line(outcome.counted("metric"), outcome.counted("cost"))
-    if page is not None:
-        write_atomically(page, junit_xml(outcome).encode(), "--junit")
+    if report is not None:
+        write_atomically(report, junit_xml(outcome).encode(), "--junit")
     if github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true":
         for text in github_annotations(outcome, baseline):
             write_line(text)
