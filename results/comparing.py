@@ -10,14 +10,24 @@ from typing import Any, Literal, NamedTuple
 import duckdb
 import numpy as np
 
+from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
-from results.leaderboard import Row, measured_facts, rows
+from results.leaderboard import Row, Value, measured_facts, rows
 from results.rank_sets import possible_bests
-from results.statistics import FEWEST_BLOCKS, Interval, PairedDifference, paired_difference, win_rate
+from results.statistics import (
+    FEWEST_BLOCKS,
+    Interval,
+    PairedDifference,
+    difference_of_shares,
+    paired_difference,
+    win_rate,
+)
 from results.store import connect, dictionaries
 
 TIED = "tied"
+ROUNDING = 1e-12
+"""Standard error of a share below which no block moves it."""
 UNBOUNDED = 1000.0
 """A ratio that may be so many times the one measured has no upper end: the divisor may be zero."""
 
@@ -55,17 +65,39 @@ class Comparison(NamedTuple):
 
 
 def paired(a: Row, b: Row, metric: str, scale: float = 1.0) -> PairedDifference | None:
-    """Return a - `scale` b in `metric` or the composite; None where rows share no blocks (read them with `blocks`)."""
+    """Return a - `scale` b in `metric` or the composite; None where rows share no blocks (read them with `blocks`).
+
+    None, too, of fewer than `statistics.FEWEST_BLOCKS`. Of shares that no block moves, as 1 and 1, the interval is made
+    of the shares' own.
+    """
     one, other = a.measured(metric), b.measured(metric)
     if one is None or other is None or not one.jackknife or not other.jackknife:
         return None
     if a.cell["ranking"] != b.cell["ranking"] or len(one.jackknife) != len(other.jackknife):
         return None
+    if len(one.jackknife) < FEWEST_BLOCKS:
+        return None
     values, left, reference = (
         None if part is None else scale * np.asarray(part, dtype=np.float64)
         for part in (other.value, other.jackknife, other.jackknife_reference)
     )
-    return paired_difference(one.value, one.jackknife, values, left, one.jackknife_reference, reference)
+    difference = paired_difference(one.value, one.jackknife, values, left, one.jackknife_reference, reference)
+    return unmoved_shares(difference, one, other, a.fact(metric), scale)
+
+
+def unmoved_shares(
+    difference: PairedDifference, one: Value, other: Value, fact: MetricFact, scale: float = 1.0
+) -> PairedDifference:
+    """Return the difference of two values of a metric, with the interval of two shares where no block moves it."""
+    if (fact.lowest, fact.highest) != (0.0, 1.0) or difference.standard_error > ROUNDING:
+        return difference
+    ends = [one.value, one.low, one.high, other.value, other.low, other.high]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
+        return difference
+    low, high = difference_of_shares(known[:3], [scale * end for end in known[3:]])
+    low, high = min(low, difference.low), max(high, difference.high)
+    return difference._replace(low=low, high=high, sign=int(low > 0) - int(high < 0))
 
 
 class Ratio(NamedTuple):

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of, trained_among
+from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of, trained_among, unmoved_shares
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows, sorted_rows
 from results.rank_sets import simultaneous_differences
-from results.statistics import FEWEST_BLOCKS
+from results.statistics import FEWEST_BLOCKS, PairedDifference
 from results.store import connect
 
 
@@ -83,9 +83,9 @@ def compare_several(database: Path, names: Sequence[str], seed: int | None = Non
     return Matrix([title_of(cell) for cell in found], members, pairs)
 
 
-def _pairs(found: Sequence[Row], metric: str) -> list[Pair]:
+def _pairs(measured: Sequence[Row], metric: str) -> list[Pair]:
     """Return the pairs of the rows that have the metric, all on the same blocks; none where there are too few."""
-    members = [(row, value) for row in found if (value := row.measured(metric)) is not None and value.jackknife]
+    members = [(row, value) for row in measured if (value := row.measured(metric)) is not None and value.jackknife]
     if len(members) < 2 or len({shared_blocks(row, metric) for row, _ in members}) > 1:
         return []
     left = np.array([value.jackknife for _, value in members])
@@ -100,11 +100,13 @@ def _pairs(found: Sequence[Row], metric: str) -> list[Pair]:
         leave_reference_out=np.array(reference) if all(reference) else None,
     )
     pairs = []
-    for (one, other), value, low, high, _, sign in zip(index, *differences, strict=True):
-        a, b = members[one][0], members[other][0]
-        better = sign * a.fact(metric).sign
+    for (one, other), *parts in zip(index, *differences, strict=True):
+        (a, value_a), (b, value_b) = members[one], members[other]
+        found = unmoved_shares(PairedDifference(*parts), value_a, value_b, a.fact(metric))
+        better = found.sign * a.fact(metric).sign
         verdict = TIED if better == 0 else "a is better" if better > 0 else "b is better"
         ids = a.cell["cell_id"], b.cell["cell_id"]
         trained = trained_among(dict(zip(ids, (a, b), strict=True)), metric)
-        pairs.append(Pair(metric, *ids, float(value), float(low), float(high), verdict, trained))
+        ends = float(found.value), float(found.low), float(found.high)
+        pairs.append(Pair(metric, *ids, *ends, verdict, trained))
     return pairs

@@ -317,6 +317,9 @@ def _intervals(
     lengths = {_length(row["jackknife"]) for rows in measured for row in rows}
     if len(lengths) > 1 or min(lengths) < 2:
         return [row | {"withheld": "the rows are not measured on the same blocks"} for row in found]
+    blocks = min(lengths)
+    if blocks < FEWEST_BLOCKS:
+        return [row | {"withheld": f"{blocks} blocks; {FEWEST_BLOCKS} say something of an order"} for row in found]
     without = _without(values, measured, "jackknife", score)
     assert without is not None
     reference = _without(values, measured, "jackknife_reference", score)
@@ -326,9 +329,6 @@ def _intervals(
         interval = jackknife(full[index], without[index], reference=None if reference is None else reference[index])
         row |= {"low": interval.low, "high": interval.high, "jackknife": without[index].tolist()}
         row["jackknife_reference"] = None if reference is None else reference[index].tolist()
-    blocks = without.shape[1]
-    if blocks < FEWEST_BLOCKS:
-        return [row | {"withheld": f"{blocks} blocks; {FEWEST_BLOCKS} say something of an order"} for row in found]
     sets = rank_sets(full, without, "higher", leave_reference_out=reference, seed=seed)
     chances = chances_of_first(full, without, "higher", leave_reference_out=reference, seed=seed)
     for row, low, high, best, chance in zip(found, *sets, chances, strict=True):

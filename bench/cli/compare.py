@@ -145,7 +145,7 @@ def _print_comparison(outcome: Comparison) -> None:
         for d in outcome.differences
     ]
     if not rows:
-        page().print("no metric that both rows have can be compared", markup=False)
+        page().print("no metric that both rows have can be compared: too few blocks in common", markup=False)
         return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
     print_lines(page(), caveats(outcome.rows))

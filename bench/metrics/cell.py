@@ -12,6 +12,7 @@ from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.facts import MetricFact
 from results.statistics import (
+    FEWEST_BLOCKS,
     HEAVY_TAILS,
     TAIL_SHARE,
     Interval,
@@ -25,6 +26,7 @@ from results.statistics import (
 REFERENCE_BLOCKS = 20
 """The most blocks a reference is cut into: each keeps a factor of its covariance in memory."""
 FEWEST_FOR_TAILS = 100
+ROUNDING = 1e-12
 
 
 class Frechet(NamedTuple):
@@ -189,14 +191,19 @@ class Cell:
             tails: `tail_share` of the samples' influence on the value; a large one is remarked on.
         """
         said = [how]
-        reference = reference if reference is not None and len(reference) >= 2 else None
-        if interval is None and len(left) >= 2:
+        reference = reference if reference is not None and len(reference) >= FEWEST_BLOCKS else None
+        if interval is None and 0 < len(left) < FEWEST_BLOCKS:
+            said.append(f"no interval: {len(left)} blocks, of {FEWEST_BLOCKS} something can be said")
+        elif interval is None and len(left):
             interval = jackknife(value, left, reference=reference)
             said.append(f"delete-block jackknife, {len(left)} blocks")
             if reference is not None:
                 said[-1] += f", {len(reference)} of the reference"
             elif fact.reference != "none":
                 said.append("reference sampling not included")
+        if interval is not None and interval.high - interval.low <= ROUNDING * abs(value):
+            interval = None
+            said.append("no interval: no block moves the value, which is not certainty")
         said += remarks
         n = self.outputs.n
         if interval is not None and n >= FEWEST_FOR_TAILS and tails > TAIL_SHARE:
@@ -206,7 +213,8 @@ class Cell:
         name, judge, method = fact.name, fact.judge, "; ".join(said)
         kept = left if len(left) >= 2 else None
         if interval is None:
-            return MetricValue(name, float(value), None, None, None, None, n, method, judge, kept)
+            shared = None if kept is None else reference
+            return MetricValue(name, float(value), None, None, None, None, n, method, judge, kept, shared)
         return MetricValue(
             name, float(value), interval.low, interval.high, interval.standard_error, interval.corrected,
             n, method, judge, kept, None if kept is None else reference,

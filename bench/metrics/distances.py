@@ -14,7 +14,7 @@ from bench.metrics.records import MetricValue, PerClass
 from bench.metrics.registry import Metric, Options
 from results.catalog import CATALOG
 from results.facts import MetricFact
-from results.statistics import jackknife, tail_share, wilson
+from results.statistics import FEWEST_BLOCKS, jackknife, tail_share, wilson
 
 OF_REFERENCE = ("recall", "coverage")
 """Shares of the reference's images."""
@@ -156,17 +156,18 @@ def _manifold(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     result = cell.value(fact, value, values, f"k = {k}, '{comparison}'", reference=reference)
     # Balls shrink with their number by another power than 1/n: the jackknife does not remove that bias.
     result = result._replace(corrected=None)
-    if fact.highest is None or result.low is None or result.high is None:
+    if fact.highest is None or len(values) < FEWEST_BLOCKS:
         return result
-    # Shares. For recall and coverage the jackknife errs on the wide side (balls overlap, the share is not smooth).
-    low, high, method = max(0.0, result.low), min(1.0, result.high), result.method
-    if value in (0.0, 1.0):
+    # Shares. The jackknife errs on the wide side (balls overlap, the share is not smooth).
+    low, high, method = result.low, result.high, result.method
+    if value in (0.0, 1.0) or low is None or high is None:
         # No block moves it, which is not certainty: a share of images, of the reference for recall and coverage.
         n = len(cell.reference_features(fact.array)) if fact.name in OF_REFERENCE else cell.outputs.n
         _, least, most, *_ = wilson(value * n, n)
-        low, high = min(low, least), max(high, most)
+        low, high = min(least, value if low is None else low), max(most, value if high is None else high)
         method += f"; Wilson interval, for the share of {n:,} is {value:g}"
-    return result._replace(low=low, high=high, method=method)
+        method = method.replace("; no interval: no block moves the value, which is not certainty", "")
+    return result._replace(low=max(0.0, low), high=min(1.0, high), method=method)
 
 
 def _cmmd(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:

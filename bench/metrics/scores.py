@@ -12,13 +12,16 @@ from bench.metrics.records import MetricValue, PerClass
 from bench.metrics.registry import Metric, Options
 from results.catalog import CATALOG
 from results.facts import MetricFact
-from results.statistics import mean_interval, wilson
+from results.statistics import FEWEST_BLOCKS, mean_interval, wilson
 
 
 def _mean(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     scores = np.asarray(cell.array(fact.array), dtype=np.float64)
     interval = mean_interval(scores, cell.labels)
     how = "mean; normal interval" + ("" if cell.labels is None else " within classes")
+    if len(scores) < FEWEST_BLOCKS:
+        how = f"mean; no interval: {len(scores)} images, of {FEWEST_BLOCKS} something can be said"
+        return cell.value(fact, interval.value, np.empty(0), how)
     return cell.value(fact, interval.value, _means_without(scores, cell.blocks), how, interval)
 
 

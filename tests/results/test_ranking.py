@@ -202,7 +202,7 @@ def test_too_few_blocks_leave_the_score_and_withhold_its_order(synthetic):
         values, blocks = drawn(np.random.default_rng(1), MIDDLE)
         database.add(model, values, {metric: left[:4] for metric, left in blocks.items()})
     for row in read(database.write())[0]:
-        assert row.rank["low"] < row.rank["mmhm"] < row.rank["high"]
+        assert row.rank["mmhm"] > 0 and row.rank["low"] is None and row.rank["high"] is None
         assert row.rank["rank_low"] is None and row.rank["p_first"] is None
         assert row.rank["withheld"] == "4 blocks; 5 say something of an order"
         assert row.metrics["fid"].rank_low is None

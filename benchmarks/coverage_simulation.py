@@ -1,0 +1,148 @@
+"""Intervals of single values and of pairs, drawn where the truth is known: run as a script it prints two tables.
+
+`python benchmarks/coverage_simulation.py [REPETITIONS]` (200 unless told) writes the tables of docs/statistics.md.
+"""
+
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.metrics.frechet import FrechetReference, distances_to_sides, frechet_distance, sides_without_blocks
+from results.statistics import block_count, blocks_by_label, jackknife, paired_difference
+
+
+class Regime(NamedTuple):
+    """Samples of a model, and the reference that they are held against."""
+
+    words: str
+    dimension: int
+    classes: int
+    each: int
+    """Samples a class."""
+    blocks: int = 20
+    kind: str = "normal"
+    shift: float = 0.3
+    spread: float = 1.2
+
+
+REGIMES = (
+    Regime("normal, d 16, N 1,000, no classes", 16, 1, 1000),
+    Regime("10 classes, d 32, N 1,000", 32, 10, 100),
+    Regime("10 classes, d 32, N 1,000, K 50", 32, 10, 100, 50),
+    Regime("squared rectified normal, d 32, N 2,000", 32, 1, 2000, kind="relu"),
+    Regime("Student's t of 5, d 32, N 1,000", 32, 1, 1000, kind="t5"),
+    Regime("N/d 5 (160 in 32)", 32, 1, 160),
+    Regime("30 a class, K 20", 24, 20, 30),
+    Regime("10 a class, K 20 wanted, 10 taken", 24, 40, 10),
+    Regime("10 a class, K 50 wanted, 10 taken", 24, 40, 10, 50),
+    Regime("50 a class, K 20", 32, 20, 50),
+    Regime("model equals the data, d 16, N 1,000", 16, 1, 1000, shift=0.0, spread=1.0),
+)
+REFERENCES = (599, 2000, 10_000)
+
+
+def draw(random, regime, centres, labels):
+    """Return samples [N, d] of a regime."""
+    noise = random.normal(size=(len(labels), regime.dimension))
+    if regime.kind == "relu":
+        noise = np.maximum(noise, 0.0) ** 2
+    if regime.kind == "t5":
+        noise = random.standard_t(5, size=noise.shape) * np.sqrt(0.6)
+    return regime.shift + centres[labels] + regime.spread * noise
+
+
+def truth(regime, centres):
+    """Return the mean [d] and covariance [d, d] of a regime's samples."""
+    mean = np.full(regime.dimension, regime.shift) + centres.mean(axis=0)
+    between = (centres - centres.mean(axis=0)).T @ (centres - centres.mean(axis=0)) / len(centres)
+    within = regime.spread**2
+    if regime.kind == "relu":  # max(z, 0)^2 has mean 1/2 and variance 3/2 - 1/4
+        mean, within = mean + regime.spread * 0.5, within * 1.25
+    return mean, between + within * np.eye(regime.dimension)
+
+
+class Single(NamedTuple):
+    """What repetitions of a regime came to."""
+
+    ratio: float
+    """Mean standard error over the standard deviation of FID."""
+    expected: float
+    """Share of intervals of `fid` that hold its expectation at this N."""
+    corrected: float
+    """Share of intervals of `fid_corrected` that hold the distance of the distributions."""
+
+
+def single(regime, repetitions, seed=0):
+    """Return how FID's intervals do against an exact reference."""
+    random = np.random.default_rng([seed, REGIMES.index(regime)])
+    centres = random.normal(size=(regime.classes, regime.dimension)) * (regime.classes > 1)
+    labels = np.arange(regime.classes * regime.each) % regime.classes
+    reference = FrechetReference(np.zeros(regime.dimension), np.eye(regime.dimension))
+    true = frechet_distance(reference.mu, reference.sigma, *truth(regime, centres))
+    blocks = blocks_by_label(labels, block_count(labels, regime.blocks))
+    rows = [reference.leave_one_out(draw(random, regime, centres, labels), blocks) for _ in range(repetitions)]
+    values = np.array([value for value, _ in rows])
+    plain = [jackknife(*row) for row in rows]
+    less = [jackknife(*row, "corrected") for row in rows]
+    return Single(
+        float(np.mean([interval.standard_error for interval in plain]) / values.std(ddof=1)),
+        float(np.mean([interval.low <= values.mean() <= interval.high for interval in plain])),
+        float(np.mean([interval.low <= true <= interval.high for interval in less])),
+    )
+
+
+class Sampled(NamedTuple):
+    """What repetitions with a reference of M images came to; two models are equally far from the data."""
+
+    corrected: float
+    """Mean corrected value."""
+    ratio: float
+    """Mean standard error over the standard deviation of the corrected value."""
+    covered: float
+    """Share of its intervals that hold the truth."""
+    better: float
+    """Share of repetitions in which one of two equally good models is said to be better."""
+
+
+def sampled_reference(count, repetitions, *, dimension=48, n=2000, distance=0.1225, seed=0):
+    """Return how the two-sample jackknife does where the reference's `count` images are drawn anew each time."""
+    random = np.random.default_rng([seed, count])
+    shift = np.zeros((2, dimension))
+    shift[0, 0] = shift[1, 1] = np.sqrt(distance)
+    own, blocks = (blocks_by_label(np.zeros(size, dtype=int), 20) for size in (n, count))
+    found, better = [], 0
+    for _ in range(repetitions):
+        real, noise = random.normal(size=(count, dimension)), random.normal(size=(n, dimension))
+        reference, sides = FrechetReference.of(real), sides_without_blocks(real, blocks)
+        rows = [(*reference.leave_one_out(noise + s, own), distances_to_sides(noise + s, sides)) for s in shift]
+        (a, left_a, reference_a), (b, left_b, reference_b) = rows
+        found.append(jackknife(a, left_a, "corrected", reference_a))
+        better += paired_difference(a, left_a, b, left_b, reference_a, reference_b).sign != 0
+    values = np.array([interval.corrected for interval in found])
+    return Sampled(
+        float(values.mean()),
+        float(np.mean([interval.standard_error for interval in found]) / values.std(ddof=1)),
+        float(np.mean([interval.low <= distance <= interval.high for interval in found])),
+        better / repetitions,
+    )
+
+
+def main():
+    """Print the tables of docs/statistics.md."""
+    repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    print("| regime | SE/sd | `fid` holds its expectation | `fid_corrected` holds the truth |\n|---|---|---|---|")
+    for regime in REGIMES:
+        found = single(regime, repetitions)
+        shares = f"{100 * found.expected:.1f} | {100 * found.corrected:.1f}"
+        print(f"| {regime.words} | {found.ratio:.2f} | {shares} |", flush=True)
+    print('\n| reference images M | corrected (true 0.1225) | SE/sd | holds the truth | false "better" |')
+    print("|---|---|---|---|---|")
+    for count in REFERENCES:
+        found = sampled_reference(count, repetitions)
+        shares = f"{100 * found.covered:.1f} | {100 * found.better:.1f}"
+        print(f"| {count:,} | {found.corrected:.4f} | {found.ratio:.2f} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
