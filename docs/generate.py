@@ -25,8 +25,8 @@ DOCS = Path(__file__).parent
 COMMANDS = (
     "", "run", "fetch", "report", "leaderboard", "score", "check", "compare", "power", "mmhm", "models", "protocols",
     "references", "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
-    "weights add", "doctor", "export", "merge", "reindex", "remove", "parity", "adapter", "adapter new",
-    "adapter check",
+    "weights add", "weights convert", "doctor", "export", "merge", "reindex", "remove", "parity", "adapter",
+    "adapter new", "adapter check",
 )  # fmt: skip
 
 

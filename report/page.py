@@ -26,6 +26,7 @@ EXPORTED = (
         "model",
         "checkpoint",
         "family",
+        "licence",
         "steps",
         "cfg",
         "sampler",

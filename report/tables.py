@@ -132,6 +132,7 @@ def _details(
 ) -> list[Markup]:
     facts = {
         "checkpoint": f"{row['checkpoint']} ({row['family']}), weights sha256 {_or_dash(row['weights_sha256'])}",
+        "licence": row["licence"],
         "sampler": f"{row['sampler']} {_compact(row['settings'])}",
         "options": _compact(row["options"]),
         "samples": f"{row['num_samples']:,}, seed {row['seed']}, batch {row['batch_size']}, {row['dtype']}",

@@ -173,7 +173,8 @@ def rows(
         conditions.append("list_contains(?::VARCHAR[], c.cell_id)")
         values.append(list(cells))
     where = f"WHERE {' AND '.join(conditions)}"
-    query = f"SELECT c.*, {SPACES} AS trained_on FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
+    columns = f"c.*, trained.licence, {SPACES} AS trained_on"
+    query = f"SELECT {columns} FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
     found = dictionaries(connection, query, values)
     for cell in found:
         cell["pixels"] = json.loads(cell["pixels"]) if cell.get("pixels") else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli.licences import ACCEPT, agree
 from bench.cli.output import JSON, console, page, print_json
 from results.errors import BenchError
 
@@ -36,6 +37,7 @@ def fetch(
     model: Annotated[str | None, typer.Option(help="Models, comma-separated.")] = None,
     protocol: Annotated[str | None, typer.Option(help="A protocol's name or file (default: the models' home).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what there is to get, then stop.")] = False,
+    accept_licence: Annotated[bool, ACCEPT] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Get all that a run needs.
@@ -57,15 +59,15 @@ def fetch(
         for line in table_with_sizes(lacking) or [f"{needs.what}: everything is here"]:
             page().print(line, markup=False, soft_wrap=True)
         return
-    states = get(needs)
+    states = get(needs, accept_licence)
     if as_json:
         print_json([state_row(state) for state in states])
     for name, data, command in lacking.references:
         console().print(f"Left for you: reference {name}, from your copy of the data ({data}): {command}", markup=False)
 
 
-def get(needs: Needs) -> list[FileState]:
-    """Fetch and verify all files of `needs`, sizes first.
+def get(needs: Needs, accept_licence: bool = False) -> list[FileState]:
+    """Fetch and verify all files of `needs`, licences and sizes first.
 
     Raises BenchError for the first that cannot be had, after all others are here.
     """
@@ -73,6 +75,7 @@ def get(needs: Needs) -> list[FileState]:
 
     out = console()
     lacking = needs.lacking()
+    agree(lacking.files, accept_licence)
     if lacking.fetchable():
         out.print(f"To fetch for {needs.what}:", markup=False, soft_wrap=True)
         for line in table_with_sizes(replace(lacking, references=())):
@@ -165,6 +168,7 @@ def tell(out: Console, state: FileState) -> None:
     else:
         verb = "fetched" if state.state == "fetched" else "already here"
         what = f"{verb}, {size_text(bytes_of(state.path))}, {state.path}"
+    what += f"; {state.detail}" if state.detail else ""
     out.print(f"{state.file.title}: {what}", markup=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from bench.cli.check import check
 from bench.cli.compare import compare
 from bench.cli.fetching import get
 from bench.cli.leaderboard import ExcludeTrainedOn, leaderboard, unreported
+from bench.cli.licences import ACCEPT, tell
 from bench.cli.output import (
     RUNS_DIR,
     caveats,
@@ -85,6 +86,7 @@ def run(
     executor: Annotated[str, typer.Option(help="Where workers run: local, ray or an installed one.")] = "local",
     workers: Annotated[int, WORKERS] = 0,
     fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
+    accept_licence: Annotated[bool, ACCEPT] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take [any].")
     ] = None,
@@ -95,7 +97,7 @@ def run(
     from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
-    from bench.run.needs import needs_of_run, require
+    from bench.run.needs import cards_of, needs_of_run, require
     from bench.run.plan import DEFAULT_PROTOCOL, Request
     from bench.run.provenance import typed_command
     from bench.run.readiness import check_surroundings
@@ -137,8 +139,9 @@ def run(
         check_surroundings(request, runs, runs / "bench.duckdb")
     needs = needs_of_run(requests)
     if fetch and (fetchable := needs.lacking().fetchable()):
-        get(replace(needs, files=fetchable))
+        get(replace(needs, files=fetchable), accept_licence)
     require(needs)
+    tell(out, cards_of(requests))
     failed, behind = False, None
     for request in requests:
         with RunProgress(out) as progress:

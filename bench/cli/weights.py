@@ -1,16 +1,20 @@
-"""Commands about weights: list, fetch, verify, and add what only a person can download."""
+"""Commands about weights: list, fetch, verify, convert, and add what only a person can download."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.cli.fetching import bytes_of, download_bars, state_row, tell
+from bench.cli.licences import ACCEPT, agree
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
+from results.errors import BenchError, unknown
 
 if TYPE_CHECKING:
+    from bench.contracts.card import WeightsSource
     from bench.weights.file import NeededFile
 
 JUDGES = "judges"
@@ -20,9 +24,9 @@ ProtocolName = Annotated[str | None, typer.Option("--protocol", help="Only this 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    weights = typer.Typer(help="Weights of models and judges: list, fetch, verify, add.", no_args_is_help=True)
+    weights = typer.Typer(help="Weights of models and judges: list, fetch, verify, add, convert.", no_args_is_help=True)
     weights.command("list")(list_weights)
-    for command in (fetch, verify, add):
+    for command in (fetch, verify, add, convert):
         weights.command()(command)
     app.add_typer(weights, name="weights")
 
@@ -51,12 +55,18 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
     print_table(page(), plain_table(["model", "state", "size", "source"], cells, right=["size"]))
 
 
-def fetch(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
+def fetch(
+    names: Names,
+    protocol: ProtocolName = None,
+    accept_licence: Annotated[bool, ACCEPT] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
     """Download what models or judges need. Resumed, verified and pinned; autoencoders and statistics included."""
     from bench.weights.file import fetch_files
 
     out = console()
     files = _files(names, protocol)
+    agree(files, accept_licence)
     with download_bars(out) as bar:
         states = fetch_files(files, lambda state: tell(out, state), bar)
     if as_json:
@@ -112,3 +122,63 @@ def add(
 
     state = add_file(find_card(model), path, role, another=replace)
     console().print(f"{state.file.title}: {state.path}, {state.detail}", markup=False, soft_wrap=True)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint (file or folder), or a model whose file is here.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The safetensors file [NAME.safetensors].", show_default=False)
+    ] = None,
+    tree: Annotated[str | None, typer.Option(help="Which tree of the file [the model's, else the averaged].")] = None,
+    role: Annotated[str, typer.Option(help="Which of the model's files.")] = "weights",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is in the file.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Convert a checkpoint of any format to safetensors, and say what was left out of it. Nothing in it is executed."""
+    from bench.weights.conversion import convert as convert_file
+    from bench.weights.file import reading, size_text
+
+    path, found, name = _checkpoint(source, role)
+    found = replace(found, tree=tree) if tree is not None else found
+    target = None if dry_run else output or Path(f"{name}.safetensors")
+    if target is not None and target.resolve() == path.resolve():
+        raise BenchError(f"{target}: is the checkpoint itself; name another file with -o")
+    if target is not None and target.is_dir():
+        raise BenchError(f"{target}: is a folder; name a file with -o")
+    with reading("", path, found.format):
+        done = convert_file(path, target, found)
+    if as_json:
+        print_json({"source": path, "output": target, **done._asdict()})
+        return
+    out = page() if dry_run else console()
+    trees = ", ".join(f"{tree or 'the whole file'} ({count} arrays)" for tree, count in done.trees.items())
+    out.print(f"{path}: {trees}", markup=False, soft_wrap=True)
+    for line in done.left_out:
+        out.print(f"left out: {line}", markup=False, soft_wrap=True)
+    what = f"tree {done.tree}" if done.tree else "the whole file"
+    network = f" of {done.class_name}" if done.class_name else ""
+    where = f"would be converted, {size_text(done.bytes)}" if target is None else str(target)
+    out.print(f"{what}{network}: {done.tensors} tensors, {where}", markup=False, soft_wrap=True)
+
+
+def _checkpoint(source: str, role: str) -> tuple[Path, WeightsSource, str]:
+    """Return the checkpoint that `source` names, what is known of it, and what to call its conversion."""
+    from bench.contracts.card import WeightsSource
+    from bench.models.cards import cards, find_card
+    from bench.models.files import model_files
+    from bench.weights.cache import FileCache, cache_directory
+    from bench.weights.conversion import format_of
+    from bench.weights.file import here
+
+    path = Path(source)
+    if source not in cards() and not (source.endswith(".toml") and path.is_file()):
+        if not path.exists():
+            raise BenchError(f"{source}: neither a file nor a model; correct the path, or see 'bench models'")
+        return path, WeightsSource(format_of(path)), path.name.partition(".")[0] or "weights"
+    card = find_card(source)
+    files = {file.role: file for file in model_files(card)}
+    if role not in files:
+        raise unknown(f"file of {card.name}", role, files)
+    file = files[role]
+    assert file.source is not None
+    return here(file, FileCache(cache_directory())), file.source, card.name

@@ -60,7 +60,7 @@ class Adapter(ABC):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels are 0 .. num_classes - 1 (0: unconditional)."""
+        """Number of classes; labels are 0 .. num_classes - 1 (0: unconditional, whose one label is 0)."""
         return self.card.num_classes
 
     @property
@@ -118,9 +118,26 @@ class Adapter(ABC):
         reason = self.unsupported(steps, cfg, chosen)
         if reason is not None:
             raise BenchError(reason)
-        if self.num_classes and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
-            raise BenchError(f"{self.card.name}: labels must lie in 0..{self.num_classes - 1}, found {labels.tolist()}")
+        self.check_labels(labels)
         return self.generate(labels.to(self.device), steps, cfg, noise, chosen)
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether every label is the same to the model: its label space is 0 alone."""
+        return self.num_classes == 0
+
+    def own_labels(self, labels: Tensor) -> Tensor:
+        """Return what a plan's labels [B] are to the model: an unconditional one is asked for 0 throughout."""
+        return torch.zeros_like(labels) if self.unconditional else labels
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise BenchError for labels, int64 [B], that the model does not have."""
+        last = max(self.num_classes - 1, 0)
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) > last):
+            allowed = "is unconditional: its one label is 0" if self.unconditional else f"labels must lie in 0..{last}"
+            found = sorted({int(label) for label in labels.tolist() if not 0 <= label <= last})
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise BenchError(f"{self.card.name}: {allowed}, found {', '.join(map(str, found[:5]))}{more}")
 
     def resolve_settings(self, steps: int, sampler: str = "native", overrides: Mapping[str, Any] | None = None) -> Any:
         """Return the complete sampler settings, a record of `Settings`: defaults, then card, preset and `overrides`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,7 @@ class ModelCard:
     parameters: int | None = None
     paper: str = ""
     licence: str = "unknown"
+    """In words, code and weights; one that forbids commercial use is accepted by the user before the first fetch."""
     differs: str = ""
     """What sets the network apart from the published one that it is built on, in a few words."""
     trained_on: tuple[str, ...] = ()
@@ -126,6 +128,11 @@ class ModelCard:
     teacher: str | None = None
     """The card of the model that this one was distilled from or tuned from. No part of a cell's id."""
     path: Path | None = field(default=None, compare=False)
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether the licence, by its own words, keeps the weights from commercial use."""
+        return re.search(r"\bBY-NC\b|non-?commercial", self.licence, re.IGNORECASE) is not None
 
     def settings(self, steps: int, sampler: str = "native") -> dict[str, Any]:
         """Return the sampler settings for `steps`: `plain` without, `native` with the matching preset."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bench.contracts.card import ModelCard
 from bench.models.files import autoencoder_sources, model_files
-from bench.models.loading import naming_files
+from bench.models.loading import check_facts, naming_files
 from bench.models.registry import ADAPTERS, skeleton
 from bench.weights.cache import FileCache, cache_directory
-from bench.weights.file import NETWORK, FileState, model_file, read_state
+from bench.weights.file import NETWORK, FileState, convert_network, model_file, read_state
 from results.errors import BenchError, unknown
 from results.files import writing
 
@@ -49,7 +49,8 @@ def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool 
         cache.pin(file.key(cache), place, added=path.name, url=file.url)
     except OSError as error:
         raise BenchError(f"{place}: cannot be written ({error.strerror}); check BENCH_CACHE_DIR") from error
-    return FileState(file, "here", place, f"sha256 {cache.digest(place)[:12]}")
+    done = convert_network(file, place, cache)
+    return FileState(file, "here", place, f"sha256 {cache.digest(place)[:12]}" + (f", {done}" if done else ""))
 
 
 def check_fits(card: ModelCard, role: str, path: Path) -> None:
@@ -77,4 +78,6 @@ def check_fits(card: ModelCard, role: str, path: Path) -> None:
             assert adapter.autoencoder is not None
             adapter.autoencoder.load(states)
         else:
-            adapter.load(states.pop(NETWORK), states)
+            state = states.pop(NETWORK)
+            check_facts(card, state, states)
+            adapter.load(state, states)

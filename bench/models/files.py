@@ -21,7 +21,8 @@ def model_files(card: ModelCard) -> list[NeededFile]:
         return [file for member in card.members for file in model_files(find_card(member.model))]
     if card.weights is None:
         return []
-    sources = {NETWORK: card.weights, **card.extra_weights, **autoencoder_sources(card)}
+    own = {NETWORK: card.weights, **card.extra_weights}
+    sources = {**own, **autoencoder_sources(card)}
     called = card.path if card.path is not None and card.name not in cards() else card.name
     network_bytes = None if card.parameters is None else 4 * card.parameters
     return [
@@ -31,6 +32,7 @@ def model_files(card: ModelCard) -> list[NeededFile]:
             source,
             command=f"bench fetch --model {called}",
             size=network_bytes if role == NETWORK else None,
+            licence=card.licence if card.non_commercial and role in own else "",
         )
         for role, source in sources.items()
     ]

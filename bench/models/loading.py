@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
@@ -14,6 +16,7 @@ from bench.models.compilation import compile_networks
 from bench.models.files import autoencoder_sources
 from bench.models.registry import family_class
 from bench.weights.file import locate, read_state
+from bench.weights.holders import NetworkState
 from results.errors import BenchError, unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,6 +60,7 @@ def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
     }
     state = read_state(path, card.weights, card.name)
     with naming_files(card, path):
+        check_facts(card, state, extra)
         adapter.load(state, extra)
     if adapter.autoencoder is not None:
         sources = autoencoder_sources(card)
@@ -64,6 +68,42 @@ def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
         states = {role: read_state(paths[role], source, card.name, role) for role, source in sources.items()}
         with naming_files(card, *paths.values()):
             adapter.autoencoder.load(states)
+
+
+def check_facts(
+    card: ModelCard, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> None:
+    """Raise BenchError where a pickled network was built with other words than the card's architecture says.
+
+    Shapes tell most variants apart; a flag such as TVM's `do_scale_param` or IMM's `temb_type` changes none. A word
+    fits when one of the two begins with the other (`SongUNet`, `SongUNet_EncoderDecoder`).
+    """
+    architecture = card.architecture
+    parts: list[tuple[str, Mapping[str, Tensor], Any]] = [("", state, architecture)]
+    parts += [(f" ({role})", found, architecture.get(role)) for role, found in (extra or {}).items()]
+    for part, found, words in parts:
+        if not isinstance(found, NetworkState) or not isinstance(words, Mapping):
+            continue
+        facts = {**found.facts, "class_name": found.class_name}
+        differing = [
+            f"{key} {facts[key]!r} where the card says {value!r}"
+            for key, value in words.items()
+            if key in facts and value is not None and not _same_fact(facts[key], value)
+        ]
+        if differing:
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise BenchError(
+                f"weights of {card.name}{part} do not fit: the network in the file was built with "
+                f"{', '.join(differing[:5])}{more}; is it the checkpoint of another variant?"
+            )
+
+
+def _same_fact(found: Any, stated: Any) -> bool:
+    if isinstance(found, str) and isinstance(stated, str):
+        return found.startswith(stated) or stated.startswith(found)
+    if isinstance(found, list) and isinstance(stated, (list, tuple)):
+        return found == list(stated)
+    return bool(found == stated) or not isinstance(found, (bool, int, float, list)) or isinstance(stated, Mapping)
 
 
 @contextmanager

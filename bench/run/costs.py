@@ -53,7 +53,7 @@ _operations: dict[tuple[str, str], Operations] = {}
 
 def sample_costs(cell: Cell, adapter: Adapter, labels: np.ndarray) -> SampleCosts:
     """Measure the cell's first sample alone; operations are counted once for a checkpoint and dtype in a process."""
-    label = torch.from_numpy(labels[:1])
+    label = adapter.own_labels(torch.from_numpy(labels[:1]))
 
     def sample() -> float:
         began = clock(adapter.device)

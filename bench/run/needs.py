@@ -108,6 +108,16 @@ def needs_of_run(requests: Sequence[Request]) -> Needs:
     return _needs([request.protocol for request in requests], [request.models for request in requests], files)
 
 
+def cards_of(requests: Sequence[Request]) -> list[ModelCard]:
+    """Return the cards that `requests` measure, each of a pair's members."""
+    cards: dict[str, ModelCard] = {}
+    for request in requests:
+        names = request.models or [name for sweep in request.protocol.sweeps for name in sweep.models]
+        for card in map(find_card, names):
+            cards |= {member.model: find_card(member.model) for member in card.members} or {card.name: card}
+    return list(cards.values())
+
+
 def needs_of_models(protocol: Protocol, models: tuple[str, ...] | None) -> Needs:
     """Return what `models` (None: all that the protocol names) need to be measured under `protocol` at any setting."""
     names = models if models is not None else dict.fromkeys(name for sweep in protocol.sweeps for name in sweep.models)

@@ -117,7 +117,7 @@ def _checked_sample(
     noise = PhiloxNoise(cell.seed, range(first, last), adapter.device)
     try:
         with contained() as changes, time_limit(timeout):
-            images = adapter.sample(labels, cell.steps, cell.cfg, noise=noise, **cell.settings)
+            images = adapter.sample(adapter.own_labels(labels), cell.steps, cell.cfg, noise=noise, **cell.settings)
     except BenchError as error:
         raise CellFailure(str(error)) from error
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def sha256_of(path: Path) -> str:
 
 
 class FileCache:
-    """A cache directory with two small tables: `pins.json` and `digests.json`.
+    """A cache directory with small tables: `pins.json`, `digests.json` and `licences.json` (what the user accepted).
 
     A pin records where a file came from and its sha256; it outlives the file, so that a file fetched again must be the
     same. `digests.json` remembers digests by path, size and time, so that gigabytes are not hashed at every start.
@@ -69,6 +69,16 @@ class FileCache:
         """Return what was recorded under `key`, empty when nothing was."""
         tables = ("pins.json", "judges/pins.json")  # judges' files once had a table of their own
         return dict(next((pin for name in tables if (pin := self._read(name).get(key))), {}))
+
+    def accepted(self, licence: str) -> str | None:
+        """Return when the user accepted the licence of these words (ISO 8601), None if never."""
+        found = self._read("licences.json").get(licence)
+        return str(found.get("accepted")) if isinstance(found, dict) else None
+
+    def accept(self, licence: str, models: Sequence[str]) -> None:
+        """Record that the user accepts a licence, asked for `models`."""
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write("licences.json", licence, {"accepted": moment, "asked_for": list(models)})
 
     def verify(self, title: str, path: Path, key: str, published: str | None, *, fresh: bool = False) -> str:
         """Return the digest of `path`. Raises BenchError unless it is `published` (a prefix is enough) or pinned.

@@ -163,13 +163,14 @@ def _refuse_offline(title: str, where: str) -> None:
 @contextmanager
 def _hub_faults(title: str, where: str, repository: str) -> Iterator[None]:
     """Turn what the hub client raises into one line that says what to do."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
     except errors.GatedRepoError as error:
         raise BenchError(
-            f"{title}: {repository} is gated; accept its terms on the hub and set HF_TOKEN to your token"
+            f"{title}: {repository} is gated; accept its terms at {constants.ENDPOINT}/{repository} and set HF_TOKEN "
+            "to your token"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise BenchError(f"{title}: the hub has no {repository}, or it is private; set HF_TOKEN if it is") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -40,6 +41,8 @@ class NeededFile:
         folder: where in the cache it lies when it does not come from the hub.
         elsewhere: folders in which other programs keep the same download.
         addition: what takes a file that a person got; empty where nothing does.
+        source: what the card says of it; None for files that are no weights of a model.
+        licence: terms to be accepted before the file is fetched; empty where there are none to accept.
     """
 
     role: str
@@ -55,6 +58,8 @@ class NeededFile:
     folder: tuple[str, ...] = ()
     elsewhere: tuple[Path, ...] = ()
     addition: str = ""
+    source: WeightsSource | None = None
+    licence: str = ""
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -120,7 +125,7 @@ class NeededFile:
 
 
 def model_file(
-    model: str, role: str, source: WeightsSource, *, command: str = "", size: int | None = None
+    model: str, role: str, source: WeightsSource, *, command: str = "", size: int | None = None, licence: str = ""
 ) -> NeededFile:
     """Return the file `source` of a model, in its role."""
     return NeededFile(
@@ -135,6 +140,8 @@ def model_file(
         owner=model,
         command=command or f"bench fetch --model {model}",
         folder=("weights", model),
+        source=source,
+        licence=licence,
         addition=""
         if source.path is not None
         else f"bench weights add {model} PATH" + ("" if role == NETWORK else f" --role {role}"),
@@ -183,33 +190,47 @@ def locate(source: WeightsSource, model: str, role: str = NETWORK) -> Path:
 def read_state(path: Path, source: WeightsSource, model: str, role: str = NETWORK) -> dict[str, Tensor]:
     """Return the state dict that `source` names inside the file at `path`, on the CPU in the file's own dtypes.
 
-    The card's own file must have its published or pinned digest; a file that a person gave may be any. Raises
-    BenchError naming the file when it is altered, damaged, lacks the tree or holds code.
+    The card's own file must have its published or pinned digest; a file that a person gave may be any. Of a pickled
+    network the safetensors form is read that fetching made. Raises BenchError naming the file when it is altered,
+    damaged, lacks the tree or holds code.
     """
-    from bench.weights.formats import NotACheckpoint, read_file
-    from bench.weights.opcodes import CodeRefused
+    from bench.weights.conversion import converted
+    from bench.weights.formats import read_file
 
     file = model_file(model, role, source)
     cache = FileCache(cache_directory())
     if not path.exists():
         raise BenchError(f"{file.title}: {path} does not exist; correct the path")
     if path == file.find(cache):
-        cache.verify(file.title, path, file.key(cache), source.sha256)
-    try:
+        digest = cache.verify(file.title, path, file.key(cache), source.sha256)
+        form = converted(source, cache, digest)
+        if form.exists():
+            cache.verify(file.title, form, f"converted:{form.name}", None)
+            path = form
+    with reading(file.title, path, source.format):
         return read_file(path, source)
+
+
+@contextmanager
+def reading(title: str, path: Path, format: str) -> Iterator[None]:
+    """Turn whatever reading the checkpoint at `path` runs into to one line that names it."""
+    from bench.weights.formats import NotACheckpoint
+    from bench.weights.opcodes import CodeRefused
+
+    named = f"{title}: " if title else ""
+    try:
+        yield
     except CodeRefused as error:
         raise BenchError(
-            f"{file.title}: {path} is a pickle that names {error}, which is no data; nothing of it was "
-            "run, do not use it"
+            f"{named}{path} is a pickle that names {error}, which is no data; nothing of it was run, do not use it"
         ) from error
     except NotACheckpoint as error:
-        raise BenchError(f"{file.title}: {path} {error}") from error
+        raise BenchError(f"{named}{path} {error}") from error
     except BenchError as error:
-        raise BenchError(f"{file.title}: {path}: {error}") from error
+        raise BenchError(f"{named}{path}: {error}") from error
     except Exception as error:  # the readers meet damaged bytes with exceptions of every kind
         raise BenchError(
-            f"{file.title}: {path} cannot be read as {source.format} (damaged: {type(error).__name__}); fetch the file "
-            "again"
+            f"{named}{path} cannot be read as {format} (damaged: {type(error).__name__}); fetch the file again"
         ) from error
 
 
@@ -228,7 +249,7 @@ def fetch_file(file: NeededFile, cache: FileCache | None = None, progress: Progr
     if file.by_hand:
         path = here(file, cache)
         cache.verify(file.title, path, file.key(cache), file.sha256)
-        return FileState(file, "shipped" if file.path is not None else "here", path)
+        return FileState(file, "shipped" if file.path is not None else "here", path, convert_network(file, path, cache))
     try:
         if file.repo is not None:
             path = _fetch_alternative(file, cache, progress)
@@ -237,7 +258,27 @@ def fetch_file(file: NeededFile, cache: FileCache | None = None, progress: Progr
     except Unreachable as error:
         way = f", or add the file from elsewhere with '{file.addition}'" if file.addition else ""
         raise BenchError(f"{error}{way}") from error
-    return FileState(file, "fetched" if before is None else "here", path)
+    return FileState(file, "fetched" if before is None else "here", path, convert_network(file, path, cache))
+
+
+def convert_network(file: NeededFile, path: Path, cache: FileCache) -> str:
+    """Convert a pickled network that is here to safetensors, once, and return what was done; nothing for other files.
+
+    What is loaded from then on is the converted form; the published file stays beside it, for its digest. Raises
+    BenchError for a file that cannot be read.
+    """
+    from bench.weights.conversion import convert, converted, is_pickled_network
+
+    if file.source is None or not is_pickled_network(path):
+        return ""
+    form = converted(file.source, cache, cache.digest(path))
+    with cache.lock(f"converted:{form.name}"):
+        if form.exists():
+            return ""
+        with reading(file.title, path, file.source.format):
+            found = convert(path, form, file.source)
+        cache.pin(f"converted:{form.name}", form, converted=path.name)
+    return f"a pickled network, converted to safetensors: {found}"
 
 
 def fetch_files(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,24 @@ def read_file(path: Path, source: WeightsSource) -> dict[str, Tensor]:
     joined with `/`; what is not an array is left out. Raises NotACheckpoint for what is none, BenchError when the tree
     or a shard is not there, CodeRefused for a pickle with code, and whatever the libraries raise for a damaged file.
     """
-    if source.format not in READERS:
-        raise unknown("format of weights", source.format, READERS)
+    with contents_of(path, source.format) as (tree, flat):
+        return state_in(tree, flat, source)
+
+
+@contextmanager
+def contents_of(path: Path, format: str) -> Iterator[tuple[Any, bool]]:
+    """Yield what the checkpoint at `path` holds, and whether it is flat by its format (safetensors)."""
+    if format not in READERS:
+        raise unknown("format of weights", format, READERS)
     with unpacked(path) as file:
-        tree, flat = _read(file, source.format)
-        # Somebody's conversion to safetensors holds one flat tree, the sampled one.
-        chosen = tree if flat and source.format != "safetensors" else _subtree(tree, source.tree)
-        state = {key.removeprefix(source.prefix): value for key, value in _unwrapped(_flat(chosen)).items()}
+        yield _read(file, format)
+
+
+def state_in(tree: Any, flat: bool, source: WeightsSource) -> dict[str, Tensor]:
+    """Return the state dict that `source` names in a file's contents; a NetworkState where it was a pickled network."""
+    # Somebody's conversion to safetensors holds one flat tree, the sampled one.
+    chosen = tree if flat and source.format != "safetensors" else _subtree(tree, source.tree)
+    state = {key.removeprefix(source.prefix): value for key, value in _unwrapped(_flat(chosen)).items()}
     return chosen.of(state) if isinstance(chosen, NetworkState) else state
 
 
@@ -128,6 +141,8 @@ OWN_FILES = {
     "opt",
     "optim",
     "optimizer",
+    "optimizers",
+    "optimizer_state",
     "optimizer_states",
     "optimizer_state_dict",
     "opt_state",
@@ -155,6 +170,22 @@ def _trees(tree: Mapping[Any, Any], every: bool = False) -> list[Any]:
 
 def _arrays(tree: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, (Tensor, np.ndarray, ArrayInFile, StoredArray)) for value in tree.values())
+
+
+def count_arrays(tree: Any) -> int:
+    """Return how many arrays nested containers hold."""
+    waiting, count, seen = [tree], 0, {id(tree)}
+    while waiting:
+        value = waiting.pop()
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+        for item in items:
+            if isinstance(item, (list, tuple, Mapping)):
+                if id(item) not in seen:
+                    seen.add(id(item))
+                    waiting.append(item)
+            else:
+                count += isinstance(item, (Tensor, np.ndarray, ArrayInFile, StoredArray))
+    return count
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -207,12 +238,27 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _read_safetensors(path: Path) -> Any:
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     whole, size = safetensors_size(path), path.stat().st_size
     if whole is not None and whole > size:
         raise NotACheckpoint(f"is truncated ({size:,} of {whole:,} bytes); fetch the file again")
-    return load_file(path)
+    with safe_open(path, "pt") as file:
+        network = _network_facts((file.metadata() or {}).get("network"))
+    return load_file(path) if network is None else network.of(load_file(path))
+
+
+def _network_facts(text: str | None) -> NetworkState | None:
+    """Return the network that a conversion was made of, without its tensors; None for any other file."""
+    try:
+        told = json.loads(text or "null")
+        name, facts = told["class_name"], dict(told["facts"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    network = NetworkState()
+    network.class_name, network.facts = str(name), facts
+    return network
 
 
 def _read_msgpack(path: Path) -> Any:
