@@ -15,9 +15,8 @@ from adapters.meanflow import MeanFlow, MeanFlowSettings, input_size
 from adapters.networks.dit import DiT
 from adapters.times import at_times
 from bench.contracts.adapter import load_strict
-from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number
 from results.errors import BenchError
 
@@ -124,17 +123,15 @@ def replay(case: Case) -> Replay:
     adapter = recorded_adapter(case, AlphaFlow, "classifier-free")
     last = adapter.null_label
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
-            # Upstream's labels are one-hot, and an all-zero one is the last row of the table, null or not.
-            return {"output": adapter.network(x, t, t - r, labels.clamp(max=last))}
-        options = case.options(call)
-        names = {"sampler": "mode", "timesteps": "times", "interval": "interval"}
-        settings = AlphaFlowSettings.checked({names.get(key, key): value for key, value in options.items()}, case.name)
-        labels = case.labels(call, last)
-        with Evaluations(adapter.network) as evaluations:
-            output = adapter.generate(labels, call["steps"], call.get("guidance", 1.0), case.noise(call), settings)
-        return {"output": output, "nfe_per_image": evaluations.rows / len(labels)}
+    names = {"sampler": "mode", "timesteps": "times", "interval": "interval"}
 
-    return run
+    def network(call: Call) -> Tensor:
+        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
+        # Upstream's labels are one-hot, and an all-zero one is the last row of the table, null or not.
+        output: Tensor = adapter.network(x, t, t - r, labels.clamp(max=last))
+        return output
+
+    def options(call: Call) -> dict[str, Any]:
+        return {names.get(key, key): value for key, value in case.options(call).items()}
+
+    return recorded_replay(case, adapter, network, options=options, null_label=last)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.consistency_models import PRECONDITIONING, adm_unet, named, recorded_sample
+from adapters.consistency_models import PRECONDITIONING, adm_unet, named
 from adapters.networks.adm import ADMUNet
 from adapters.times import filled
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import SamplerSettings
 from results.errors import BenchError, unknown
 
@@ -108,16 +108,17 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a CAF case."""
     adapter = recorded_adapter(case, CAF, channels=case.architecture.get("out_channels", 3), roles=(VELOCITY,))
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            which = call["function"]
-            if which not in (VELOCITY, "acceleration"):
-                raise unknown(f"network function of {case.name}", which, (VELOCITY, "acceleration"))
-            x, time, v_0, labels = case.arguments(call, "x", "time", "v0", "labels")
-            return {"output": adapter.ask(which, x, time, torch.zeros_like(x) if v_0 is None else v_0, labels)}
-        options = case.options(call)
-        if options.pop("sampler", "caf") != "caf":
-            raise unknown(f"sampler of {case.name}", call["options"]["sampler"], ("caf",))
-        return recorded_sample(adapter, case, call, options)
+    def network(call: Call) -> Tensor:
+        which = call["function"]
+        if which not in (VELOCITY, "acceleration"):
+            raise unknown(f"network function of {case.name}", which, (VELOCITY, "acceleration"))
+        x, time, v_0, labels = case.arguments(call, "x", "time", "v0", "labels")
+        return adapter.ask(which, x, time, torch.zeros_like(x) if v_0 is None else v_0, labels)
 
-    return run
+    def options(call: Call) -> dict[str, Any]:
+        found = case.options(call)
+        if found.pop("sampler", "caf") != "caf":
+            raise unknown(f"sampler of {case.name}", call["options"]["sampler"], ("caf",))
+        return found
+
+    return recorded_replay(case, adapter, network, options=options)

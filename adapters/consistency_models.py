@@ -19,7 +19,7 @@ from adapters.times import filled, per_sample
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter, sampled
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from results.errors import BenchError, unknown
 
 Indices = Sequence[Annotated[int, Field(ge=0)]]
@@ -197,16 +197,6 @@ def recorded_options(case: Case, call: Call) -> dict[str, Any]:
     return facts | {RECORDED.get(key, key): value for key, value in case.options(call).items()}
 
 
-def recorded_sample(adapter: Adapter, case: Case, call: Call, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a recorded sample call samples with `options`, and its evaluations."""
-    settings, steps, cfg = adapter.Settings.checked(options, case.name), call["steps"], call.get("guidance", 1.0)
-    reason = adapter.unsupported(steps, cfg, settings)
-    if reason is not None:
-        raise BenchError(reason)
-    labels, noise = case.labels(call), case.noise(call)
-    return sampled(adapter, lambda: adapter.generate(labels, steps, cfg, noise, settings))
-
-
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a consistency model's case."""
     adapter = recorded_adapter(case, ConsistencyModel)
@@ -223,12 +213,10 @@ def replay(case: Case) -> Replay:
                 return adapter.function(labels, "edm")(x, sigma)
         raise unknown(f"network function of {case.name}", call["function"], ("raw", "denoiser", "denoiser_edm"))
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": network_call(call)}
-        options = recorded_options(case, call)
-        if options.get("sampler") == "onestep":
-            options["sampler"] = "multistep"  # the same, of one step
-        return recorded_sample(adapter, case, call, options)
+    def options(call: Call) -> dict[str, Any]:
+        found = recorded_options(case, call)
+        if found.get("sampler") == "onestep":
+            found["sampler"] = "multistep"  # the same, of one step
+        return found
 
-    return run
+    return recorded_replay(case, adapter, network_call, options=options)

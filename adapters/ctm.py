@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from adapters.consistency import edm_scalings
-from adapters.consistency_models import GridSettings, PixelModel, embedded, recorded_options, recorded_sample
+from adapters.consistency_models import GridSettings, PixelModel, embedded, recorded_options
 from adapters.edm import heun_sample
 from adapters.times import filled, per_sample
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number
 from results.errors import BenchError, unknown
 
@@ -158,9 +158,4 @@ def replay(case: Case) -> Replay:
         known = ("raw", "raw_no_s", "jump", "denoiser")
         raise unknown(f"network function of {case.name}", call["function"], known)
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": network_call(call)}
-        return recorded_sample(adapter, case, call, recorded_options(case, call))
-
-    return run
+    return recorded_replay(case, adapter, network_call, options=lambda call: recorded_options(case, call))

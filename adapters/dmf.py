@@ -20,7 +20,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -92,14 +92,11 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a DMF case."""
     adapter = recorded_adapter(case, DecoupledMeanFlow, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": adapter.network(*case.arguments(call, "x", "t", "r", "labels"))}
-        options = {RECORDED.get(key, key): value for key, value in case.options(call).items()}
+    def options(call: Call) -> dict[str, Any]:
+        found = {RECORDED.get(key, key): value for key, value in case.options(call).items()}
         if call.get("injected") is not None:
-            options.setdefault("sampler", "restart")  # only that one draws on the way
-        settings, labels = DMFSettings.checked(options, case.name), case.labels(call, adapter.null_label)
-        cfg = call.get("guidance", 1.0)
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
+            found.setdefault("sampler", "restart")  # only that one draws on the way
+        return found
 
-    return run
+    inputs = ("x", "t", "r", "labels")
+    return recorded_replay(case, adapter, inputs, options=options, null_label=adapter.null_label)

@@ -24,9 +24,8 @@ from adapters.networks.songunet import SongUNet
 from adapters.times import filled, per_sample, rounded
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
-from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError, unknown
 
@@ -342,20 +341,11 @@ def replay_edm2(case: Case) -> Replay:
 def heun_replay(case: Case, adapter: EDM) -> Replay:
     """Return the replay of a recording by `adapter`'s sampler."""
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": network_call(adapter, case, call)}
-        options = case.options(call)
-        sampler = options.pop("sampler", "edm_heun")
+    def options(call: Call) -> dict[str, Any]:
+        found = case.options(call)
+        sampler = found.pop("sampler", "edm_heun")
         if sampler not in ("edm_heun", "edm2_heun"):
             raise unknown(f"sampler of {case.name}", sampler, ("edm_heun", "edm2_heun"))
-        settings = adapter.Settings.checked(options, case.name)
-        labels, cfg = case.labels(call), float(call.get("guidance", 1.0))
-        reason = adapter.unsupported(call["steps"], cfg, settings)
-        if reason is not None:
-            raise BenchError(reason)
-        with Evaluations(adapter.network) as evaluations:
-            output = adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)
-        return {"output": output, "nfe_per_image": evaluations.rows / len(labels)}
+        return found
 
-    return run
+    return recorded_replay(case, adapter, lambda call: network_call(adapter, case, call), options=options)

@@ -19,9 +19,8 @@ from torch import Tensor
 from adapters.consistency import Scalings, boundary_scalings, karras_sigmas, multistep_sample
 from adapters.edm import SIGMA_DATA, EDMNetworks, network_call
 from adapters.times import filled, per_sample
-from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -241,23 +240,17 @@ class DMD2(Student):
 
 
 def _student_replay(case: Case, adapter: Student, samplers: Sequence[str]) -> Replay:
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": _student_network(adapter, case, call)}
-        options = case.options(call)
-        options.pop("t_list_used", None)
-        if options.pop("sampler", samplers[0]) not in samplers:
+    def options(call: Call) -> dict[str, Any]:
+        found = case.options(call)
+        found.pop("t_list_used", None)
+        if found.pop("sampler", samplers[0]) not in samplers:
             raise BenchError(f"{case.name}: sampler must be {' or '.join(samplers)}")
-        settings, steps = adapter.Settings.checked(options, case.name), call["steps"]
-        reason = adapter.unsupported(steps, 1.0, settings)
-        if reason is not None:
-            raise BenchError(reason)
-        labels = case.labels(call)
-        with Evaluations(adapter.network) as evaluations:
-            output = adapter.generate(labels, steps, 1.0, case.noise(call), settings)
-        return {"output": output, "nfe_per_image": evaluations.rows / len(labels)}
+        return found
 
-    return run
+    def network(call: Call) -> Tensor:
+        return _student_network(adapter, case, call)
+
+    return recorded_replay(case, adapter, network, options=options, cfg=lambda call: 1.0)
 
 
 def _student_network(adapter: Student, case: Case, call: Call) -> Tensor:

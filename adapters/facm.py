@@ -20,7 +20,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -120,14 +120,11 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a FACM case."""
     adapter = recorded_adapter(case, FACM, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": adapter.network(*case.arguments(call, "x", "time", "labels"))}
-        options = {RECORDED.get(key, key): value for key, value in case.options(call).items()}
-        if options.get("sampler", "consistency") == "consistency":
-            options.pop("shift", None)  # upstream shifts the flow model's times only
-        settings, labels = FACMSettings.checked(options, case.name), case.labels(call, adapter.num_classes)
-        cfg = call.get("guidance", 1.0)
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
+    def options(call: Call) -> dict[str, Any]:
+        found = {RECORDED.get(key, key): value for key, value in case.options(call).items()}
+        if found.get("sampler", "consistency") == "consistency":
+            found.pop("shift", None)  # upstream shifts the flow model's times only
+        return found
 
-    return run
+    inputs = ("x", "time", "labels")
+    return recorded_replay(case, adapter, inputs, options=options, null_label=adapter.num_classes)

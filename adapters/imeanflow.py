@@ -17,7 +17,7 @@ from adapters.times import filled
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number
 from results.errors import BenchError
 
@@ -156,20 +156,19 @@ def replay_embedded(case: Case, family: type[ImprovedMeanFlow]) -> Replay:
     """Return the replay of `case` on iMF or pMF."""
     adapter = recorded_adapter(case, family, "embedded")
 
-    def run(call: Call) -> dict[str, Tensor]:
-        if call["kind"] == "network":
-            inputs = case.arguments(call, "x", "t", "h", "omega", "t_min", "t_max", "labels")
-            if call.get("head", "u") == "u":
-                return {"output": adapter.network(*inputs)}
-            if not isinstance(adapter.network, ImfDiT):
-                raise BenchError(f"{case.name}: only iMF's network has the head '{call['head']}'")
-            return {"output": adapter.network.velocities(*inputs).instantaneous}
-        options = case.options(call)
-        names = {"t_min": "t_min", "t_max": "t_max", "timesteps": "times"}
-        chosen = {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
-        settings, labels = EmbeddedSettings.checked(chosen, case.name), case.labels(call, adapter.num_classes)
-        return {
-            "output": adapter.generate(labels, call["steps"], call.get("guidance", 1.0), case.noise(call), settings)
-        }
+    names = {"t_min": "t_min", "t_max": "t_max", "timesteps": "times"}
 
-    return run
+    def network(call: Call) -> Tensor:
+        inputs = case.arguments(call, "x", "t", "h", "omega", "t_min", "t_max", "labels")
+        if call.get("head", "u") == "u":
+            output: Tensor = adapter.network(*inputs)
+            return output
+        if not isinstance(adapter.network, ImfDiT):
+            raise BenchError(f"{case.name}: only iMF's network has the head '{call['head']}'")
+        return adapter.network.velocities(*inputs).instantaneous
+
+    def options(call: Call) -> dict[str, Any]:
+        found = case.options(call)
+        return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
+
+    return recorded_replay(case, adapter, network, options=options, null_label=adapter.num_classes)

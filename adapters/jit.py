@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from adapters.times import filled
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -100,11 +100,4 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a JiT case."""
     adapter = recorded_adapter(case, JiT, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": adapter.network(*case.arguments(call, "x", "time", "labels"))}
-        settings, labels = JiTSettings.checked(case.options(call), case.name), case.labels(call, adapter.null_label)
-        cfg = call.get("guidance", 1.0)
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
-
-    return run
+    return recorded_replay(case, adapter, ("x", "time", "labels"), null_label=adapter.null_label)

@@ -20,7 +20,7 @@ from adapters.times import filled
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError, unknown
 
@@ -206,16 +206,16 @@ def replay(case: Case) -> Replay:
     """Return the replay of a MeanFlow recording: calls of kind `network` and `sample`."""
     adapter = recorded_adapter(case, MeanFlow, "classifier-free")
 
-    def run(call: Call) -> dict[str, Tensor]:
-        if call["kind"] == "network":
-            inputs = case.arguments(call, "x", "t", "h", "labels")
-            return {"output": adapter.network(*(value for value in inputs if value is not None))}
-        options = case.options(call)
-        cfg = float(call.get("guidance", 1.0)) if options.get("guidance_mode") == "inference_cfg" else 1.0
-        if case.architecture["network"] == "sit":
-            cfg = max(cfg, 1.0)  # the port takes its second pass only above 1
-        settings = MeanFlowSettings.checked({"times": options.get("timesteps")}, case.name)
-        labels = case.labels(call, adapter.num_classes)
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
+    def network(call: Call) -> Tensor:
+        inputs = case.arguments(call, "x", "t", "h", "labels")
+        output: Tensor = adapter.network(*(value for value in inputs if value is not None))
+        return output
 
-    return run
+    def cfg(call: Call) -> float:
+        scale = float(call.get("guidance", 1.0)) if case.options(call).get("guidance_mode") == "inference_cfg" else 1.0
+        return max(scale, 1.0) if case.architecture["network"] == "sit" else scale  # the port guides only above 1
+
+    def options(call: Call) -> dict[str, Any]:
+        return {"times": case.options(call).get("timesteps")}
+
+    return recorded_replay(case, adapter, network, options=options, cfg=cfg, null_label=adapter.num_classes)

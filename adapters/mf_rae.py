@@ -11,7 +11,7 @@ from adapters.meanflow import meanflow_sample, uniform_times
 from adapters.networks.ditdh import DiTDH
 from adapters.rae import RAE
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import SamplerSettings
 
 
@@ -39,11 +39,9 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of an MF-RAE case."""
     adapter = recorded_adapter(case, MeanFlowRAE)
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
-            return {"output": adapter.network(x, t, t - r, labels)}
-        settings, labels = SamplerSettings.checked(case.options(call), case.name), case.labels(call)
-        return {"output": adapter.generate(labels, call["steps"], 1.0, case.noise(call), settings)}
+    def network(call: Call) -> Tensor:
+        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
+        output: Tensor = adapter.network(x, t, t - r, labels)
+        return output
 
-    return run
+    return recorded_replay(case, adapter, network, cfg=lambda call: 1.0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -19,7 +18,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter, sampled
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -91,15 +90,13 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a pi-Flow case."""
     adapter = recorded_adapter(case, PiFlow)
 
-    def run(call: Call) -> dict[str, Any]:
-        options = case.options(call)
-        if call["kind"] == "network":
-            output = adapter.network(*case.arguments(call, "x", "t", "labels"))
-            return {"output": output[PARTS.index(options["part"])]}
-        settings, labels = PiFlowSettings.checked(options, case.name), case.labels(call, adapter.num_classes)
-        return sampled(adapter, lambda: adapter.generate(labels, call["steps"], 1.0, case.noise(call), settings))
+    def network(call: Call) -> Tensor:
+        output: Tensor = adapter.network(*case.arguments(call, "x", "t", "labels"))[
+            PARTS.index(case.options(call)["part"])
+        ]
+        return output
 
-    return run
+    return recorded_replay(case, adapter, network, cfg=lambda call: 1.0, null_label=adapter.num_classes)
 
 
 PARTS = ("means", "logweights", "logstds")

@@ -20,7 +20,7 @@ from adapters.networks.dit import DiT
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import unknown
 
@@ -187,18 +187,19 @@ def load_network(architecture: Mapping[str, Any], state: Mapping[str, Any], name
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a SiT case."""
-    adapter = recorded_adapter(case, SiT)
+    adapter = recorded_adapter(case, SiT, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        options, cfg = case.options(call), call.get("guidance", 1.0)
-        if call["kind"] == "network":
-            x, t, labels = case.arguments(call, "x", "t", "labels")
-            return {"output": adapter.guided(labels, cfg, options.get("guidance_channels", 3))(x, t)}
-        options.pop("upstream_num_steps", None)
-        options["solver"] = options.get("solver", "euler").lower()
+    def network(call: Call) -> Tensor:
+        x, t, labels = case.arguments(call, "x", "t", "labels")
+        channels = case.options(call).get("guidance_channels", 3)
+        return adapter.guided(labels, call.get("guidance", 1.0), channels)(x, t)
+
+    def options(call: Call) -> dict[str, Any]:
+        found = case.options(call)
+        found.pop("upstream_num_steps", None)
+        found["solver"] = found.get("solver", "euler").lower()
         if call.get("options", {}).get("last_step", "") is None:
-            options["last_step"] = "none"
-        settings, labels = SiTSettings.checked(options, case.name), case.labels(call, adapter.null_label)
-        return {"output": adapter.generate(labels, call["steps"], cfg, case.noise(call), settings)}
+            found["last_step"] = "none"
+        return found
 
-    return run
+    return recorded_replay(case, adapter, network, options=options, null_label=adapter.null_label)

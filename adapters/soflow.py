@@ -19,7 +19,7 @@ from adapters.times import filled, per_sample
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import SamplerSettings
 from results.errors import unknown
 
@@ -137,13 +137,10 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a SoFlow case."""
     adapter = recorded_adapter(case, SoFlow)
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            solves = "solution" in f"{call['id']} {call.get('options', {}).get('what', '')}"
-            compute = adapter.solution if solves else adapter.predict
-            return {"output": compute(*case.arguments(call, "x", "t", "s", "labels"))}
-        # Upstream's scale is a label of the run and nothing more, so a recorded one changes nothing.
-        labels, none = case.tensor(call.get("labels")), SamplerSettings()
-        return {"output": adapter.generate(labels, call["steps"], 1.0, case.noise(call), none)}
+    def network(call: Call) -> Tensor:
+        solves = "solution" in f"{call['id']} {call.get('options', {}).get('what', '')}"
+        compute = adapter.solution if solves else adapter.predict
+        return compute(*case.arguments(call, "x", "t", "s", "labels"))
 
-    return run
+    # Upstream's scale is a label of the run and nothing more, so a recorded one changes nothing.
+    return recorded_replay(case, adapter, network, options=lambda call: {}, cfg=lambda call: 1.0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -21,7 +20,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter, sampled
+from bench.contracts.recording import Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -104,11 +103,10 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a TiM case."""
     adapter = recorded_adapter(case, TiM, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": adapter.network(*case.arguments(call, "x", "t", "r", "labels"))}
-        settings, labels = TiMSettings.checked(case.options(call), case.name), case.labels(call, adapter.num_classes)
-        cfg = max(1.0, call.get("guidance", 1.0))
-        return sampled(adapter, lambda: adapter.generate(labels, call["steps"], cfg, case.noise(call), settings))
-
-    return run
+    return recorded_replay(
+        case,
+        adapter,
+        ("x", "t", "r", "labels"),
+        cfg=lambda call: max(1.0, call.get("guidance", 1.0)),
+        null_label=adapter.num_classes,
+    )

@@ -20,7 +20,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter, sampled
+from bench.contracts.recording import Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import SamplerSettings
 from results.errors import BenchError
 
@@ -94,11 +94,4 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a TVM case."""
     adapter = recorded_adapter(case, TVM, "embedded")
 
-    def run(call: Call) -> dict[str, Any]:
-        if call["kind"] == "network":
-            return {"output": adapter.network(*case.arguments(call, "x", "t", "s", "beta", "labels"))}
-        settings = adapter.Settings.checked(case.options(call), case.name)
-        labels, w = case.labels(call, adapter.num_classes), call.get("guidance", 1.0)
-        return sampled(adapter, lambda: adapter.generate(labels, call["steps"], w, case.noise(call), settings))
-
-    return run
+    return recorded_replay(case, adapter, ("x", "t", "s", "beta", "labels"), null_label=adapter.num_classes)

@@ -132,6 +132,41 @@ def sampled(adapter: Adapter, sample: Callable[[], Tensor]) -> dict[str, Any]:
     return {"output": output, "nfe_per_image": evaluations.rows / len(output)}
 
 
+def recorded_replay(
+    case: Case,
+    adapter: Adapter,
+    network: Callable[[Call], Tensor] | Sequence[str],
+    *,
+    options: Callable[[Call], Mapping[str, Any]] | None = None,
+    cfg: Callable[[Call], float] | None = None,
+    null_label: int = 0,
+) -> Replay:
+    """Return the replay of an adapter whose recorded samples are those of its `generate`.
+
+    Args:
+        case: the case.
+        adapter: its `recorded_adapter`.
+        network: `(call)` to the output of a `network` call, or the names of the network's inputs in their order.
+        options: `(call)` to the sampler settings of a `sample` call; by default those that are recorded.
+        cfg: `(call)` to its guidance scale; by default the recorded one, 1 where there is none.
+        null_label: the label of samples for which none is recorded.
+    """
+
+    def run(call: Call) -> dict[str, Any]:
+        if call["kind"] == "network":
+            output = network(call) if callable(network) else adapter.network(*case.arguments(call, *network))
+            return {"output": output}
+        settings = adapter.Settings.checked(options(call) if options else case.options(call), case.name)
+        steps, scale = call["steps"], cfg(call) if cfg else float(call.get("guidance", 1.0))
+        reason = adapter.unsupported(steps, scale, settings)
+        if reason is not None:
+            raise BenchError(reason)
+        labels, noise = case.labels(call, null_label), case.noise(call)
+        return sampled(adapter, lambda: adapter.generate(labels, steps, scale, noise, settings))
+
+    return run
+
+
 def recorded_adapter(
     case: Case, family: type[Family], guidance: str = "none", *, channels: int | None = None, roles: Sequence[str] = ()
 ) -> Family:
