@@ -18,7 +18,7 @@ from results.budgets import Budget
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
-from results.published import Claim, claims_of
+from results.published import Claim, PublishedFigure, claims_of, claims_under
 from results.spaces import Agreement, agreements
 from results.teachers import Student, students
 from results.training import leave_out_trained, left_out_line
@@ -55,6 +55,8 @@ class Measurements:
     models: pd.DataFrame
     claims: list[Claim]
     """Measured values beside figures published for the same checkpoint and setting."""
+    published_only: list[PublishedFigure]
+    """What was published for this data set of systems with nothing to run: claims, never ranked."""
     students: list[Student]
     """Models beside the ones that they were distilled from, by FID where it was measured."""
     runs: pd.DataFrame
@@ -205,6 +207,7 @@ def _read(
         per_class=frame(f"SELECT * FROM per_class {ours} ORDER BY label", name, ranking),
         thumbnails=frame(f"SELECT * FROM thumbnails {ours} ORDER BY cell_id, sample_index", name, ranking),
         claims=claims_of(connection, list(rows.values())).claims,
+        published_only=claims_under(connection, name),
         students=students(connection, list(rows.values())) if metrics else [],
         models=frame("SELECT * FROM models ORDER BY model").set_index("model"),
         runs=frame(

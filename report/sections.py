@@ -343,14 +343,17 @@ class Page:
 
     def published(self) -> Markup | None:
         """Do measured rows agree with what was published?"""
-        found = self.data.claims
-        if not found:
+        found, parts = self.data.claims, []
+        if found:
+            note = "Published with each paper's own reference, sample count and code; equal only where those are equal."
+            parts += [tables.claims_table(self.data, found), element("p", note, class_="note")]
+        if self.data.published_only:
+            note = "Claims of systems with nothing to run here: not measured, never ranked, the best of nothing."
+            parts += [element("h3", "Claims"), element("p", note, class_="note"), tables.published_only(self.data)]
+        if not parts:
             return None
-        note = "Published with each paper's own reference set, sample count and code; equal only where those are equal."
-        return _section(
-            "published", "Beside the papers", findings.claims(found),
-            tables.claims_table(self.data, found), element("p", note, class_="note"),
-        )  # fmt: skip
+        title = findings.claims(found) if found else "Nothing measured here was published for the same setting"
+        return _section("published", "Beside the papers", title, *parts)
 
     def _budget_head(self, strip: list[Budget]) -> Markup:
         unit = element(

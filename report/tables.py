@@ -12,6 +12,7 @@ from report.data import Measurements, cell_of, decoded
 from report.markup import Markup, element, escape
 from results import numbers
 from results.budgets import Budget
+from results.catalog import FACTS
 from results.published import Claim
 from results.spaces import Agreement
 
@@ -237,6 +238,27 @@ def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
     ]
     headings = ("setting", "metric", "published", "measured", "difference", "source", "not comparable because")
     return plain_table(headings, lines)
+
+
+def published_only(data: Measurements) -> Markup:
+    """Return the figures of systems with nothing to run, each greyed and named a claim."""
+    found = data.published_only
+    names = list(dict.fromkeys(name for figure in found for name in figure.metrics))
+    headings = ("", "system", "steps", "NFE", "guidance", *(FACTS[name].short for name in names), "date", "source")
+    lines = [
+        [
+            "claim",
+            figure.title,
+            text.plain(figure.steps),
+            text.plain(figure.nfe),
+            figure.guidance or text.NOTHING,
+            *(f"{figure.metrics[name]:g}" if name in figure.metrics else text.NOTHING for name in names),
+            figure.date or text.NOTHING,
+            "; ".join(part for part in (figure.source, figure.note) if part),
+        ]
+        for figure in found
+    ]
+    return element("div", plain_table(headings, lines), class_="claims")
 
 
 def _around(claim: Claim) -> tuple[float | None, float | None]:

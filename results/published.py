@@ -49,15 +49,23 @@ class PublishedFigure:
     metrics: dict[str, float]
     """Metric name -> value, where one is stated."""
     source: str
+    date: str | None
+    """The month, YYYY-MM, of the paper that the figure belongs to."""
     note: str | None
     model: str | None
     """The model card of this very checkpoint, where there is one."""
+
+    @property
+    def title(self) -> str:
+        """The system, and which of its variants."""
+        return self.system if self.variant is None else f"{self.system} ({self.variant})"
 
     def row(self) -> dict[str, Any]:
         """Return the row of table `published`."""
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         metrics = kept.pop("metrics")
-        kept.pop("model")
+        for name in ("model", "date"):
+            kept.pop(name)
         return kept | {name: metrics.get(name) for name in metric_columns()}
 
 
@@ -100,6 +108,7 @@ def parse_figures(text: str) -> tuple[PublishedFigure, ...]:
                     guidance=line["guidance"] or None,
                     metrics=metrics,
                     source=line["source"],
+                    date=line["date"] or None,
                     note=line["note"] or None,
                     model=line["model"] or None,
                 )
@@ -114,6 +123,36 @@ def parse_figures(text: str) -> tuple[PublishedFigure, ...]:
 def published_rows() -> list[dict[str, Any]]:
     """Return the rows of table `published`."""
     return [figure.row() for figure in published_figures()]
+
+
+def nothing_to_run(protocol: str, reference: str, resolution: int) -> list[PublishedFigure]:
+    """Return the figures of systems that no card runs at a protocol's data set and resolution, by name of the system.
+
+    They are claims: nothing here measured them, so they are never ranked, never the best of anything. A system is left
+    out where a card runs one of its checkpoints there, and so is a figure without a metric of ours. The data set is
+    that of which the name of the protocol or of its reference speaks: `imagenet` in `fair-imagenet-256`.
+    """
+    words = {word for name in (protocol, reference) for word in name.lower().split("-")}
+    runnable = {(figure.system, figure.dataset, figure.resolution) for figure in published_figures() if figure.model}
+    found: dict[tuple[Any, ...], PublishedFigure] = {}
+    for figure in published_figures():
+        data_set = "".join(letter for letter in (figure.dataset or "").lower() if letter.isalnum())
+        place = (figure.system, figure.dataset, figure.resolution)
+        if figure.metrics and data_set in words and figure.resolution == resolution and place not in runnable:
+            found.setdefault((*place, figure.variant, figure.steps, figure.nfe, *figure.metrics.items()), figure)
+    return sorted(found.values(), key=lambda figure: (figure.system.lower(), figure.steps or 0, figure.title))
+
+
+def claims_under(connection: duckdb.DuckDBPyConnection, protocol: str) -> list[PublishedFigure]:
+    """Return `nothing_to_run` for a protocol of the database, by its latest definition; empty for an unknown one."""
+    query = (
+        "SELECT p.resolution, p.definition FROM protocols p LEFT JOIN cells c ON c.protocol_digest = p.digest "
+        "WHERE p.name = ? ORDER BY c.finished DESC NULLS LAST LIMIT 1"
+    )
+    for row in dictionaries(connection, query, [protocol]):
+        reference = json.loads(row["definition"] or "{}").get("reference", {})
+        return nothing_to_run(protocol, str(reference.get("name", "")), row["resolution"])
+    return []
 
 
 def figures_of(models: Collection[str]) -> list[PublishedFigure]:

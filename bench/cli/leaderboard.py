@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli.claims import claims_json, print_claims
 from bench.cli.output import (
     JSON,
     RUNS_DIR,
@@ -66,10 +67,14 @@ def leaderboard(
         bool, typer.Option("--teachers", help="Each student beside the model it was distilled from.")
     ] = False,
     exclude: ExcludeTrainedOn = None,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Published figures of systems with nothing to run too, never ranked.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Rank measured rows. Rows that differ in reference, judges, seed or sample count get separate rankings."""
+    from results.published import claims_under
     from results.standings import View
     from results.standings import leaderboard as query
     from results.store import connect
@@ -81,7 +86,7 @@ def leaderboard(
         view = dataclasses.replace(view, without_trained_on=spaces_of(exclude))
     if teachers:
         views = {"--all": every, "--at-nfe": at_nfe, "--at-seconds": at_seconds, "--at-steps": at_steps}
-        views |= {"--select-on": select_on, "--composites": composites or None}
+        views |= {"--select-on": select_on, "--composites": composites, "--claims": claims}
         views |= {"--exclude-trained-on": None if exclude is None else True}
         if given := [name for name, value in views.items() if value not in (None, False)]:
             raise BenchError(f"--teachers compares all settings of student and teacher: leave out {given[0]}")
@@ -89,14 +94,17 @@ def leaderboard(
         return
     with connect(database, retry=True) as connection:
         board = query(connection, view)
+        names = dict.fromkeys(standing.rows[0].cell["protocol"] for standing in board.standings) if claims else ()
+        published = {name: claims_under(connection, name) for name in names}
     if as_json:
-        print_json(board_json(board, composites))
+        print_json([*board_json(board, composites), *claims_json(published)])
         return
     for standing in board.standings:
         _print_standing(standing, board, composites)
         page().print("")
     if not composites:
         print_over_seeds(page(), board.repeated, sort)
+    print_claims(published)
     print_lines(console(), remainder(board))
 
 

@@ -107,11 +107,11 @@ def test_failed_and_unsupported_settings_are_shown_with_their_reason(content):
 
 
 COLUMNS = "system,variant,dataset,resolution,params_m,steps,nfe,guidance,fid,is,precision,recall,clip,pick,mmhm,"
-COLLECTED = f"""{COLUMNS}source,note,model
-digits-meanflow,,,8,,1,,,0.90,,,,,,,a paper,,digits-meanflow
-digits-meanflow,,,8,,1,,,7,,,,,,,a similar name,,
-digits-meanflow,,,256,,1,,,8,,,,,,,another size,,digits-meanflow
-digits-ucgm-few,,,8,,4,,,9,,,,,,,what the card states already,,digits-ucgm-few
+COLLECTED = f"""{COLUMNS}source,date,note,model
+digits-meanflow,,,8,,1,,,0.90,,,,,,,a paper,,,digits-meanflow
+digits-meanflow,,,8,,1,,,7,,,,,,,a similar name,,,
+digits-meanflow,,,256,,1,,,8,,,,,,,another size,,,digits-meanflow
+digits-ucgm-few,,,8,,4,,,9,,,,,,,what the card states already,,,digits-ucgm-few
 """
 
 
@@ -250,3 +250,23 @@ def test_importing_the_package_loads_no_heavy_library():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_claims_of_systems_with_nothing_to_run_are_greyed_and_take_part_in_nothing(new_database):
+    builder = new_database()
+    builder.run()
+    builder.model("sid-imagenet-64", 1)
+    definition = {"reference": {"name": "adm-imagenet-64"}}
+    facts = {"name": "imagenet-64", "title": "ImageNet", "resolution": 64, "definition": definition}
+    builder.insert("protocols", digest="9c1e" * 16, **facts)
+    builder.cell("sid-imagenet-64", 1, 2.9, protocol="imagenet-64")
+    builder.rank()
+    data = read_measurements(builder.close())
+    claims = {figure.system: figure for figure in data.published_only}
+    assert claims["DMD"].metrics["fid"] < 2.9 and data.best("fid") == list(data.cells.index)
+    content = page.build(data)
+    greyed = content[content.index('<div class="claims">') :]
+    (line,) = re.findall(r"<tr><td>claim</td><td>DMD</td><td>1</td>.*?</tr>", greyed)
+    assert "<td>2.62</td>" in line and "<td>2023-11</td>" in line
+    board = content[content.index('id="leaderboard"') : content.index('<div class="claims">')]
+    assert "DMD" not in board

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.cli import main
+from results.store import connect, write_cell
 
 
 @pytest.fixture
@@ -407,3 +408,29 @@ def test_a_wrong_option_is_met_before_the_first_sample(bench, option, line):
     code, _, err = bench("run", "--model", "digits-flow", "--steps", "1", "--option", option)
     assert code == 2
     assert line in err and "did you mean" in err
+
+
+def test_claims_are_shown_apart_and_never_ranked(bench, tmp_path):
+    cell = {
+        "cell_id": "a" * 20, "run_id": "r", "model": "m", "checkpoint": "m", "family": "f", "protocol": "imagenet-64",
+        "protocol_digest": "d", "ranking": "k", "status": "done", "steps": 1, "cfg": 1.0, "sampler": "native",
+        "settings": {}, "options": {}, "dtype": "float32", "seed": 0, "num_samples": 100, "batch_size": 10,
+        "off_regime": False, "random_weights": False, "nfe": 1.0, "failures": 0, "device": "cpu",
+        "latent_shape": "3x64x64", "command": "bench run", "started": "2026-01-01", "finished": "2026-01-01",
+    }  # fmt: skip
+    fid = {"metric": "fid", "value": 3.0, "low": 2.9, "high": 3.1, "n": 100, "method": "", "judge": "j"}
+    definition = {"reference": {"name": "adm-imagenet-64"}}
+    protocol = {"digest": "d", "name": "imagenet-64", "title": "t", "resolution": 64, "definition": definition}
+    with connect(tmp_path / "bench.duckdb", write=True) as connection:
+        write_cell(connection, {"cell": cell, "metrics": [{**fid, "judge_digest": ""}], "protocol": protocol})
+    plain = bench("leaderboard", "--json", "--runs-dir", tmp_path)[1]
+    code, out, _ = bench("leaderboard", "--claims", "--json", "--runs-dir", tmp_path)
+    measured, *claims = json.loads(out)
+    assert code == 0 and [measured] == json.loads(plain)
+    assert all(claim["claim"] and claim["model"] is None and claim["source"] for claim in claims)
+    assert {"DMD", "sCM", "MSD"} <= {claim["system"] for claim in claims}
+    lines = bench("leaderboard", "--claims", "--runs-dir", tmp_path)[1].splitlines()
+    (line,) = [line for line in lines if " DMD " in line]
+    assert line.split()[:2] == ["claim", "DMD"] and "2.62" in line and "2023-11" in line
+    assert next(place for place, line in enumerate(lines) if line.startswith("claim")) > 2
+    assert "DMD" not in bench("leaderboard", "--runs-dir", tmp_path)[1]
