@@ -30,6 +30,7 @@ def digits_folder(folder):
 def test_the_page_works_as_written(tmp_path, install, run_bench, page, metrics):
     text = (DOCS / f"adding-a-{page}.md").read_text(encoding="utf-8")
     files = dict(re.findall(r"^```\w+ title=(\S+)\n(.*?)^```", text, re.M | re.S))
+    assert len([file for file in files if file.endswith(".py")]) == 1  # one module is all that a plug-in is
     project = tomllib.loads(files.pop("pyproject.toml"))["project"]
     (group, points), *_ = project["entry-points"].items()
     install(

@@ -1,6 +1,8 @@
 """Names that rooms must agree on which may not import each other, and lists that may not be written twice."""
 
 import ast
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,40 @@ GUIDED_AGAINST = "report/sections.py"
 def test_no_room_lists_metrics_again():
     found = [place for path in SOURCES for place in lists_of_metrics(path)]
     assert {place.split(":")[0] for place in found} == {REPLAYS, GUIDED_AGAINST}, found
+
+
+POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+KNOWN_BY_NAME = {
+    "fid": "what rows are sorted by where there is no MMHM, and what embedded networks measure themselves with",
+    "fid_corrected": "what pairs of rows are compared by where the bias decides their order",
+    "is": "has a keyword's name in published tables",
+    "clip": "also what is done with values beyond bounds, and a judge of the embedded protocol",
+    "kid": "what the embedded networks measure themselves with",
+    "recall": "what guidance is traded against",
+    "accuracy": "what guidance is traded against",
+    "torch-fidelity": "the one network whose statistics others publish, and a package in provenance",
+    "classifier": "also an ordinary word",
+    "folder": "also an ordinary word",
+    "local": "the default",
+}
+"""Names that code beside a plug-in's own module knows, and why; no new metric, judge, data set or executor is one."""
+
+
+def test_a_plug_in_is_known_to_its_own_module_and_the_catalogue_alone():
+    places = defaultdict(set)
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                places[node.value].add(str(path.relative_to(ROOT)))
+    homes = defaultdict(lambda: {"results/catalog.py"})
+    for group in ("metrics", "judges", "datasets", "executors"):
+        for name, value in POINTS[f"bench.{group}"].items():
+            homes[name].add(value.split(":")[0].replace(".", "/") + ".py")
+    elsewhere = {
+        name: {place for place in places[name] - home if not place.startswith("bench/recordings/")}
+        for name, home in homes.items()
+    }
+    assert {name for name, found in elsewhere.items() if found} == set(KNOWN_BY_NAME)
 
 
 ONLY_THERE = {
