@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from networks import CANARY, Bomb, Networks
 from PIL import Image
 from safetensors.numpy import save
 from stored import Case, Stored
@@ -29,8 +30,6 @@ from bench.cli import app
 OUTSIDE = Path(tempfile.gettempdir(), "out.png")
 """Where a member of an archive would lie if its absolute path were believed."""
 
-CANARY = "canary"
-"""A file that only code can have made which came with an input."""
 PROTOCOL = """
 extends = "digits"
 name = "mine"
@@ -51,14 +50,7 @@ blocks = 5
 """
 
 
-class Bomb:
-    """Unpickled it runs a command."""
-
-    def __reduce__(self):
-        return __import__("os").system, (f"touch {CANARY}",)
-
-
-class Generator(Stored):
+class Generator(Networks, Stored):
     """Makes cases in `place`, the working directory, beside `runs`, a copy of a finished run."""
 
     def __init__(self, seed: int, index: int, place: Path, finished: Path) -> None:
@@ -68,8 +60,8 @@ class Generator(Stored):
     def case(self) -> Case:
         makers = [self.options] * 5 + [
             self.protocol, self.card, self.baseline, self.table, self.bounds, self.images, self.images, self.data_set,
-            self.weights, self.weights, self.database, self.tables, self.tables, self.record, self.record,
-            self.shard, self.reference, self.recording, self.labels, self.measuring,
+            self.weights, self.weights, self.network, self.network, self.database, self.tables, self.tables,
+            self.record, self.record, self.shard, self.reference, self.recording, self.labels, self.measuring,
         ]  # fmt: skip
         make = self.rng.choice(makers)
         case = make()

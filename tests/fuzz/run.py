@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench" / "weights"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile import CANARY, OUTSIDE, Case, Generator

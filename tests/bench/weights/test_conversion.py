@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.contracts.card import WeightsSource
+from bench.contracts.noise import PhiloxNoise
 from bench.models.cards import load_card
 from bench.models.files import fetch_model, verify_model, weights_digest
 from bench.models.loading import build_adapter
@@ -244,6 +246,34 @@ def test_a_flag_that_changes_no_shape_is_compared(tmp_path):
         check_facts(card, state)
     state.facts = {"do_scale_param": False}
     check_facts(card, state)
+
+
+@pytest.mark.parametrize("tree", ["ema", "net"])
+def test_a_pickled_wrapper_of_imm_loads_from_either_tree(tmp_path, tree):
+    from bench.models.registry import skeleton
+
+    card = load_card(Path(__file__).parents[3] / "adapters" / "cards" / "imm-cifar10.toml")
+    small = {**card.architecture, "model_channels": 8, "num_blocks": 1, "channel_mult": [1]}
+    card = replace(card, architecture=small)
+    own = {key: torch.full(value.shape, 0.25) for key, value in skeleton(card).network.state_dict().items()}
+    made = network({f"_orig_mod.{key}": value for key, value in own.items()}, "IMMPrecond", T=0.994, eps=0.006)
+    (tmp_path / "cifar10.pt").write_bytes(dumps({tree: made}))
+    loaded = build_adapter(card, weights=tmp_path / "cifar10.pt")
+    assert all(torch.equal(value, own[key]) for key, value in loaded.network.state_dict().items())
+    other = network(own, "IMMPrecond", temb_type="stride")
+    (tmp_path / "cifar10.pt").write_bytes(dumps({tree: other}))
+    with pytest.raises(BenchError, match="was built with temb_type 'stride' where the card says 'identity'"):
+        build_adapter(card, weights=tmp_path / "cifar10.pt")
+
+
+def test_an_unconditional_model_takes_no_label_but_0():
+    card = load_card(Path(__file__).parents[3] / "adapters" / "cards" / "imm-cifar10.toml")
+    small = {**card.architecture, "model_channels": 8, "num_blocks": 1, "channel_mult": [1]}
+    adapter = build_adapter(replace(card, architecture=small), random_weights=True)
+    noise, labels = PhiloxNoise(0, [0, 1], "cpu"), torch.tensor([0, 3])
+    with pytest.raises(BenchError, match=r"imm-cifar10: is unconditional: its one label is 0, found 3$"):
+        adapter.sample(labels, 1, 1.0, noise=noise)
+    assert adapter.sample(adapter.own_labels(labels), 1, 1.0, noise=noise).shape == (2, 3, 32, 32)
 
 
 def test_a_network_added_by_hand_is_looked_at_before_it_is_pinned(cache, tmp_path):
