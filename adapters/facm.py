@@ -15,13 +15,14 @@ from torch import Tensor
 
 from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
+from adapters.meanflow import TimedSettings
 from adapters.networks.lightningdit import LightningDiT
 from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
 from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
-from bench.contracts.settings import Number, SamplerSettings
+from bench.contracts.settings import Number
 from results.errors import BenchError
 
 FlowField = Callable[[Tensor, float], Tensor]
@@ -33,7 +34,7 @@ RECORDED = {"mode": "sampler", "method": "sampler"}
 """What recordings may call a setting."""
 
 
-class FACMSettings(SamplerSettings):
+class FACMSettings(TimedSettings):
     """Jumps to the data with fresh noise between them, or Euler steps of the flow."""
 
     sampler: Literal["consistency", "euler"] = Field(
@@ -48,10 +49,14 @@ class FACMSettings(SamplerSettings):
     def _shifted(self) -> Self:
         if self.sampler == "consistency" and self.shift != 1:
             raise ValueError("shift is for sampler euler; the consistency sampler has uniform times")
+        if self.times is not None and (self.sampler == "consistency" or self.shift != 1):
+            raise ValueError("times are for sampler euler, in place of shift")
         return self
 
-    def times(self, steps: int) -> list[float]:
+    def clock(self, steps: int) -> list[float]:
         """Return `steps` + 1 times from 0 (noise) to 1 (data)."""
+        if self.times is not None:
+            return [1 - t for t in self.grid(steps)]
         t = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
         times: list[float] = (self.shift * t / (1 + (self.shift - 1) * t)).tolist()
         return times
@@ -96,17 +101,31 @@ class FACM(LatentAdapter):
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: FACMSettings) -> Tensor:
         """Return normalised latents, float32 [B, C, H, W], by steps of a float64 state."""
-        F = Guided(
+        x, times = noise.normal(self.latent_shape).to(self.device).double(), settings.clock(steps)
+        F = self.guided(labels, cfg, settings)
+        if settings.sampler == "euler":
+            return euler_sample(F, x, times).float()
+        return consistency_sample(F, x, times, noise).float()
+
+    def unsupported(self, steps: int, cfg: float, settings: FACMSettings | None = None) -> str | None:
+        """Refuse times of another number of steps."""
+        misfit = (settings or self.resolve_settings(steps)).misfit(steps)
+        return super().unsupported(steps, cfg, settings) if misfit is None else f"{self.card.name}: {misfit}"
+
+    def euler_field(self, labels: Tensor, cfg: float, settings: FACMSettings) -> FlowField | None:
+        """Return the guided flow; a consistency model has none."""
+        F = self.guided(labels, cfg, settings)
+        return (lambda x, t: -F(x, 1 - t)) if settings.sampler == "euler" else None
+
+    def guided(self, labels: Tensor, cfg: float, settings: FACMSettings) -> Guided:
+        """Return F as a function of (x, t)."""
+        return Guided(
             at_times(self.network),
             labels,
             null=torch.full_like(labels, int(self.card.architecture["num_classes"])),
             cfg=cfg,
             interval=(settings.interval[0], settings.interval[1]),
         )
-        x, times = noise.normal(self.latent_shape).to(self.device).double(), settings.times(steps)
-        if settings.sampler == "euler":
-            return euler_sample(F, x, times).float()
-        return consistency_sample(F, x, times, noise).float()
 
 
 def sampled_average(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from adapters.flax_trees import without_prefix
 from adapters.guidance import Guided
+from adapters.meanflow import TimedSettings
 from adapters.networks.jit import JiTNetwork
 from adapters.times import filled
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
 from bench.contracts.recording import Case, Replay, recorded_adapter, recorded_replay
-from bench.contracts.settings import Number, SamplerSettings
+from bench.contracts.settings import Number
 from results.errors import BenchError
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -31,7 +32,7 @@ COMPUTED = ("feat_rope", "rope_freqs")
 """Tables of rotary positions that a file may hold; they are computed anew."""
 
 
-class JiTSettings(SamplerSettings):
+class JiTSettings(TimedSettings):
     """The solver, and where guidance acts."""
 
     method: Literal["euler", "heun"] = Field(
@@ -50,9 +51,8 @@ class JiTSettings(SamplerSettings):
         return t < upper and (lower == 0 or t > lower)
 
 
-def jit_sample(v: Velocity, z: Tensor, steps: int, method: str = "euler") -> Tensor:
-    """Return the images, [B, ...], by `steps` uniform steps from noise `z` at t = 1 to t = 0."""
-    times = [1 - i / steps for i in range(steps + 1)]
+def jit_sample(v: Velocity, z: Tensor, times: Sequence[float], method: str = "euler") -> Tensor:
+    """Return the images, [B, ...], by steps between `times` from noise `z` at t = 1 to t = 0."""
     for t, t_next in pairwise(times):
         d = v(z, t)
         if method == "heun" and t_next > 0:
@@ -85,11 +85,20 @@ class JiT(Adapter):
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: JiTSettings) -> Tensor:
         """Return pixels, float32 [B, C, H, W], unclamped."""
+        z = self.noise_scale * noise.normal(self.latent_shape).to(self.device)
+        return jit_sample(self.euler_field(labels, cfg, settings), z, settings.grid(steps), settings.method)
+
+    def unsupported(self, steps: int, cfg: float, settings: JiTSettings | None = None) -> str | None:
+        """Refuse times of another number of steps."""
+        misfit = (settings or self.resolve_settings(steps)).misfit(steps)
+        return super().unsupported(steps, cfg, settings) if misfit is None else f"{self.card.name}: {misfit}"
+
+    def euler_field(self, labels: Tensor, cfg: float, settings: JiTSettings) -> Velocity:
+        """Return the guided flow."""
         # The two predictions are two evaluations, as published; outside the interval the second is left out.
         guided = Guided(self.velocity, labels, torch.full_like(labels, self.null_label), cfg, doubled=False)
         plain = replace(guided, cfg=1.0)
-        z = self.noise_scale * noise.normal(self.latent_shape).to(self.device)
-        return jit_sample(lambda z, t: (guided if settings.guides(t) else plain)(z, t), z, steps, settings.method)
+        return lambda z, t: (guided if settings.guides(t) else plain)(z, t)
 
     def velocity(self, z: Tensor, t: float, labels: Tensor) -> Tensor:
         """Return v at the noise time `t`, float32 like z."""

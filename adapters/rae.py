@@ -17,6 +17,7 @@ from torch import Tensor
 from adapters.autoencoders import AutoencoderKind, build_autoencoder, register
 from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
+from adapters.meanflow import TimedSettings
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
 from adapters.times import at_times, rounded
@@ -34,7 +35,7 @@ STATISTICS_EPS = 1e-5
 State = Mapping[str, Tensor]
 
 
-class RAESettings(SamplerSettings):
+class RAESettings(TimedSettings):
     """Euler steps on a grid shifted by the size of the latents, and what guides them."""
 
     method: Literal["classifier-free", "autoguidance"] = Field(
@@ -49,10 +50,11 @@ class RAESettings(SamplerSettings):
         4096, gt=0, description="the times are shifted by sqrt(time_dist_shift_dim / time_dist_shift_base)"
     )
 
-    def times(self, steps: int) -> list[float]:
+    def grid(self, steps: int) -> tuple[float, ...]:
         """Return the times of `steps` Euler steps."""
-        times: list[float] = time_grid(steps, (self.time_dist_shift_dim / self.time_dist_shift_base) ** 0.5).tolist()
-        return times
+        if self.times is not None:
+            return super().grid(steps)
+        return tuple(time_grid(steps, (self.time_dist_shift_dim / self.time_dist_shift_base) ** 0.5).tolist())
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
@@ -137,7 +139,10 @@ class RAE(LatentAdapter):
 
     def unsupported(self, steps: int, cfg: float, settings: RAESettings | None = None) -> str | None:
         """Refuse guidance that the card has no network or no null label for."""
-        method = (settings or self.resolve_settings(steps)).method
+        settings = settings or self.resolve_settings(steps)
+        misfit, method = settings.misfit(steps), settings.method
+        if misfit is not None:
+            return f"{self.card.name}: {misfit}"
         if cfg != 1.0 and method == "autoguidance" and self.guide is None:
             return f"{self.card.name} has no second, weaker network for autoguidance; use method=classifier-free"
         dropout = self.card.architecture.get("class_dropout_prob", 0.1)
@@ -147,7 +152,12 @@ class RAE(LatentAdapter):
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: RAESettings) -> Tensor:
         """Return latents in model space, float32 [B, C, h, w], by `steps` Euler steps."""
-        predict = Guided(
+        z = noise.normal(self.latent_shape)
+        return euler_sample(self.euler_field(labels, cfg, settings), z, settings.grid(steps))
+
+    def euler_field(self, labels: Tensor, cfg: float, settings: RAESettings) -> Guided:
+        """Return the guided flow."""
+        return Guided(
             at_times(self.network),
             labels,
             null=torch.full_like(labels, self.card.num_classes),
@@ -155,7 +165,6 @@ class RAE(LatentAdapter):
             interval=(settings.interval[0], settings.interval[1]),
             weak=at_times(self.guide) if settings.method == "autoguidance" and self.guide is not None else None,
         )
-        return euler_sample(predict, noise.normal(self.latent_shape), settings.times(steps))
 
 
 def bare_state(state: State) -> dict[str, Tensor]:

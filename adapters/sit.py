@@ -16,18 +16,20 @@ from adapters.guidance import Guided
 from adapters.integrators import ADAPTIVE, AdaptiveSolver, FixedSolver, ode_sample, sde_sample
 from adapters.interpolants import Coefficient, DiffusionForm, Flow, Interpolant, PathName, Prediction
 from adapters.latent import LatentAdapter
+from adapters.meanflow import TimedSettings
 from adapters.networks.dit import DiT
+from adapters.times import filled
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
 from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
-from bench.contracts.settings import Number, SamplerSettings
+from bench.contracts.settings import Number
 from results.errors import unknown
 
 LastStep = Callable[[Tensor, Flow, Tensor], Tensor]
 
 
-class SiTSettings(SamplerSettings):
+class SiTSettings(TimedSettings):
     """An ODE or a reverse SDE, along the path and with the prediction that a checkpoint was trained for."""
 
     mode: Literal["ODE", "SDE"] = Field(
@@ -59,6 +61,8 @@ class SiTSettings(SamplerSettings):
 
     @model_validator(mode="after")
     def _finite(self) -> Self:
+        if self.times is not None and (self.mode != "ODE" or self.solver in ADAPTIVE):
+            raise ValueError("times are for mode ODE and solvers of fixed steps")
         if self.mode == "ODE":
             if self.solver == "heun":
                 raise ValueError("solver heun is for mode SDE; mode ODE has heun2 and heun3")
@@ -81,6 +85,11 @@ class SiTSettings(SamplerSettings):
     def interpolant(self) -> Interpolant:
         """The path and what is predicted on it."""
         return Interpolant(self.path_type, self.prediction)
+
+    def clock(self, t: float) -> float:
+        """Return the time on the path, where noise lies at 0, of the time `t` that falls from 1 to 0."""
+        start, end = self.interpolant.interval()
+        return start + (1 - t) * (end - start)
 
     @property
     def stop(self) -> float:
@@ -139,6 +148,9 @@ class SiT(LatentAdapter):
     def unsupported(self, steps: int, cfg: float, settings: SiTSettings | None = None) -> str | None:
         """Refuse one-step SDE sampling: the last update alone would start from noise."""
         settings = settings or self.resolve_settings(steps)
+        misfit = settings.misfit(steps)
+        if misfit is not None:
+            return f"{self.card.name}: {misfit}"
         if settings.mode == "SDE" and steps < 2:
             return f"{self.card.name} takes 2 or more steps in SDE mode (the last one is the last update)"
         return super().unsupported(steps, cfg, settings)
@@ -155,12 +167,25 @@ class SiT(LatentAdapter):
                 interpolant.flow_of(model), x, lambda k: noise.normal(self.latent_shape, k), times, w,
                 solver=s.solver, last_step=s.last_update(w),
             )  # fmt: skip
-        times = torch.linspace(*interpolant.interval(), steps + 1).tolist()
+        if s.times is None:
+            times = torch.linspace(*interpolant.interval(), steps + 1).tolist()
+        else:
+            times = [s.clock(t) for t in s.grid(steps)]
         tolerances = {"atol": s.atol, "rtol": s.rtol}
         if s.solver in ADAPTIVE and cfg != 1.0:
             velocity, x = interpolant.velocity_of(model.pair), torch.cat([x, x])
             return ode_sample(velocity, x, times, s.solver, **tolerances)[: len(labels)]
         return ode_sample(interpolant.velocity_of(model), x, times, s.solver, **tolerances)
+
+    def euler_field(
+        self, labels: Tensor, cfg: float, settings: SiTSettings
+    ) -> Callable[[Tensor, float], Tensor] | None:
+        """Return the guided flow; an SDE and its likes have none."""
+        if settings.mode != "ODE":
+            return None
+        field = settings.interpolant.velocity_of(self.guided(labels, cfg, settings.guidance_channels))
+        start, end = settings.interpolant.interval()
+        return lambda x, t: (start - end) * field(x, filled(settings.clock(t), x))
 
     def guided(self, labels: Tensor, cfg: float, channels: int) -> Guided:
         """Return the network as a function of (x, t), guided in the first `channels`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -25,6 +25,7 @@ from adapters.guidance import Guided
 from adapters.integrators import AdaptiveSolver, FixedSolver, ode_sample
 from adapters.meanflow import meanflow_sample, uniform_times
 from adapters.shortcut import shortcut_sample
+from adapters.times import filled
 from adapters.ucgm import UNI, uni_sample
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
@@ -64,6 +65,11 @@ class DigitsFlow(Digits):
         model, times = self.guided(labels, cfg), self.times(steps, settings)
         # The sampler has noise at t = 0, the network at t = 1.
         return ode_sample(lambda x, t: -model(x, 1 - t), noise.normal(self.latent_shape), times, settings.solver)
+
+    def euler_field(self, labels: Tensor, cfg: float, settings: FlowSettings) -> Callable[[Tensor, float], Tensor]:
+        """Return the velocity as a function of (x, t)."""
+        model = self.guided(labels, cfg)
+        return lambda x, t: model(x, filled(t, x))
 
     def guided(self, labels: Tensor, cfg: float) -> Guided:
         """Return the velocity towards the noise as a function of (x, t)."""

@@ -95,3 +95,31 @@ def adapter_check(
     if bad:
         write_line(f"{name}: {len(bad)} of {len(findings)} clauses do not hold")
         raise typer.Exit(1)
+
+
+@adapter.command("grid")
+def adapter_grid(
+    name: Annotated[str, typer.Argument(help="A model (its card's name) that is sampled by Euler's method.")],
+    steps: Annotated[str, typer.Option(help="Step counts, comma separated.")],
+    cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 1.0,
+    candidates: Annotated[int, typer.Option(min=2, max=1000, help="Uniform times to choose from.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Noises that the error is a mean over.")] = 64,
+    weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
+    random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Find the step grids of least local error (BOSS), as --option times=... of bench run takes them."""
+    from bench.cli.parsing import parse_steps
+    from bench.models.cards import find_card
+    from bench.models.loading import build_adapter, parse_device
+    from bench.models.step_grids import step_grids
+
+    counts = parse_steps(steps)
+    model = build_adapter(find_card(name), device=parse_device(device), weights=weights, random_weights=random_weights)
+    grids = step_grids(model, counts, cfg, candidates=candidates, samples=samples)
+    if as_json:
+        print_json([{"steps": count, "times": times} for count, times in grids.items()])
+    else:
+        for count, times in grids.items():
+            print(f"--steps {count} --option times={','.join(f'{t:g}' for t in times)}")

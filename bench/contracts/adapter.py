@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -90,6 +90,13 @@ class Adapter(ABC):
 
     def substeps(self, steps: int, settings: Any) -> int | None:
         """Return how many updates of a sample ask no network, beside its NFE; None for a sampler without such."""
+        return None
+
+    def euler_field(self, labels: Tensor, cfg: float, settings: Any) -> Callable[[Tensor, float], Tensor] | None:
+        """Return dx/dt, a function of (x, t), of a flow that the sampler integrates by Euler's method, else None.
+
+        Time falls from 1 (noise) to 0 (data), as that of setting `times`, which such a family takes.
+        """
         return None
 
     @abstractmethod

@@ -41,6 +41,7 @@ TRAINED = [name for name in MODELS if CARDS[name].weights.path.stem == name]
 EVALUATIONS = {
     "digits-caf": lambda steps: steps + 1,
     "digits-flow-midpoint": lambda steps: 2 * steps,
+    "digits-flow-heun2": lambda steps: 2 * steps,
     "digits-flow-heun": lambda steps: 3 * steps,
 }
 """By model, the evaluations of so many steps, where it is not one each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from math import pi
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 import adapters.digits.cards
 from adapters.digits import distillation
-from adapters.digits.grids import DigitsFlowGrid, bellman_grid, jump_costs
+from adapters.digits.grids import DigitsFlowGrid
 from adapters.digits.network import DigitsMixer, build_network
 from adapters.digits.parametrisation import (
     cosine_path,
@@ -22,18 +24,21 @@ from adapters.digits.parametrisation import (
     wide,
 )
 from adapters.digits.students import accelerated_sample, trigflow_sample
+from bench.cli import main
 from bench.contracts.noise import PhiloxNoise
-from bench.models.cards import load_card
+from bench.models.cards import find_card, load_card
 from bench.models.conformance import check_adapter
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
+from bench.models.registry import family_class
+from bench.models.step_grids import bellman_grid, jump_costs
 from results.errors import BenchError
 
 CARDS = {card.name: card for card in map(load_card, sorted(Path(adapters.digits.cards.__path__[0]).glob("*.toml")))}
 
 FIELD = [
     "digits-scm", "digits-ism", "digits-progressive", "digits-caf", "digits-multi-student", "digits-analog-bits",
-    "digits-autoguidance-small", "digits-flow-boss", "digits-flow-heun",
+    "digits-autoguidance-small", "digits-flow-boss", "digits-flow-heun", "digits-flow-heun2",
 ]  # fmt: skip
 
 
@@ -104,7 +109,10 @@ def test_constant_acceleration_reaches_the_data_in_any_number_of_steps(steps: in
         torch.testing.assert_close(x_t, distillation.accelerated(z, x, v_0, t), atol=1e-5, rtol=0)
         return 2 * (x - z) - 2 * v
 
-    reached = accelerated_sample(lambda noise: v_0, acceleration, z, steps)
+    times = [i / steps for i in range(steps)]
+    reached = accelerated_sample(
+        lambda noise: v_0, lambda x, t, v: acceleration(x, torch.full((len(x),), t), v), z, times
+    )
     torch.testing.assert_close(reached, x, atol=1e-5, rtol=0)
 
 
@@ -214,12 +222,62 @@ def test_the_cheapest_path_is_taken() -> None:
 
 
 def test_the_grids_of_the_card_are_those_of_the_shipped_flow() -> None:
-    z = PhiloxNoise(2312, range(300)).normal((1, 8, 8))
-    cost = jump_costs(loaded("digits-flow").network, z, torch.arange(300) % 10, 64)
+    z, flow = PhiloxNoise(2312, range(300)).normal((1, 8, 8)), loaded("digits-flow")
+    velocity = flow.euler_field(torch.arange(300) % 10, 1.0, flow.resolve_settings(64))
+    cost = jump_costs(velocity, z, [1 - i / 64 for i in range(65)])
     presets = {preset.steps[0]: preset.settings["times"] for preset in CARDS["digits-flow-boss"].presets}
     assert set(presets) == {2, 4, 8, 16}
     for steps, times in presets.items():
         assert list(times) == pytest.approx(bellman_grid(cost, steps))
+
+
+def test_the_command_finds_the_grids_that_the_option_takes(capsys) -> None:
+    arguments = ["adapter", "grid", "digits-flow", "--candidates", "16", "--samples", "20", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--steps", "2,4"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" --option times=")[0] for line in lines] == ["--steps 2", "--steps 4"]
+    times = [float(t) for t in lines[1].partition("times=")[2].split(",")]
+    assert times == sorted(times, reverse=True) and (times[0], times[-1], len(times)) == (1, 0, 5)
+    for name, count, message in (("digits-dmd", "2", "not sampled by Euler's method"), ("digits-flow", "17", "--cand")):
+        with pytest.raises(SystemExit) as stop:
+            main(["adapter", "grid", name, *arguments[3:], "--steps", count])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("sit-xl", {}), ("jit-b-16", {}), ("rae-xl-256", {}), ("facm-xl-flow", {"sampler": "euler", "shift": 1.0}),
+])  # fmt: skip
+def test_every_euler_flow_takes_a_grid_and_is_the_sum_of_its_jumps(name: str, settings: dict) -> None:
+    adapter, times = small_adapter(name), (1.0, 0.7, 0.2, 0.0)
+    labels, z = torch.tensor([0, 1]), noise(2).normal(adapter.latent_shape)
+    chosen = adapter.resolve_settings(3, overrides={**settings, "times": times})
+    x = getattr(adapter, "noise_scale", 1.0) * z
+    with torch.inference_mode():
+        field = adapter.euler_field(labels, 1.0, chosen)
+        for t, t_next in pairwise(times):
+            x = x + (t_next - t) * field(x, t)
+        sampled = adapter.generate(labels, 3, 1.0, noise(2), chosen)
+    torch.testing.assert_close(sampled, x.to(sampled), atol=1e-4, rtol=1e-4)
+    with pytest.raises(BenchError, match="4 steps need 5 values"):
+        adapter.sample(labels, 4, 1.0, noise=noise(2), **settings, times=times)
+
+
+def small_adapter(name: str):
+    size = {"patch_size": 2, "hidden_size": 64, "depth": 2, "num_heads": 2, "num_classes": 10, "bottleneck_dim": 8}
+    size |= {"in_context_len": 2, "in_context_start": 1}
+    card = find_card(name)
+    facts = {key: size.get(key, value) for key, value in card.architecture.items()}
+    if name.startswith("rae"):
+        facts |= {"hidden_size": [48, 64], "depth": [2, 1], "num_heads": [2, 2]}
+    facts |= {key: 8 for key in ("input_size", "latent_size", "img_resolution") if key in facts}
+    facts |= {"in_channels": 4}
+    card = replace(
+        card, architecture=facts, latent_shape=(4, 8, 8), autoencoder=None, num_classes=10, resolution=8, presets=(),
+        supported_steps=None,
+    )  # fmt: skip
+    return family_class(card.family)(card).randomise().to("cpu")
 
 
 def test_a_grid_of_another_length_is_refused() -> None:

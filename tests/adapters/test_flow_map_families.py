@@ -75,14 +75,14 @@ def test_facm_is_the_same_rule_with_time_turned_round() -> None:
 
     noise = RecordedNoise(torch.zeros(1, 1), torch.full((3, 1, 1), 0.7))
     start = torch.full((1, 1), 3.0, dtype=torch.float64)
-    found = facm_consistency(F, start, FACMSettings().times(4), noise)
+    found = facm_consistency(F, start, FACMSettings().clock(4), noise)
     turned = restart_sample(lambda x, t, r: -F(x, 1 - t), start, [1, 0.75, 0.5, 0.25, 0.0], noise)
     assert torch.allclose(found, turned)
 
 
 def test_times_are_shifted_towards_noise() -> None:
     assert DMFSettings(shift=1.5).times(2) == [1.0, pytest.approx(0.6), 0.0]
-    assert FACMSettings(sampler="euler", shift=0.5).times(2) == [0.0, pytest.approx(1 / 3), 1.0]
+    assert FACMSettings(sampler="euler", shift=0.5).clock(2) == [0.0, pytest.approx(1 / 3), 1.0]
     with pytest.raises(BenchError, match="shift is for sampler euler"):
         FACMSettings.checked({"shift": 0.5}, "facm")
 

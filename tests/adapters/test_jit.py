@@ -65,7 +65,7 @@ def test_heuns_last_step_is_eulers() -> None:
         times.append(t)
         return z
 
-    z = jit_sample(v, torch.ones(1, 1), 2, "heun")
+    z = jit_sample(v, torch.ones(1, 1), (1.0, 0.5, 0.0), "heun")
     assert times == [1.0, 0.5, 0.5]
     assert z.item() == pytest.approx((1 - 0.5 * (1 + 0.5) / 2) * 0.5)
 

@@ -115,7 +115,7 @@ def test_sampling_ends_at_the_last_time_of_the_grid() -> None:
         seen.append(t)
         return noise
 
-    times = RAESettings(**SHIFT).times(4)
+    times = list(RAESettings(**SHIFT).grid(4))
     assert times == time_grid(4, (192 / 20) ** 0.5).tolist()
     x = euler_sample(data_is_zero, noise, times)
     assert seen == times[:4]
