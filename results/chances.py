@@ -95,6 +95,7 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     sizes = np.arange(1, rows + 1)
 
     def prior(tied: np.ndarray) -> np.ndarray:
+        tied = np.atleast_1d(tied)
         return np.log(np.concatenate([tied[None], np.repeat((1 - tied[None]) / _SPREADS, _SPREADS, axis=0)]))
 
     precision = 1 / (taus[:, None] ** 2 + variance)
@@ -112,7 +113,6 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     behind = evidence(rest, rows - sizes, np.full(rows, TIED))
     behind[:, -1] = -np.inf
     behind[0, -1] = 0.0
-    total = logsumexp(leading, axis=0) + logsumexp(behind, axis=0)
     size_prior = np.full(rows, -np.inf)
     size_prior[1:-1] = np.log(0.5 / max(rows - 2, 1))
     size_prior[-1] = np.log(0.5 if rows > 2 else 1.0)
@@ -120,6 +120,16 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     clear = np.append(y[:-1] - y[1:] > CLEAR_GAP * np.sqrt(variance[:-1] + variance[1:]), False)
     choices = gammaln(rows + 1) - gammaln(sizes + 1) - gammaln(rows - sizes + 1)
     size_prior -= np.where(clear, 0.0, choices)
+    one_group = logsumexp(behind, axis=0)
+    # Exactly tied leaders may lead rows of any spread. Were the rest of them one group, and not two, a group that ends
+    # where the spread of the table changes would explain it better, and believe the luckiest of equal leaders.
+    two_groups = np.full(rows, -np.inf)
+    for size in range(2, rows - 1):
+        middle = evidence(top[..., size:-1] - top[..., size - 1 : size], sizes[: rows - size - 1], np.array(TIED))
+        ends = size_prior[size:-1] + logsumexp(middle, axis=0) + one_group[size:-1]
+        two_groups[size - 1] = logsumexp(ends)
+    leading[0] += np.maximum(two_groups - one_group, 0.0)
+    total = logsumexp(leading, axis=0) + one_group
     size = random.choice(rows, draws, p=_shares(total + size_prior))
     found = np.empty((draws, 3))
     for index in np.unique(size):
