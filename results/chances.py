@@ -124,10 +124,10 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     # Exactly tied leaders may lead rows of any spread. Were the rest of them one group, and not two, a group that ends
     # where the spread of the table changes would explain it better, and believe the luckiest of equal leaders.
     two_groups = np.full(rows, -np.inf)
-    for size in range(2, rows - 1):
-        middle = evidence(top[..., size:-1] - top[..., size - 1 : size], sizes[: rows - size - 1], np.array(TIED))
-        ends = size_prior[size:-1] + logsumexp(middle, axis=0) + one_group[size:-1]
-        two_groups[size - 1] = logsumexp(ends)
+    for tied in range(2, rows - 1):
+        middle = evidence(top[..., tied:-1] - top[..., tied - 1 : tied], sizes[: rows - tied - 1], np.array(TIED))
+        ends = size_prior[tied:-1] + logsumexp(middle, axis=0) + one_group[tied:-1]
+        two_groups[tied - 1] = logsumexp(ends)
     leading[0] += np.maximum(two_groups - one_group, 0.0)
     total = logsumexp(leading, axis=0) + one_group
     size = random.choice(rows, draws, p=_shares(total + size_prior))
