@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def models(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    home: Annotated[str | None, typer.Option(help="Only those at home in this protocol.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Only students of this model.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Only licences that hold these words.")] = None,
     as_json: Annotated[bool, JSON] = False,
     schema: Annotated[bool, SCHEMA] = False,
 ) -> None:
@@ -30,9 +33,17 @@ def models(
     if schema:
         print_json(card_schema())
         return
-    found = [card for card in cards().values() if family in (None, card.family)]
-    if family is not None and not found:
-        raise unknown("family", family, {card.family for card in cards().values()})
+    found = list(cards().values())
+    for kind, wanted in (("family", family), ("home", home), ("teacher", teacher)):
+        kept = [card for card in found if wanted in (None, getattr(card, kind))]
+        if not kept:
+            raise unknown(kind, str(wanted), {str(getattr(card, kind)) for card in found} - {"None"})
+        found = kept
+    if licence is not None:
+        kept = [card for card in found if licence.lower() in card.licence.lower()]
+        if not kept:
+            raise unknown("licence", licence, {card.licence for card in found})
+        found = kept
     if as_json:
         print_json([_card_json(card) for card in found])
         return

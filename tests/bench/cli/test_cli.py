@@ -434,3 +434,16 @@ def test_claims_are_shown_apart_and_never_ranked(bench, tmp_path):
     assert line.split()[:2] == ["claim", "DMD"] and "2.62" in line and "2023-11" in line
     assert next(place for place, line in enumerate(lines) if line.startswith("claim")) > 2
     assert "DMD" not in bench("leaderboard", "--runs-dir", tmp_path)[1]
+
+
+def test_models_are_listed_by_family_teacher_home_and_licence(bench):
+    def names(*words):
+        return {card["name"] for card in json.loads(bench("models", *words, "--json")[1])}
+
+    assert names("--family", "facm", "--teacher", "facm-xl-flow") == {"facm-xl-100ep", "facm-xl-250ep", "facm-xl-400ep"}
+    assert {"digits-dmd", "digits-shortcut"} == names("--teacher", "digits-flow", "--home", "digits") - {
+        "digits-meanflow", "digits-ucgm-few"
+    }  # fmt: skip
+    assert names("--licence", "apache", "--family", "facm") == names("--family", "facm")
+    code, _, err = bench("models", "--teacher", "digits-flwo")
+    assert code == 2 and "unknown teacher 'digits-flwo': did you mean digits-flow" in err
