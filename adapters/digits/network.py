@@ -31,8 +31,9 @@ class DigitsMixer(nn.Module):
     family needs beside the time: the interval (MeanFlow), the step size's code (shortcut), else 0. Labels are
     0..9, and 10 (the last row of the table) is the null label.
 
-    `guided` adds the code of the guidance scale as a third scalar, `hinted` a second image beside x. Both start with
-    zero weights: the weights of a network without them are those of one with them that has not learnt to use them.
+    `guided` adds the code of the guidance scale as a third scalar, `hinted` a second image beside x, `cascade` layers
+    for images of 4x4, a token a pixel, and for such an image beside x. What is added starts with zero weights: the
+    weights of a network without it are those of one with it that has not learnt to use it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class DigitsMixer(nn.Module):
         outputs: int = 1,
         guided: bool = False,
         hinted: bool = False,
+        cascade: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -58,7 +60,9 @@ class DigitsMixer(nn.Module):
         self.output = nn.Linear(width, outputs * PATCH**2)
         self.guide = ScalarEmbedding(width) if guided else None
         self.hint = nn.Linear(PATCH**2, width) if hinted else None
-        for layer in (self.modulation, self.output, self.guide and self.guide.mlp[-1], self.hint):
+        self.cascade = Cascade(width) if cascade else None
+        last = self.cascade and (self.cascade.output, self.cascade.hint)
+        for layer in (self.modulation, self.output, self.guide and self.guide.mlp[-1], self.hint, *(last or ())):
             for parameter in layer.parameters() if layer is not None else ():
                 nn.init.zeros_(parameter)
 
@@ -67,10 +71,17 @@ class DigitsMixer(nn.Module):
     ) -> Tensor:
         """Return float32 [B, outputs, 8, 8] for x [B, channels, 8, 8], t [B], s [B] and labels int64 [B].
 
-        `guide` [B] in [0, 1] and `hint` [B, 1, 8, 8] are what a guided or hinted network can take besides.
+        `guide` [B] in [0, 1] and `hint` [B, 1, 8, 8] are what a guided or hinted network can take besides. A cascade
+        also takes x [B, 1, 4, 4], and returns that shape, and `hint` [B, 1, 4, 4].
         """
         dtype = self.output.weight.dtype
-        tokens = self.embed(patches(x.to(dtype))) + self.position
+        low = self.cascade is not None and x.shape[-1] < IMAGE_SIZE
+        if self.cascade is not None and low:
+            tokens = self.cascade.embed(pixels(x.to(dtype))) + self.position
+        else:
+            tokens = self.embed(patches(x.to(dtype))) + self.position
+        if self.cascade is not None and hint is not None:
+            tokens = tokens + self.cascade.hint(pixels(hint.to(dtype)))
         if self.hint is not None and hint is not None:
             tokens = tokens + self.hint(patches(hint.to(dtype)))
         condition = self.time(t) + self.second(s) + self.label(labels)
@@ -79,14 +90,25 @@ class DigitsMixer(nn.Module):
         vectors = self.modulation(F.silu(condition)).unflatten(-1, (-1, self.width)).unbind(1)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, *vectors[6 * index : 6 * index + 6])
-        return images(self.output(modulated_norm(tokens, *vectors[-2:]))).float()
+        tokens = modulated_norm(tokens, *vectors[-2:])
+        if self.cascade is not None and low:
+            return self.cascade.output(tokens).permute(1, 2, 0).reshape(x.shape).float()
+        return images(self.output(tokens)).float()
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Load the weights of a network with fewer inputs; the further ones keep their zeros. Nothing else may lack."""
         keys = self.load_state_dict(weights, strict=False)
-        further = {name for name in self.state_dict() if name.startswith(("guide.", "hint."))}
+        further = {name for name in self.state_dict() if name.startswith(("guide.", "hint.", "cascade."))}
         if keys.unexpected_keys or not further.issuperset(keys.missing_keys):
             raise BenchError(f"the weights to start from do not fit: {keys}")
+
+
+class Cascade(nn.Module):
+    """What a mixer of 8x8 images needs to make 4x4 ones as well, and to be given one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.output, self.hint = nn.Linear(1, width), nn.Linear(width, 1), nn.Linear(1, width)
 
 
 class Members(nn.Module):
@@ -197,6 +219,11 @@ def patches(x: Tensor) -> Tensor:
     channels = x.shape[1]
     grid = x.reshape(-1, channels, side, PATCH, side, PATCH)
     return grid.permute(2, 4, 0, 1, 3, 5).reshape(TOKENS, -1, channels * PATCH**2)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Return the pixels of x [B, 1, 4, 4], row-major, as [16, B, 1]."""
+    return x.flatten(1).T[:, :, None]
 
 
 def images(tokens: Tensor) -> Tensor:

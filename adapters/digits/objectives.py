@@ -289,6 +289,29 @@ def split_mean_flow(network: nn.Module, ema: nn.Module, batch: Batch, draws: Gen
     return (network(x_t, t, t - r, y) - target).square().mean()
 
 
+# --- LowDiff (arXiv 2509.15342): one network at two resolutions -------------------------------------------------------
+
+
+def low_diff(network: nn.Module, batch: Batch, draws: Generator, *, augmentation: float = 0.1) -> Tensor:
+    """|F(x_t, t) - (z - x)|^2 of 4x4 means in half of the batch and, given these, of 8x8 images in the other half.
+
+    The second scalar tells the resolutions apart. The means that are given carry noise of deviation `augmentation`,
+    because the sampler's are not quite true ones. t is logit-normal.
+    """
+    y = drop_labels(batch.y, draws)
+    half = len(y) // 2
+    x_4, x_8 = halved(batch.x[:half]), batch.x[half:]
+    hint = halved(x_8)
+    hint = hint + augmentation * normal_like(hint, draws)
+    loss = torch.zeros(())
+    for x, labels, given, code in ((x_4, y[:half], None, 1.0), (x_8, y[half:], hint, 0.0)):
+        z = normal_like(x, draws)
+        t = torch.sigmoid(torch.randn(len(x), generator=draws))
+        predicted = network(path(x, z, t), t, torch.full_like(t, code), labels, hint=given)
+        loss = loss + (predicted - (z - x)).square().mean() / 2
+    return loss
+
+
 # --- Pieces ----------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +329,11 @@ def one_step(generator: nn.Module, y: Tensor, draws: Generator) -> Tensor:
 def noise_levels(count: int, mean: float, width: float, draws: Generator) -> Tensor:
     """Return [count] sigmas with ln sigma ~ N(mean, width^2), clamped to the family's range."""
     return torch.exp(mean + width * torch.randn(count, generator=draws)).clamp(LEVELS.minimum, LEVELS.maximum)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Return the means of 2x2 pixels, [B, 1, 4, 4]."""
+    return torch.nn.functional.avg_pool2d(x, 2)
 
 
 def normal_like(x: Tensor, draws: Generator) -> Tensor:

@@ -205,6 +205,12 @@ def train_analog_bits(
     return fit(learner, data, draws, report, lambda batch: objectives.analog_bits(network, batch, draws))
 
 
+def train_low_diff(data: Data, network: nn.Module, draws: Generator, report: Report, *, iterations: int) -> nn.Module:
+    """LowDiff from the flow, whose layers for 8x8 images and trunk it keeps."""
+    learner = Learner(network, Schedule(iterations, 1e-3))
+    return fit(learner, data, draws, report, lambda batch: objectives.low_diff(network, batch, draws))
+
+
 def train_weak_guide(data: Data, network: nn.Module, draws: Generator, report: Report, *, iterations: int) -> nn.Module:
     """Rectified flow stopped so early that it errs as the trained network does, only more: autoguidance's guide."""
     learner = Learner(network, Schedule(iterations, 2e-3, average=0.99, warm_up=50))
@@ -342,6 +348,8 @@ class Recipe:
     start: str | None = None
     architecture: Mapping[str, Any] = field(default_factory=lambda: {"width": 64, "blocks": 3})
     """What the card says of the network."""
+    storage: torch.dtype = torch.float32
+    """What the weights are rounded to in their file."""
 
     def network(self, seed: int) -> DigitsMixer:
         """Return the untrained network (one, where the model has several), the same for the same seed."""
@@ -376,6 +384,9 @@ RECIPES = {
     "digits-ism": Recipe(train_intrinsic_shortcut, 1500, start="digits-flow", architecture=MIXER | {"guided": True}),
     "digits-multi-student": Recipe(
         train_multi_student, 500, "digits-flow", MIXER | {"members": ["low", "high"], "experts": True}
+    ),
+    "digits-low-diff": Recipe(
+        train_low_diff, 2000, start="digits-flow", architecture=MIXER | {"cascade": True}, storage=torch.float16
     ),
     "digits-analog-bits": Recipe(train_analog_bits, 2200, architecture=MIXER | {"channels": 10, "outputs": 5}),
 }

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.caf import accelerated_sample
-from adapters.digits.adapters import Digits
+from adapters.digits.adapters import Digits, FlowSettings
 from adapters.digits.network import Choice, Experts
 from adapters.digits.parametrisation import (
     FINEST_LEVEL,
@@ -30,7 +30,7 @@ from adapters.digits.parametrisation import (
     wide,
 )
 from adapters.dmd import one_step_sample
-from adapters.integrators import ode_sample
+from adapters.integrators import ADAPTIVE, ode_sample
 from adapters.shortcut import shortcut_sample
 from adapters.times import filled
 from bench.contracts.noise import NoiseSource
@@ -194,6 +194,51 @@ class DigitsMultiStudent(Digits):
             lambda x, t: denoise(lambda *inputs: self.network(student, *inputs), x, t, labels),
             noise, self.latent_shape, level=1.0,
         )  # fmt: skip
+
+
+# --- LowDiff ---------------------------------------------------------------------------------------------------------
+
+
+class CascadeSettings(FlowSettings):
+    """How many of the steps are taken at 4x4."""
+
+    low_steps: int | None = Field(None, ge=1, description="steps at 4x4, the others at 8x8; null: half of them")
+
+    def split(self, steps: int) -> tuple[int, int]:
+        """Return the steps at 4x4 and at 8x8."""
+        low = steps // 2 if self.low_steps is None else self.low_steps
+        return low, steps - low
+
+
+class DigitsLowDiff(Digits):
+    """LowDiff: a flow of 4x4 images, then one of 8x8 images given the first one's, by one network."""
+
+    Settings = CascadeSettings
+
+    def unsupported(self, steps: int, cfg: float, settings: CascadeSettings | None = None) -> str | None:
+        """Refuse a resolution without a step."""
+        settings = settings or self.resolve_settings(steps)
+        if min(settings.split(steps)) < 1:
+            return f"{self.card.name} takes 2 or more steps, at least one at 4x4 and one at 8x8"
+        if settings.solver in ADAPTIVE:
+            return f"{self.card.name} takes solvers of fixed steps only, not {settings.solver}"
+        return super().unsupported(steps, cfg, settings)
+
+    def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: CascadeSettings) -> Tensor:
+        """Integrate both flows over equal steps; draw 1 of `noise` is that of the 4x4 image."""
+        channels, side = self.latent_shape[0], self.latent_shape[1] // 2
+        low, high = settings.split(steps)
+
+        def flow(code: float, hint: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda x, t: -self.network(x, 1 - t, torch.full_like(t, code), labels, hint=hint)
+
+        x_4 = ode_sample(flow(1.0, None), noise.normal((channels, side, side), 1), uniform(low), settings.solver)
+        return ode_sample(flow(0.0, x_4), noise.normal(self.latent_shape), uniform(high), settings.solver)
+
+
+def uniform(steps: int) -> list[float]:
+    """Return steps + 1 equally spaced times from 0 to 1."""
+    return [i / steps for i in range(steps + 1)]
 
 
 # --- Analog bits -----------------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def train(names: list[str], data: Data, seed: int, output: Path, progress: Progr
             progress.update(task, advance=1, loss=f"{float(loss):.3f}")
 
         trained = recipe.train(data, network, draws, report, iterations=recipe.iterations)
-        (output / f"{name}.safetensors").write_bytes(save(trained.state_dict()))
+        stored = {key: value.to(recipe.storage) for key, value in trained.state_dict().items()}
+        (output / f"{name}.safetensors").write_bytes(save(stored))
 
 
 def write_digest(name: str) -> None:

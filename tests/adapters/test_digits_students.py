@@ -39,6 +39,7 @@ CARDS = {card.name: card for card in map(load_card, sorted(Path(adapters.digits.
 FIELD = [
     "digits-scm", "digits-ism", "digits-progressive", "digits-caf", "digits-multi-student", "digits-analog-bits",
     "digits-autoguidance-small", "digits-flow-boss", "digits-flow-heun", "digits-flow-heun2",
+    "digits-low-diff",
 ]  # fmt: skip
 
 
@@ -127,6 +128,26 @@ def test_the_exact_motion_is_a_zero_of_both_objectives() -> None:
     assert float(distillation.initial_velocity(network(1.5), pairs, draws())) < 1e-6
     assert float(distillation.constant_acceleration(network(-1.0), network(1.5), pairs, draws())) < 1e-6
     assert float(distillation.constant_acceleration(network(-1.0, 0.3), network(1.5), pairs, draws())) > 0.05
+
+
+# --- LowDiff ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cascade_starts_as_the_flow_and_splits_its_steps_between_the_resolutions() -> None:
+    flow, cascade = loaded("digits-flow").network, DigitsMixer(cascade=True)
+    cascade.start_from(flow.state_dict())
+    x, t, labels = noise(3).normal((1, 8, 8)), torch.full((3,), 0.4), torch.arange(3)
+    low = cascade(x[:, :, :4, :4], t, t, labels)
+    assert low.shape == (3, 1, 4, 4) and not low.any()
+    torch.testing.assert_close(cascade(x, t, 0 * t, labels, hint=x[:, :, :4, :4]), flow(x, t, 0 * t, labels))
+
+    adapter, sides = loaded("digits-low-diff"), []
+    adapter.network.register_forward_pre_hook(lambda module, inputs: sides.append(inputs[0].shape[-1]))
+    adapter.sample(torch.arange(2), 5, 1.0, noise=noise(2), low_steps=2)
+    assert sides == [4, 4, 8, 8, 8]
+    for steps, settings in ((1, {}), (3, {"low_steps": 3}), (4, {"solver": "dopri5"})):
+        with pytest.raises(BenchError, match=r"takes 2 or more steps|takes solvers of fixed steps"):
+            adapter.sample(torch.arange(2), steps, 1.0, noise=noise(2), **settings)
 
 
 # --- Several networks ------------------------------------------------------------------------------------------------
