@@ -112,6 +112,7 @@ class Sorted(NamedTuple):
     labels: list[int] | None
     folders: list[str]
     left_out: list[LeftOut]
+    above: tuple[str, ...] = ()
 
 
 def sort_by_folder(
@@ -162,7 +163,8 @@ def sort_by_folder(
     kept = [name for name in images if name.parts[level] not in faults]
     left_out = [LeftOut(name, reason) for name, reason in faults.items()]
     labels = [named[name.parts[level]][0] for name in kept]
-    return Sorted(kept, labels, [folder for folder in folders if folder not in faults], left_out)
+    above = sorted({"/".join(name.parts[:level]) for name in kept})
+    return Sorted(kept, labels, [folder for folder in folders if folder not in faults], left_out, tuple(above))
 
 
 def _check_parts(root: object, images: Sequence[PurePosixPath], depth: int) -> None:

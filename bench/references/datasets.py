@@ -55,6 +55,7 @@ class ImageSet:
         class_names: what the labels count, where the folders themselves say it; None where a protocol or ImageNet does.
         left_out: what lies there and is not part of the set.
         container: what reads them; None: they are files in a folder.
+        above: the folders that hold class folders; several may be several sets.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class ImageSet:
     class_names: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
     container: Container | None = None
+    above: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,10 +79,13 @@ class ImageSet:
         return replace(self, files=tuple(self.files[index] for index in order), labels=labels)
 
 
-def describe(count: int, labels: np.ndarray | None, left_out: Sequence[LeftOut]) -> str:
-    """Return one line: images, classes, and what was passed over by reason and suffix."""
+def describe(count: int, labels: np.ndarray | None, left_out: Sequence[LeftOut], above: Sequence[str] = ()) -> str:
+    """Return one line: images, classes, whence where that is several folders, and what was passed over and why."""
     classes = "" if labels is None else f", {len(set(labels.tolist())):,} classes"
     line = f"{count:,} image{'s' * (count != 1)}{classes or ', no classes'}"
+    if len(above) > 1:
+        more = f" and {len(above) - SHOWN} more" if len(above) > SHOWN else ""
+        line += f", taken together from {len(above):,} folders ({', '.join(above[:SHOWN])}{more})"
     reasons: dict[str, list[str]] = {}
     for entry in left_out:
         reasons.setdefault(entry.reason, []).append(entry.name)
@@ -332,7 +337,7 @@ def ordered(kind: str, container: Container, found: Sorted, left_out: Sequence[L
     labels = np.array(found.labels, dtype=np.int64)
     order = np.arange(len(labels)) if container.sequential else np.argsort(labels, kind="stable")
     files = tuple(found.images[index] for index in order)
-    return ImageSet(kind, container.path, files, labels[order], None, aside, container)
+    return ImageSet(kind, container.path, files, labels[order], None, aside, container, found.above)
 
 
 def _descend(root: Path, names: Sequence[str]) -> Path:

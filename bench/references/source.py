@@ -134,6 +134,7 @@ class ImageSource(ABC):
         listing: digest of names, sizes and times of the files: tells whether an interrupted build still fits.
         decoder: what turned files into pixels, for the record.
         left_out: what lies beside the images and is no part of the set.
+        above: the folders that hold class folders.
     """
 
     kind: str
@@ -144,6 +145,7 @@ class ImageSource(ABC):
     class_names: tuple[str, ...] | None = None
     unlabelled = ""
     left_out: tuple[LeftOut, ...] = ()
+    above: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -159,7 +161,7 @@ class ImageSource(ABC):
 
     def describe(self) -> str:
         """Return one line: images, classes, and what was passed over and why."""
-        return describe(len(self), self.labels, self.left_out)
+        return describe(len(self), self.labels, self.left_out, self.above)
 
 
 def open_images(
@@ -199,7 +201,7 @@ class FileSource(ImageSource):
         self.images, self.size, self.policy, self.workers = images, size, policy, workers
         self.container = images.container or Files(images.root)
         self.kind, self.root, self.labels, self.left_out = images.kind, images.root, images.labels, images.left_out
-        self.class_names = images.class_names
+        self.class_names, self.above = images.class_names, images.above
         self.decoder = library_version("pillow")
         around = images.files[0].parent.name
         where = f"'{around}' does not match any class" if around else "class folders, or labels inside the archive"

@@ -236,6 +236,10 @@ def test_show_tells_all_of_a_cell(bench, finished):
 def test_merge_reindex_and_export(bench, finished, tmp_path):
     assert bench("merge", finished / "bench.duckdb")[2].startswith("2 cells added")
     assert bench("merge", finished / "bench.duckdb")[2].startswith("0 cells added")
+    code, out, err = bench("compare", "digits-flow-small@2@1", "digits-flow-small@2@1.5")
+    assert code == 0 and "fid" in out + err
+    code, out, err = bench(*SMALL)
+    assert code == 0 and "2 reused" in out + err, err  # a merged row is not measured again
     code, _, err = bench("export", "cells", "--format", "csv", "--output", tmp_path / "cells.csv")
     assert code == 0 and err.startswith("2 rows")
     shutil.copytree(finished, tmp_path / "copy")
@@ -325,6 +329,23 @@ def test_score_without_labels_skips_what_needs_prompts(bench, tmp_path):
     assert set(cell["metrics"]) == {"fid", "is", "kid", "precision", "recall"}
     _, out, _ = bench("show", cell["cell_id"], "--json")
     assert {"clip", "pick", "accuracy"} <= set(json.loads(out)["skipped_metrics"])
+
+
+def test_no_row_stops_the_leaderboard(bench, finished, tmp_path):
+    """Rows without the metric come last, in every order; only a name that no row has is unknown."""
+    assert bench("merge", finished)[0] == 0
+    np.savez(tmp_path / "two.npz", np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8))
+    assert bench("score", tmp_path / "two.npz", "--name", "two")[0] == 0
+    assert bench("run", "--protocol", "gaussian", "--steps", "1", "--cfg", "1", "--num-samples", "20")[0] == 0
+    for sort in ("clip", "is", "accuracy", "fid", "mmhm"):
+        code, out, err = bench("leaderboard", "--all", "--sort", sort)
+        assert code == 0, err
+        said = out + err
+        assert "two" in said and "gaussian" in said and "digits-flow-small" in said
+        if sort in ("clip", "accuracy", "mmhm"):
+            assert said.index("digits-flow-small") < min(said.index("two"), said.index(" gaussian"))
+            assert f"no row here has '{sort}'" in said
+    assert bench("leaderboard", "--sort", "fjd")[0] == 2
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_half_scored(bench, tmp_path):

@@ -313,3 +313,13 @@ def test_one_batch_is_read_ahead_and_no_more(folder, monkeypatch):
     monkeypatch.setattr(source.container, "read", lambda name: read.append(name) or whole(name))
     next(source.batches(0, 10))
     assert len(read) <= 20
+
+
+def test_sets_side_by_side_are_taken_together_and_named(distance, tmp_path):
+    for label, number, _ in DIGITS:
+        path = tmp_path / ("part-1" if number % 2 else "part-0") / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PNG[label, number])
+    value, source = distance(tmp_path)
+    assert value == pytest.approx(DISTANCE, abs=1e-8)
+    assert source.describe() == "300 images, 10 classes, taken together from 2 folders (part-0, part-1)"
