@@ -25,6 +25,10 @@ _COMPARISON = Option("comparison", str, "<=", "whether the rim of a ball belongs
 _NEIGHBOURS = (Option("neighborhood", int, 3, "neighbours that make a ball", low=1), _COMPARISON)
 _DENSITY_NEIGHBOURS = (Option("density_neighborhood", int, 5, "neighbours that make a ball", low=1), _COMPARISON)
 _CLASSES = (Option("num_classes", int, None, "classes of the labels; the largest label + 1 by default", low=1),)
+VALIDATION_DISTANCES = {
+    "inception": 1.68, "convnext": 56.87, "dinov2_256": 14.19, "mae": 0.04, "siglip": 0.60, "clip_256": 5.60,
+}  # fmt: skip
+"""Judges of FDr6, and the Frechet distance of 50,000 validation images to the training images by each (FD-Loss)."""
 
 _METRICS = (
     MetricFact(
@@ -284,6 +288,18 @@ _METRICS = (
         place=190,
     ),
     MetricFact(
+        name="fd_cross_check",
+        title="FD, second network",
+        short="FD check",
+        better="lower",
+        definition="Frechet distance on features of a second network, trained apart from the one that FID reads.",
+        judge="cross_check",
+        array="cross_check.features",
+        reference="statistics",
+        lowest=0.0,
+        place=195,
+    ),
+    MetricFact(
         name="cmmd",
         title="CMMD",
         unit="x 1000",
@@ -298,6 +314,83 @@ _METRICS = (
         options=(
             Option("cmmd_sigma", float, 10.0, "width of the Gaussian kernel", above=0),
             Option("cmmd_scale", float, 1000.0, "factor of the value", above=0),
+        ),
+    ),
+    MetricFact(
+        name="fd_convnext",
+        title="FD-ConvNeXt",
+        short="FD-ConvNeXt",
+        better="lower",
+        definition="Frechet distance on ConvNeXt V2 features, pooled (FD-Loss, arXiv 2604.28190).",
+        judge="convnext",
+        array="convnext.features",
+        reference="statistics",
+        lowest=0.0,
+        place=210,
+    ),
+    MetricFact(
+        name="fd_dinov2_256",
+        title="FD-DINOv2, 256 pixels",
+        short="FD-DINOv2 256",
+        better="lower",
+        definition="Frechet distance on DINOv2 ViT-L/14 class tokens of 256 pixels (FD-Loss, arXiv 2604.28190).",
+        judge="dinov2_256",
+        array="dinov2_256.features",
+        reference="statistics",
+        lowest=0.0,
+        place=220,
+    ),
+    MetricFact(
+        name="fd_mae",
+        title="FD-MAE",
+        short="FD-MAE",
+        better="lower",
+        definition="Frechet distance on MAE ViT-L/16 class tokens (FD-Loss, arXiv 2604.28190).",
+        judge="mae",
+        array="mae.features",
+        reference="statistics",
+        lowest=0.0,
+        place=230,
+    ),
+    MetricFact(
+        name="fd_siglip",
+        title="FD-SigLIP",
+        short="FD-SigLIP",
+        better="lower",
+        definition="Frechet distance on SigLIP 2 features, pooled by attention (FD-Loss, arXiv 2604.28190).",
+        judge="siglip",
+        array="siglip.features",
+        reference="statistics",
+        lowest=0.0,
+        place=240,
+    ),
+    MetricFact(
+        name="fd_clip",
+        title="FD-CLIP",
+        short="FD-CLIP",
+        better="lower",
+        definition="Frechet distance on CLIP ViT-L/14 class tokens of 256 pixels (FD-Loss, arXiv 2604.28190).",
+        judge="clip_256",
+        array="clip_256.features",
+        reference="statistics",
+        lowest=0.0,
+        place=250,
+    ),
+    MetricFact(
+        name="fdr6",
+        title="FDr6",
+        better="lower",
+        definition="Frechet distances in six feature spaces, each over the one that its authors measured for "
+        "validation images, averaged: 1 is as far as those are (FD-Loss, arXiv 2604.28190). Like published figures "
+        "only against statistics of ImageNet's training images.",
+        judge="inception, convnext, dinov2_256, mae, siglip, clip_256",
+        array="inception.features",
+        reference="statistics",
+        lowest=0.0,
+        place=260,
+        options=tuple(
+            Option(f"fdr6_{space}", float, distance, f"distance of validation images by {space}", above=0)
+            for space, distance in VALIDATION_DISTANCES.items()
         ),
     ),
 )

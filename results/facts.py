@@ -66,8 +66,8 @@ class MetricFact:
         short: name for headings; the title where there is no shorter one.
         better: whether `lower` or `higher` values are better.
         definition: one sentence, with the source.
-        judge: the judge whose output is read (`inception`, `classifier`, `clip`, `clip_l14`, `pick`, `image_reward`,
-            `hpsv2`, `dinov2`, `clip_l14_336`); empty for composites and costs.
+        judge: the judge whose output is read, by its name in protocols; several with ", " between them; empty for
+            composites and costs.
         array: a metric's judge output, as named in `JudgeOutputs`; a composite's column of table `ranks`; a cost's
             column of table `cells`.
         reference: what it needs of the reference: nothing, its `statistics` (mean and covariance), or its `features`.
@@ -105,6 +105,11 @@ class MetricFact:
     def __post_init__(self) -> None:
         if not self.short:
             object.__setattr__(self, "short", self.title)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The judges whose outputs are read."""
+        return tuple(self.judge.split(", ")) if self.judge else ()
 
     @property
     def higher_is_better(self) -> bool:

@@ -53,6 +53,21 @@ def _frechet(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     return value if biased is None else value._replace(corrected=None)
 
 
+def _distance_ratios(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
+    """Return the mean over feature spaces of the Frechet distance as a multiple of the validation images'."""
+    distances = {judge: cell.frechet(f"{judge}.features") for judge in fact.judges}
+    scales = {judge: 1 / (len(distances) * options[f"{fact.name}_{judge}"]) for judge in distances}
+    total = sum(scales[judge] * distance.value for judge, distance in distances.items())
+    left = np.array([scales[judge] * distance.without for judge, distance in distances.items()]).sum(axis=0)
+    sides = [scales[judge] * d.without_reference for judge, d in distances.items() if d.without_reference is not None]
+    reference = np.array(sides).sum(axis=0) if len(sides) == len(distances) else None
+    short = any(_images_a_dimension(cell, f"{judge}.features")[0] for judge in fact.judges)
+    how = f"mean over {len(distances)} feature spaces"
+    tails = max(distance.tails for distance in distances.values())
+    value = cell.value(fact, float(total), left, how, reference=reference, tails=tails)
+    return value._replace(corrected=None) if short else value
+
+
 def _frechet_corrected(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     value, left, reference, tails = cell.frechet(fact.array)
     if len(left) < 2:
@@ -215,6 +230,13 @@ FID_CORRECTED = Metric(CATALOG["fid_corrected"], _frechet_corrected)
 FID_INFINITY = Metric(CATALOG["fid_infinity"], _frechet_infinity)
 SFID = Metric(CATALOG["sfid"], _frechet)
 FD_DINOV2 = Metric(CATALOG["fd_dinov2"], _frechet)
+FD_CROSS_CHECK = Metric(CATALOG["fd_cross_check"], _frechet)
+FD_CONVNEXT = Metric(CATALOG["fd_convnext"], _frechet)
+FD_DINOV2_256 = Metric(CATALOG["fd_dinov2_256"], _frechet)
+FD_MAE = Metric(CATALOG["fd_mae"], _frechet)
+FD_SIGLIP = Metric(CATALOG["fd_siglip"], _frechet)
+FD_CLIP = Metric(CATALOG["fd_clip"], _frechet)
+FDR6 = Metric(CATALOG["fdr6"], _distance_ratios)
 IS = Metric(CATALOG["is"], _inception_score)
 KID = Metric(CATALOG["kid"], _kid, per_class=_kid_by_class)
 KID_SUBSETS = Metric(CATALOG["kid_subsets"], _kid_subsets)

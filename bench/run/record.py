@@ -88,7 +88,7 @@ def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]
                 "n": value.n,
                 "method": value.method,
                 "judge": value.judge,
-                "judge_digest": context.judge_digests.get(value.judge, ""),
+                "judge_digest": _judge_digest(context, value.judge),
                 "reference": reference.name if uses_reference else None,
                 "reference_digest": reference.digest if uses_reference else None,
                 "jackknife": _floats(value.jackknife),
@@ -96,6 +96,12 @@ def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _judge_digest(context: Context, judge: str) -> str:
+    """Return the digest of a judge; of several, the digest of theirs."""
+    digests = [context.judge_digests.get(name, "") for name in judge.split(", ")]
+    return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
 def per_class_rows(protocol: Protocol, measured: CellMetrics) -> list[dict[str, Any]]:

@@ -147,7 +147,8 @@ def name_of(source: Path) -> str:
 
 def _why(skipped: SkippedMetric, images: ImageSource, needing: Collection[str]) -> str:
     """Return the true reason of a missing metric: no labels, where it needs them."""
-    if images.labels is None and (fact_of(skipped.name).judge in needing or skipped.reason == UNLABELLED):
+    read = set(fact_of(skipped.name).judges)
+    if images.labels is None and (not read.isdisjoint(needing) or skipped.reason == UNLABELLED):
         return images.unlabelled
     return skipped.reason
 

@@ -6,8 +6,10 @@ torch-fidelity's own extractor give of the same images.
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -15,6 +17,8 @@ from torchvision.transforms.v2 import functional
 
 from bench.judges.base import JudgeSpec, load_judge
 from bench.metrics.measure import ReferenceFeatures, measure
+from results.catalog import VALIDATION_DISTANCES
+from results.errors import BenchError
 
 N, M = 60, 50
 
@@ -60,6 +64,73 @@ def test_fd_dinov2_is_the_frechet_distance_of_class_tokens(pictures, tmp_path):
     with torch.no_grad():
         tokens = model((pictures / 255 - mean[:, None, None]) / std[:, None, None]).last_hidden_state[:, 0].numpy()
     assert value_of("fd_dinov2", arrays) == pytest.approx(frechet(tokens[:N], tokens[N:]), rel=1e-3)
+
+
+def timm_weights(name, root):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=1000).eval()
+    save_file(model.state_dict(), root / f"{name}.safetensors")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("test_vit.r160_in1k", lambda model, found: found[:, 0]),
+     ("test_vit3.r160_in1k", lambda model, found: model.pool(found)),
+     ("test_convnext.r160_in1k", lambda model, found: found.mean(dim=(2, 3)))],
+)  # fmt: skip
+def test_fd_in_a_space_of_timms_is_the_frechet_distance_of_what_its_network_gives(pictures, tmp_path, name, tokens):
+    model = timm_weights(name, tmp_path)
+    arrays = judged(pictures, "mae", "timm", tmp_path, model=name, weights=f"{name}.safetensors", size=40)
+    known = timm.get_pretrained_cfg(name)
+    resized = torch.nn.functional.interpolate(
+        pictures.float() / 255, size=40, mode="bicubic", align_corners=False, antialias=True
+    )
+    pixels = (resized - torch.tensor(known.mean)[:, None, None]) / torch.tensor(known.std)[:, None, None]
+    kinds = {} if "convnext" in name else {"dynamic_img_size": True, "dynamic_img_pad": True}
+    same = timm.create_model(name, num_classes=0, **kinds).eval()
+    same.load_state_dict({key: value for key, value in model.state_dict().items() if key in same.state_dict()})
+    with torch.no_grad():
+        features = tokens(same, same.forward_features(pixels)).numpy()
+    assert arrays["mae.features"] == pytest.approx(features, abs=1e-4)
+    assert value_of("fd_mae", arrays) == pytest.approx(frechet(features[:N], features[N:]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"model": "vit_larg_patch16_224.mae"}, "unknown timm model"),
+     ({}, "set 'model'"),
+     ({"model": "test_vit.r160_in1k", "weights": "w.bin"}, "no .safetensors file"),
+     ({"model": "test_vit.r160_in1k", "weights": "test_convnext.r160_in1k.safetensors"}, "does not fit")],
+)  # fmt: skip
+def test_a_judge_of_timms_refuses_in_one_line(tmp_path, options, reason):
+    timm_weights("test_convnext.r160_in1k", tmp_path)
+    with pytest.raises(BenchError, match=reason) as caught:
+        load_judge(JudgeSpec("mae", "timm", options), device="cpu", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_fdr6_is_the_mean_of_six_distances_as_multiples_of_the_validation_images():
+    random = np.random.default_rng(0)
+    arrays = {f"{judge}.features": random.normal(size=(N + M, 4)) for judge in VALIDATION_DISTANCES}
+    expected = np.mean([
+        frechet(arrays[f"{judge}.features"][:N], arrays[f"{judge}.features"][N:]) / distance
+        for judge, distance in VALIDATION_DISTANCES.items()
+    ])  # fmt: skip
+    assert value_of("fdr6", arrays) == pytest.approx(expected, rel=1e-6)
+    halved = value_of("fdr6", arrays, **{f"fdr6_{judge}": 2 * value for judge, value in VALIDATION_DISTANCES.items()})
+    assert halved == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_fdr6_has_a_paired_jackknife_and_names_the_judge_that_is_missing():
+    random = np.random.default_rng(0)
+    generated = {f"{judge}.features": random.normal(size=(200, 3)) for judge in VALIDATION_DISTANCES}
+    real = {name: ReferenceFeatures.of(random.normal(size=(300, 3))) for name in generated}
+    (value,) = measure(generated, real, ["fdr6"], blocks=10).values
+    assert len(value.jackknife) == 10 and value.low < value.value < value.high and value.corrected < value.value
+    del generated["mae.features"]
+    (skipped,) = measure(generated, real, ["fdr6"], blocks=10).skipped
+    assert skipped.reason == "no judge gave 'mae.features'; add its judge to the protocol"
 
 
 def test_cmmd_is_the_discrepancy_of_embeddings_of_unit_length(pictures, tmp_path):
