@@ -37,7 +37,7 @@ class CTMSettings(GridSettings):
         "level and up again by fresh noise; cm_multistep: gamma 1, to the data and up again; gamma: two jumps between "
         "ind_1 and ind_2; heun: EDM's on the denoiser"
     )  # fmt: skip
-    gamma: Number = Field(0.5, ge=0, le=1, description="gamma_multistep: 0 adds no noise, 1 all of it anew")
+    gamma: Number = Field(0.5, ge=0, le=1, description="gamma_multistep: 0 adds no noise, 1 replaces all of it")
     grid: int = Field(40, ge=2, description="points of the noise grid that ts, ind_1 and ind_2 count in")
     ind_1: int = Field(36, ge=0, description="gamma: index of the level that the first jump ends at")
     ind_2: int = Field(20, ge=0, description="gamma: index of the level that the second jump starts from, up to ind_1")

@@ -36,7 +36,7 @@ class JiTSettings(TimedSettings):
     """The solver, and where guidance acts."""
 
     method: Literal["euler", "heun"] = Field(
-        "euler", description="heun costs two evaluations a step but the last, which is an Euler step"
+        "euler", description="heun costs two evaluations per step but the last, which is an Euler step"
     )
     interval: Sequence[Number] = Field(
         (0.0, 1.0),

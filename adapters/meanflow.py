@@ -36,7 +36,7 @@ def uniform_times(steps: int) -> tuple[float, ...]:
 def meanflow_sample(average_velocity: AverageVelocity, z: Tensor, times: Sequence[float]) -> Tensor:
     """Return z at the last of `times`, started from `z` float32 [B, ...] at the first (arXiv 2505.13447, eq. 12).
 
-    `times` decrease from 1 (noise) to 0 (data), steps + 1 values; nothing is drawn on the way. This is no Euler
+    `times` decrease from 1 (noise) to 0 (data), steps + 1 values; nothing is drawn on the way. This is not an Euler
     solver: the network is asked for the average over the whole step and sees its length h.
     """
     return flow_map_sample(as_flow_map(average_velocity), z, times)

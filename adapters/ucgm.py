@@ -37,7 +37,7 @@ class UNI(SamplerSettings):
         0.0, description="share r of fresh noise in the noise estimate; Auto takes it from the first step"
     )
     extrapol_ratio: Number = Field(0.0, description="extrapolation of the estimates from the third step on")
-    sampling_order: int = Field(1, ge=1, le=2, description="order of the solver; 2 spends two evaluations a step")
+    sampling_order: int = Field(1, ge=1, le=2, description="order of the solver; 2 spends two evaluations per step")
     time_dist_ctrl: Sequence[Annotated[Number, Field(gt=0)]] = Field(
         (1.0, 1.0, 1.0), min_length=3, max_length=3, description="Kumaraswamy warp (a, b, c) of the times"
     )

@@ -261,7 +261,7 @@ def _names_file(labels: LabelsTable, subject: str) -> list[str]:
         except csv.Error as error:
             raise ProtocolError(f"{subject}: key 'labels.names_file': {shown(file)}: {error}; fix the file") from error
         except KeyError as error:
-            reason = f"is no column of {shown(file)}: {found(labels.names_column)}"
+            reason = f"is not a column of {shown(file)}: {found(labels.names_column)}"
             raise ProtocolError(f"{subject}: key 'labels.names_column' {reason}") from error
         for number, name in enumerate(names):
             if not name:

@@ -46,7 +46,7 @@ def _alone(table: Table, key: str, others: tuple[str, ...]) -> None:
     """Refuse `others` beside `key`."""
     for other in others:
         if {key, other} <= table.model_fields_set:
-            raise refused(f"cannot be given beside {key}; keep one of them", (other,))
+            raise refused(f"cannot be used together with {key}; keep one of them", (other,))
 
 
 def _judge_name(value: str) -> str:
@@ -77,7 +77,7 @@ class LabelsTable(Table):
     """`[labels]`: the classes, their prompts and which class each sample is asked for."""
 
     names: Annotated[list[Text], Field(min_length=1, description="Class names in label order.")] | None = None
-    names_file: Annotated[Text | None, Field(description="A file of class names: one a line, or a .csv.")] = None
+    names_file: Annotated[Text | None, Field(description="A file of class names: one per line, or a .csv.")] = None
     names_column: Annotated[Text, Field(description="Column of the .csv.")] = "name"
     template: Annotated[
         list[str],

@@ -58,7 +58,7 @@ class Measurements:
     published_only: list[PublishedFigure]
     """What was published for this data set of systems with nothing to run: claims, never ranked."""
     students: list[Student]
-    """Models beside the ones that they were distilled from, by FID where it was measured."""
+    """Models next to the ones that they were distilled from, by FID where it was measured."""
     runs: pd.DataFrame
     references: pd.DataFrame
     left_out: str
@@ -227,9 +227,9 @@ def _choose_protocol(connection: duckdb.DuckDBPyConnection, database: Path, aske
     ).fetchall()
     names = [str(row[0]) for row in counts]
     if not names:
-        raise ReportError(f"{database} holds no finished cell: run `bench run` first")
+        raise ReportError(f"{database} has no finished rows: run 'bench run' first")
     if asked is not None and asked not in names:
-        raise ReportError(f"{database} holds no finished cell of protocol {asked!r}: it has {', '.join(sorted(names))}")
+        raise ReportError(f"{database} has no finished rows of protocol {asked!r}, only of {', '.join(sorted(names))}")
     chosen = asked or names[0]
     return chosen, sorted(set(names) - {chosen})
 

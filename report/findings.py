@@ -41,8 +41,8 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     chance, model = rank.get("p_first"), rank.get("p_first_model")
     if known(chance) and known(model) and len(data.ranked) > 1:
         sentences.append(
-            f"It is truly the best setting with probability {chance:.0%}, and {data.fact(first, 'model')} with one of "
-            f"its settings with {model:.0%}."
+            f"Probability that it is truly the best setting: {chance:.0%}; that {data.fact(first, 'model')} is the "
+            f"best model, with any of its settings: {model:.0%}."
         )
     if rank.get("withheld"):
         sentences.append(f"Nothing is said of the order: {rank['withheld']}.")
@@ -64,8 +64,8 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     if cheaper:
         cheapest = min(cheaper, key=lambda cell: costs[cell])  # the first of those that cost the same is the best
         sentences.append(
-            f"The cheapest setting tied with it is {data.fact(cheapest, 'label')}: "
-            f"{costs[cheapest]:g} network evaluations per image instead of {costs[first]:g}."
+            f"The cheapest setting tied with it is {data.fact(cheapest, 'label')}: {costs[cheapest]:g} instead of "
+            f"{costs[first]:g} network evaluations per image."
         )
     elif known(costs[first]):
         sentences.append(
@@ -108,9 +108,9 @@ def curve(data: Measurements, metric: str) -> str:
 def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str) -> str:
     """Describe the ends of the Pareto front."""
     edge = rows.loc[list(on_front)]
-    count = f"{len(edge)} of {plural(len(rows), 'setting')}"
+    count = f"{len(edge)} of {plural(len(rows), 'row')}"
     if len(edge) == 1:
-        return f"One setting is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
+        return f"One row is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
     ends = [f"{edge['label'].iloc[end]} ({seconds(edge[cost].iloc[end])})" for end in (0, -1)]
     return f"{count} are on the Pareto front, from {ends[0]} to {ends[1]}"
 
@@ -132,7 +132,7 @@ def bottleneck(utilities: Sequence[Mapping[str, float]], names: Mapping[str, str
     """Say which metric holds most composites down."""
     weakest = Counter(min(row, key=lambda key: row[key]) for row in utilities if row)
     key, count = weakest.most_common(1)[0]
-    return f"{names.get(key, key)} is the bottleneck of {count} of {plural(len(utilities), 'setting')}"
+    return f"{names.get(key, key)} is the bottleneck of {count} of {plural(len(utilities), 'row')}"
 
 
 def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
@@ -141,7 +141,7 @@ def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, s
     pairs = [(one, two, matrix[one].get(two)) for i, one in enumerate(keys) for two in keys[i + 1 :]]
     pairs = [pair for pair in pairs if known(pair[2])]
     if not pairs:
-        return "How the metrics move together"
+        return "How the metrics correlate"
     one, two, value = max(((one, two, value or 0.0) for one, two, value in pairs), key=lambda pair: abs(pair[2]))
     verb = "agree" if value > 0 else "contradict each other"
     return f"{names.get(one, one)} and {names.get(two, two)} {verb} most (rank correlation {value:+.2f})"
@@ -153,10 +153,10 @@ def stability(data: Measurements) -> str:
     may = [value.may_be_best for value in values if value is not None and value.may_be_best is not None]
     short = data.metrics[data.headline].short
     if not may:
-        return f"No interval says how sure the order by {short} is"
+        return f"There are no intervals for the order by {short}"
     if sum(may) == 1:
-        return f"Only one setting can be first by {short}"
-    return f"{sum(may)} of {plural(len(values), 'setting')} can be first by {short} (95% confidence)"
+        return f"Only one row can be first by {short}"
+    return f"{sum(may)} of {plural(len(values), 'row')} can be first by {short} (95% confidence)"
 
 
 def reversed_by_bias(data: Measurements) -> str | None:
@@ -168,7 +168,7 @@ def reversed_by_bias(data: Measurements) -> str | None:
     if not pairs:
         return None
     names = listed([f"{one.cell['model']} and {other.cell['model']}" for one, other in pairs])
-    return f"FID less its bias, which depends on the model, turns the order round of {names}."
+    return f"Without FID's bias, which depends on the model, the order reverses for {names}."
 
 
 def heavy_tails(data: Measurements) -> str | None:

@@ -115,7 +115,7 @@ def _head(data: Measurements) -> Markup:
     version = None if last is None else f"{last['code_version']} · {text.listed(commits)}".removesuffix(" · ")
     facts = {
         "protocol": f"{protocol['name']} · {protocol['digest'][:12]}",
-        "images a setting": f"{int(cells['num_samples'].iloc[0]):,}",
+        "images per setting": f"{int(cells['num_samples'].iloc[0]):,}",
         "seed": str(cells["seed"].iloc[0]),
         "reference": reference,
         "device": text.listed(sorted(set(cells["device"]))),
@@ -161,17 +161,15 @@ def alerts(data: Measurements) -> list[str]:
     failed = data.unfinished[data.unfinished["status"] == "failed"]
     if len(failed):
         found.append(
-            f"{text.plural(len(failed), 'setting')} failed: {text.listed(list(failed['label']))} (reasons at the end)."
+            f"{text.plural(len(failed), 'row')} failed: {text.listed(list(failed['label']))} (reasons at the end)."
         )
     broken = data.cells[data.cells["failures"] > 0]
     if len(broken):
-        found.append(
-            f"{int(broken['failures'].sum()):,} images in {text.plural(len(broken), 'setting')} were not finite."
-        )
+        found.append(f"{int(broken['failures'].sum()):,} images in {text.plural(len(broken), 'row')} were not finite.")
     runs = data.runs
     open_runs = runs[runs["finished"].isna()]
     if len(open_runs):
-        found.append(f"{text.plural(len(open_runs), 'run')} did not finish: settings may be missing.")
+        found.append(f"{text.plural(len(open_runs), 'run')} did not finish: rows may be missing.")
     if runs["code_dirty"].fillna(False).astype(bool).any():
         found.append("Measured with uncommitted changes in the code.")
     for column, noun in (("code_version", "versions of the code"), ("code_commit", "commits"), ("device", "devices")):
@@ -183,14 +181,14 @@ def alerts(data: Measurements) -> list[str]:
         found.append(f"No MMHM: {note}.")
     if len(data.elsewhere):
         found.append(
-            f"{text.plural(len(data.elsewhere), 'setting')} with another sample count, seed or reference left out: "
-            "such rows are never ranked together."
+            f"{text.plural(len(data.elsewhere), 'row')} with another sample count, seed or reference left out: they "
+            "are never ranked with these."
         )
     if data.left_out:
         found.append(data.left_out)
     speed = int(data.cells["random_weights"].sum())
     if speed:
-        found.append(f"{text.plural(speed, 'setting')} with random weights, for speed only, not ranked.")
+        found.append(f"{text.plural(speed, 'row')} with random weights: for speed only, not ranked.")
     return found
 
 
@@ -295,7 +293,7 @@ def _provenance(data: Measurements) -> Markup:
     definition = json.dumps(decoded(data.protocol["definition"]), indent=1, ensure_ascii=False)
     parts = [element("h3", "Metrics"), tables.definitions(metrics)]
     if len(data.unfinished):
-        parts += [element("h3", "Failed and unsupported settings"), tables.grouped_reasons(data.unfinished, "status")]
+        parts += [element("h3", "Failed and unsupported rows"), tables.grouped_reasons(data.unfinished, "status")]
     if len(data.skipped):
         skipped = data.skipped.assign(label=data.skipped["cell_id"].map(data.cells["label"]))
         parts += [element("h3", "Metrics that could not be computed"), tables.grouped_reasons(skipped, "metric")]

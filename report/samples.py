@@ -51,7 +51,7 @@ def _grid(rows: pd.DataFrame, thumbnails: pd.DataFrame) -> Markup:
     for shape in shapes:
         group = rows[rows["latent_shape"] == shape]
         alone = len(shapes) > 1 and len(group) == 1
-        note = "labels only: noise of its own" if alone else f"same noise and labels, noise of shape {shape}"
+        note = "labels only: its own noise" if alone else f"same noise and labels, noise of shape {shape}"
         body.append(element("tr", element("th", note, colspan=len(indices) + 1, class_="group", scope="rowgroup")))
         for cell, row in group.iterrows():
             places = [element("td", _image(by_place.get((cell, index)), row["model"])) for index in indices]

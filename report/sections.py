@@ -74,8 +74,8 @@ class Page:
         ranked = len(data.contenders(self.headline))
         note = element(
             "p",
-            element("span", f"95 % rank sets by {short} among {text.plural(ranked, 'setting')}", id="rank-note"),
-            "; shaded places are tied with the first. Small figures are 95% intervals. Click a heading to rank by it. "
+            element("span", f"95% rank sets by {short} among {text.plural(ranked, 'row')}", id="rank-note"),
+            "; shaded ranks are tied with the first. Small figures are 95% intervals. Click a heading to rank by it. "
             "The best setting of each model is picked on the samples it is scored on, which favours models with many "
             "settings.",
             class_="note",
@@ -158,8 +158,8 @@ class Page:
             class_="controls",
         )
         caption = (
-            f"Only rows measured on {device.iloc[0]}. Nothing beats the rows on the line; the others are pale. "
-            "Labels: steps."
+            f"Only rows measured on {device.iloc[0]}. No row beats those on the line; the others are pale. Labels: "
+            "steps."
         )
         title = findings.front(rows, front, cost)
         return _section("pareto", "Quality against time", title, controls, self.figure("pareto", drawn, caption))
@@ -184,7 +184,7 @@ class Page:
             "div", element("label", "against ", _select("guidance-axis", options, across[0])), class_="controls"
         )
         short = data.metrics[up].short
-        caption = f"Figures along each path are guidance scales; the star is the setting with the best {short}."
+        caption = f"Numbers along each path are guidance scales; the star is the setting with the best {short}."
         title = findings.guidance(data, rows, up, chosen)
         return _section("guidance", "The price of guidance", title, controls, self.figure("guidance", drawn, caption))
 
@@ -228,7 +228,7 @@ class Page:
         matrix = {key: data.ranking["correlation"][key] for key in data.metrics if key in data.ranking["correlation"]}
         if len(matrix) > 1:
             finding = findings.correlation(matrix, names)
-            caption = f"{finding}. Over the ranked rows, FID counted as lower is better, so that + is agreement."
+            caption = f"{finding}. Over the ranked rows; FID counts as lower is better, so + means agreement."
             maps.append(self.figure("correlation", figures.correlation_matrix(matrix, data.metrics), caption))
         title = findings.bottleneck(list(rows["utilities"]), names)
         return _section("composite", "One number and its parts", title, element("div", maps, class_="figures"))
@@ -244,11 +244,16 @@ class Page:
         grid = samples.grids(shown.sort_values("model"), data.thumbnails)
         note = element(
             "p",
-            "The first sample indices of the protocol, not picked; each model at its best setting for the step count.",
+            "The first sample indices of the protocol, not selected; each model at its best setting for the step "
+            "count.",
             class_="note",
         )
         return _section(
-            "samples", "The same noise, the same label", "What each model makes of the same start", grid, note
+            "samples",
+            "The same noise, the same label",
+            "What each model makes of the same starting point",
+            grid,
+            note,
         )
 
     def per_class(self) -> Markup | None:
@@ -281,7 +286,7 @@ class Page:
             element("label", "second ", _select("class-other", options, cells[1])),
             class_="controls",
         )
-        counts = f"{int(one['n'].min()):,} images a class" if len(one) else ""
+        counts = f"{int(one['n'].min()):,} images per class" if len(one) else ""
         caption = (
             f"First minus second in each class, sorted, {counts}. Bars: 95% interval of a difference of proportions "
             "(shares only)."
@@ -304,8 +309,8 @@ class Page:
         parts = []
         if rows["rank_low"].notna().any():
             caption = (
-                f"95% rank set of each model's best setting among {text.plural(len(order), 'setting')}: all bars hold "
-                "the true ranks at once with 95% confidence; dot: its place by the value measured."
+                f"95% rank set of each model's best setting among {text.plural(len(order), 'row')}: all bars contain "
+                "the true ranks simultaneously with 95% confidence. Dots: places by the measured value."
             )
             if any(text.known(chance) for chance in rows["p_first"]):
                 caption += " Percentages: probability that the model, with one of its settings, is truly the best."

@@ -14,11 +14,13 @@ from results.teachers import Point, Student, setting_of
 CAPTION = (
     "Each student (solid) and its teacher (dashed), both by what they do best within a budget of network evaluations; "
     "a teacher is its weights, by whichever solver and guidance were measured. Bars are 95% intervals. A cross marks "
-    "the budget from which on the teacher is surely better; dotted: the student gains nothing from more evaluations."
+    "the budget from which on the teacher is significantly better; dotted: the student gains nothing from more "
+    "evaluations."
 )
 NOTE = (
-    "Quality is the ratio of the two values, 100% where the student equals its teacher; its interval (Fieller's) holds "
-    "100% exactly where the two are tied. Both are at their best settings, picked on the samples they are scored on."
+    "Quality is the ratio of the two values, 100% where the student equals its teacher; its interval (Fieller's) "
+    "contains 100% exactly where the two are tied. Both are at their best settings, picked on the samples they are "
+    "scored on."
 )
 
 
@@ -26,11 +28,11 @@ def finding(found: Sequence[Student], short: str) -> str:
     """Say what the cheapest students keep of their teachers' quality."""
     points = [(point, student) for student in found for point in student.points if point.cost is not None]
     if not points:
-        return "No teacher was measured beside its student"
+        return "No teacher was measured alongside its student"
     level = [(point, student) for point, student in points if point.verdict != "worse"]
     if level:
         point, student = min(level, key=lambda pair: (pair[0].cost or 0.0, -_kept(pair[0])))
-        said = "beats" if point.verdict == "better" else "is statistically level with"
+        said = "beats" if point.verdict == "better" else "is statistically tied with"
         return (
             f"By {short}, {setting_of(point.row)} {said} {student.teacher} at its best for {_share(point.cost)} of the "
             "evaluations"
@@ -55,7 +57,7 @@ def sentence(student: Student, cell: str, short: str) -> str:
 def headings(short: str) -> tuple[str, ...]:
     """Return the headings of the table of students, for the metric with this short name."""
     own = ("student", "NFE", short, "quality", "evaluations", "of the teacher at its best")
-    return (*own, "level from NFE", "overtaken at NFE")
+    return (*own, "tied from NFE", "overtaken at NFE")
 
 
 def lines(found: Sequence[Student]) -> list[list[str]]:
@@ -128,7 +130,7 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
                 name=f"{names[1]} overtaken",
                 meta={"model": student.model},
                 marker={"size": 12, "symbol": "x-thin", "line": {"width": 2.5, "color": colour}},
-                hovertext=[f"{names[0]} is surely better than {names[1]} within {student.overtaken_at:g} NFE"],
+                hovertext=[f"{names[0]} is significantly better than {names[1]} within {student.overtaken_at:g} NFE"],
                 hoverinfo="text",
             )
     shown = [row.value(metric.name) or 0.0 for student in found for row in [*student.line, *student.teacher_line]]

@@ -28,7 +28,7 @@ class Column(NamedTuple):
 
 BEFORE = (
     Column("steps", "steps", text.plain, "sampler steps asked for"),
-    Column("nfe", "NFE", text.plain, "measured network evaluations per image, both passes of guidance counted"),
+    Column("nfe", "NFE", text.plain, "measured network evaluations per image, counting both passes of guidance"),
     Column("cfg", "cfg", text.plain, "guidance scale, 1 = none"),
 )
 AFTER = (

@@ -131,7 +131,7 @@ class Check(NamedTuple):
         if self.verdict == "missing":
             return f"{self.cell}: {self.name} is missing; the baseline has {was}"
         if self.verdict == "not compared":
-            return f"{self.cell}: {self.name} is not compared, for it has no interval; --tolerance {self.name}=SIZE"
+            return f"{self.cell}: {self.name} is not compared, because it has no interval; --tolerance {self.name}=SIZE"
         if self.difference is None:
             return f"{self.cell}: {self.name} is {now}; the baseline has {was}"
         moved = f"{self.cell}: {self.name} moved by {self.difference:+.4g}"
@@ -185,7 +185,7 @@ def compare(
         allow_better: let improvements of metrics through.
 
     Raises:
-        BenchError: a tolerance for what the baseline lacks, or one that is no finite number from 0.
+        BenchError: a tolerance for what the baseline lacks, or one that is not a finite number from 0.
     """
     tolerances = tolerances or {}
     known = {name for table in (baseline.cells, baseline.costs) for entries in table.values() for name in entries}
@@ -193,7 +193,9 @@ def compare(
         if name not in known:
             raise BenchError(f"--tolerance: the baseline has no '{name}'; {did_you_mean(name, known)}")
         if not (math.isfinite(tolerance) and tolerance >= 0):
-            raise BenchError(f"--tolerance: {name}={tolerance:g} is no size of a difference; give a number from 0")
+            raise BenchError(
+                f"--tolerance: {name}={tolerance:g} is not the size of a difference; use a number of at least 0"
+            )
     pairs = [
         (cell, name, kept, measured.cells.get(cell, {}).get(name))
         for cell, entries in baseline.cells.items()
@@ -295,10 +297,10 @@ def read_baseline(path: Path) -> Baseline:
     content = read_json(path, "baseline")
     needed = {"format", "protocol", "models", "steps", "num_samples", "cells"}
     if not isinstance(content, dict) or not needed <= set(content) or content["format"] not in READABLE:
-        raise BenchError(f"baseline {path}: not a baseline of format {FORMAT}; make it again with --write")
+        raise BenchError(f"baseline {path}: not a baseline of format {FORMAT}; create it again with --write")
     fault = _fault(content)
     if fault is not None:
-        raise BenchError(f"baseline {path}: {fault}; make it again with --write")
+        raise BenchError(f"baseline {path}: {fault}; create it again with --write")
     cfg = content.get("cfg")
     return Baseline(
         content["protocol"],
@@ -319,33 +321,33 @@ def _fault(content: dict[str, Any]) -> str | None:
     """Return what is wrong with a baseline's values, None for one that there is something to compare with."""
     models, steps, cells = content["models"], content["steps"], content["cells"]
     if not isinstance(content["protocol"], str):
-        return "'protocol' is no name"
+        return "'protocol' is not a name"
     if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
-        return "'models' is no list of names"
+        return "'models' is not a list of names"
     if not isinstance(steps, list) or not steps or not all(type(step) is int and step >= 1 for step in steps):
-        return "'steps' is no list of numbers from 1"
+        return "'steps' is not a list of numbers of at least 1"
     if type(content["num_samples"]) is not int or content["num_samples"] < 2:
-        return "'num_samples' is no number from 2"
+        return "'num_samples' is not a number of at least 2"
     cfg, seed = content.get("cfg"), content.get("seed")
     if cfg is not None and not (isinstance(cfg, list) and cfg and all(map(_is_number, cfg))):
-        return "'cfg' is no list of numbers"
+        return "'cfg' is not a list of numbers"
     if seed is not None and not (type(seed) is int and seed >= 0):
-        return "'seed' is no number from 0"
+        return "'seed' is not a number of at least 0"
     if not isinstance(content.get("options") or {}, dict):
-        return "'options' is no table of settings"
+        return "'options' is not a table of settings"
     digests = content.get("digests") or {}
     if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
-        return "'digests' is no table of digests"
+        return "'digests' is not a table of digests"
     costs = content.get("costs") or {}
     if not isinstance(costs, dict) or not all(
         isinstance(entries, dict) and all(value is None or _is_number(value) for value in entries.values())
         for entries in costs.values()
     ):
-        return "'costs' is no table of numbers by cell"
+        return "'costs' is not a table of numbers by cell"
     if not isinstance(cells, dict) or not all(isinstance(metrics, dict) for metrics in cells.values()):
-        return "'cells' is no table of metrics by cell"
+        return "'cells' is not a table of metrics by cell"
     if not any(cells.values()):
-        return "it holds no metric, so there is nothing to compare"
+        return "it contains no metric, so there is nothing to compare"
     for cell, metrics in cells.items():
         for metric, entry in metrics.items():
             fault = _entry_fault(entry, content["format"])
@@ -356,17 +358,17 @@ def _fault(content: dict[str, Any]) -> str | None:
 
 def _entry_fault(entry: Any, version: int) -> str | None:
     if not isinstance(entry, dict) or not _is_number(entry.get("value")):
-        return "lacks numbers value, low and high"
+        return "needs numbers for value, low and high"
     ends = (entry.get("low"), entry.get("high"))
     without = version > 1 and {"low", "high"} <= set(entry) and ends == (None, None)
     if not all(map(_is_number, ends)) and not without:
-        return "lacks numbers value, low and high"
+        return "needs numbers for value, low and high"
     if entry.get("blocks") is None:
         return None
     try:
         moved = np.frombuffer(base64.b64decode(entry["blocks"], validate=True), dtype="<f4")
     except (binascii.Error, TypeError, ValueError):
-        return "has 'blocks' that are no float32 in base64"
+        return "has 'blocks' that are not float32 in base64"
     if len(moved) < 2 or not np.isfinite(moved).all():
         return "has 'blocks' that are not two finite numbers or more"
     return None

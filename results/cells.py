@@ -81,7 +81,7 @@ class CellDirectory:
                 files: dict[str, BinaryIO] = {}
                 for start, stop in ranges:
                     with safe_open(self.shard_path(start, stop), framework="numpy") as shard:
-                        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                             if not is_array_name(name):
                                 continue  # nothing of ours wrote it; a name must not choose a place on the disk
                             part = shard.get_tensor(name)
@@ -166,7 +166,7 @@ def alone(runs: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=10)
     except Timeout as error:
-        raise StoreError(f"{runs}: 'bench run' is at work here; wait for it to finish, then try again") from error
+        raise StoreError(f"{runs}: 'bench run' is working here; wait for it to finish, then try again") from error
     except OSError as error:
         raise disk_error(runs, error) from error
     try:

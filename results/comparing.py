@@ -273,8 +273,8 @@ def _scoreless(pair: Sequence[Row], differences: Sequence[Difference], runs: Pat
         directory = CellDirectory(runs, row.cell["cell_id"])
         if arrays and not any((directory.path / f"{array}.npy").is_file() for array in arrays):
             lines.append(
-                f"no win rates: the scores of the images of {row.cell['cell_id']} are not here (a merged database "
-                "holds none); 'bench merge' of its runs directory, or 'bench run --fresh', brings them"
+                f"no win rates: the per-image scores of {row.cell['cell_id']} are missing (a merged database has "
+                "none); get them with 'bench merge' of its runs directory or 'bench run --fresh'"
             )
     return lines
 
@@ -313,17 +313,15 @@ def _pair(
     if not pairs:
         raise BenchError(
             f"{a} and {b} were not measured alike (protocol, reference, judges, samples or seed differ): measure both "
-            "with one 'bench run'"
+            "with the same 'bench run'"
         )
     if len(pairs) > 1:
         name, cells = (a, [one for one, _ in pairs]) if len({one["cell_id"] for one, _ in pairs}) > 1 else (b, found_b)
         unique = {cell["cell_id"]: cell for cell in cells}
         choices = "; ".join(f"{cell_id} ({_setting(cell)})" for cell_id, cell in list(unique.items())[:4])
-        raise BenchError(f"'{name}' matches {len(unique)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+        raise BenchError(f"'{name}' matches {len(unique)} rows: {choices}; use one cell id, MODEL@STEPS@CFG, or --seed")
     if pairs[0][0]["cell_id"] == pairs[0][1]["cell_id"]:
-        raise BenchError(
-            f"'{a}' and '{b}' are the same row, {pairs[0][0]['cell_id']}: a row does not differ from itself"
-        )
+        raise BenchError(f"'{a}' and '{b}' are the same row, {pairs[0][0]['cell_id']}: there is nothing to compare")
     return pairs[0]
 
 
@@ -333,7 +331,7 @@ def _common(
     """Return one pair for each step count of one ranking that both were measured at, else the only pair there is."""
     pairs = [(one, other) for one in found_a for other in found_b if one["ranking"] == other["ranking"]]
     if len(pairs) > 1 and a == b:
-        raise BenchError(f"'{a}' and '{b}' are the same rows: a row does not differ from itself")
+        raise BenchError(f"'{a}' and '{b}' are the same rows: there is nothing to compare")
     alike = [pair for pair in pairs if pair[0]["steps"] == pair[1]["steps"] and pair[0]["cfg"] == pair[1]["cfg"]]
     single = len({pair[0]["steps"] for pair in alike}) == len(alike) and len({one["ranking"] for one, _ in pairs}) == 1
     if len(pairs) > 1 and alike and single and "@" not in a + b:
@@ -350,14 +348,16 @@ def one_ranking(names: Sequence[str], found: Sequence[list[dict[str, Any]]]) -> 
     if not common:
         raise BenchError(
             f"{', '.join(names)} were not measured alike (protocol, reference, judges, samples or seed differ): "
-            "measure all with one 'bench run'"
+            "measure all with the same 'bench run'"
         )
     chosen = []
     for name, cells in zip(names, found, strict=True):
         here = [cell for cell in cells if cell["ranking"] in common]
         if len(here) > 1:
             choices = "; ".join(f"{cell['cell_id']} ({_setting(cell)})" for cell in here[:4])
-            raise BenchError(f"'{name}' matches {len(here)} cells: {choices}; give one id, MODEL@STEPS@CFG, or --seed")
+            raise BenchError(
+                f"'{name}' matches {len(here)} rows: {choices}; use one cell id, MODEL@STEPS@CFG, or --seed"
+            )
         chosen += here
     return chosen
 
@@ -381,5 +381,5 @@ def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | Non
     )
     if not found:
         where = "" if seed is None else f" of seed {seed}"
-        raise BenchError(f"no finished cell '{name}'{where}; 'bench leaderboard --all' lists them")
+        raise BenchError(f"no finished row '{name}'{where}; 'bench leaderboard --all' lists them")
     return found

@@ -71,14 +71,14 @@ def table_array(table: Mapping[str, Sequence[float | None]]) -> np.ndarray:
         if column is None:
             continue
         if column in found:
-            raise BenchError(f"column '{column}' is given twice, the second time as '{name}': keep one of them")
+            raise BenchError(f"column '{column}' appears twice, the second time as '{name}': keep one of them")
         found[column] = values
     missing = [column for column in COLUMNS if column not in found]
     if missing:
-        raise BenchError(f"the table lacks {', '.join(missing)}: it has {', '.join(map(str, table)) or 'no columns'}")
+        raise BenchError(f"the table has no {', '.join(missing)}: it has {', '.join(map(str, table)) or 'no columns'}")
     if len({len(values) for values in found.values()}) > 1:
         lengths = ", ".join(f"{column} {len(found[column])}" for column in COLUMNS)
-        raise BenchError(f"the table's columns differ in length ({lengths}): give every row all four values")
+        raise BenchError(f"the table's columns differ in length ({lengths}): every row needs all four values")
     return np.array([[np.nan if v is None else float(v) for v in found[c]] for c in COLUMNS], dtype=np.float64).T
 
 
@@ -88,7 +88,7 @@ def resolve_bounds(values: np.ndarray, bounds: PartialBounds | None) -> np.ndarr
     for name, pair in (bounds or {}).items():
         column = column_of(name)
         if column is None:
-            raise BenchError(f"bounds name '{name}', which is no column: use {', '.join(COLUMNS)}")
+            raise BenchError(f"bounds name '{name}', which is not a column: use {', '.join(COLUMNS)}")
         given[column] = pair or {}
     resolved = np.empty((2, len(COLUMNS)))
     for index, column in enumerate(COLUMNS):
@@ -135,7 +135,7 @@ def minmax_harmonic_mean(
     """
     values = table_array(table)
     if len(values) == 0:
-        raise BenchError("the table has no rows: give at least one")
+        raise BenchError("the table has no rows: add at least one")
     used = resolve_bounds(values, bounds)
     utilities = utilities_of(values, used, clip)
     outside = (values < used[0]) | (values > used[1])
@@ -222,7 +222,9 @@ def read_bounds(path: Path) -> PartialBounds:
     """
     bounds = read_json(path, "bounds file")
     if not isinstance(bounds, dict):
-        raise BenchError(f'bounds file {path} holds no object: expected {{"FID": {{"min": ..., "max": ...}}, ...}}')
+        raise BenchError(
+            f'bounds file {path} does not contain an object: expected {{"FID": {{"min": ..., "max": ...}}, ...}}'
+        )
     for name, pair in bounds.items():
         known = column_of(name) is not None
         numbers = isinstance(pair, dict) and all(

@@ -40,27 +40,27 @@ def read_text(path: Path, what: str, error: type[BenchError] = BenchError, limit
     """Return a UTF-8 text, with or without a byte order mark. Raises `error`, one line that begins with `what path`."""
     try:
         if path.exists() and not path.is_file():
-            raise error(f"{what} {shown(path)}: is a folder or a device, no file; check the path")
+            raise error(f"{what} {shown(path)}: is a folder or a device, not a file; check the path")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or str(fault)
         raise error(f"{what} {shown(path)}: cannot be read ({reason}); check the path") from fault
     if len(content) > limit:
-        raise error(f"{what} {shown(path)}: is larger than {limit // 2**20} MiB; give a smaller file")
+        raise error(f"{what} {shown(path)}: is larger than {limit // 2**20} MiB; use a smaller file")
     if b"\0" in content:
-        raise error(f"{what} {shown(path)}: is no UTF-8 text (it holds zero bytes); save it as UTF-8")
+        raise error(f"{what} {shown(path)}: is not UTF-8 text (it contains zero bytes); save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
-        raise error(f"{what} {shown(path)}: is no UTF-8 text (byte {fault.start}); save it as UTF-8") from fault
+        raise error(f"{what} {shown(path)}: is not UTF-8 text (byte {fault.start}); save it as UTF-8") from fault
 
 
 def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> dict[str, Any]:
     """Return the table of a TOML file of at most 1 MiB. Raises `error`, one line that begins with `what path`."""
     text = read_text(path, what, error, 2**20)
     if not text.strip():
-        raise error(f"{what} {shown(path)}: is empty; write its keys")
+        raise error(f"{what} {shown(path)}: is empty; add its keys")
     try:
         table = tomllib.loads(text)
         if _depth(table) > DEEPEST:
@@ -78,7 +78,7 @@ def read_json(path: Path, what: str, error: type[BenchError] = BenchError) -> An
     try:
         return json.loads(text)
     except RecursionError as fault:
-        raise error(f"{what} {shown(path)}: is nested too deeply; make it again") from fault
+        raise error(f"{what} {shown(path)}: is nested too deeply; create it again") from fault
     except ValueError as fault:
         raise error(f"{what} {shown(path)}: not JSON ({one_line(str(fault))}); fix the file") from fault
 
@@ -92,7 +92,7 @@ def _depth(table: dict[str, Any]) -> int:
 
 
 class Table(BaseModel):
-    """A table of a file: no unknown keys, no conversions (`"5"` is no number, `true` no integer), finite numbers."""
+    """A table of a file: no unknown keys, no conversions (`"5"` is not a number), finite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -133,7 +133,7 @@ def _name(value: str) -> str:
 def _distinct(values: list[Any]) -> list[Any]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise refused(f"holds {found(value)} twice; keep one of them")
+            raise refused(f"contains {found(value)} twice; keep one of them")
     return values
 
 

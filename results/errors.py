@@ -32,7 +32,7 @@ class DatabaseInUseError(StoreError):
 
 
 class DamagedDatabaseError(StoreError):
-    """A file that is no readable database."""
+    """A file that is not a readable database."""
 
 
 class ProtocolError(BenchError):

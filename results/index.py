@@ -38,7 +38,7 @@ class Rebuilt(NamedTuple):
 
     indexed: int
     faults: list[Fault]
-    """Finished cells that could not be taken."""
+    """Finished cells that could not be read."""
     kept: list[str]
     """Rows of the old database without a (readable) directory, which has been written from them."""
     dropped: list[str]
@@ -120,7 +120,7 @@ def reindex(runs: Path, *, drop: bool = False, without: Sequence[str] = ()) -> R
         if not (records or without or dropped or damaged):
             if faults:
                 raise StoreError(f"{runs}: no cell can be indexed: {faults[0].cell}: {faults[0].reason}")
-            raise StoreError(f"{runs}: no finished cells to index; 'bench run' makes them")
+            raise StoreError(f"{runs}: no finished cells to index; 'bench run' creates them")
         records.sort(key=lambda record: (str(record["cell"]["finished"]), record["cell"]["cell_id"]))
         aside: list[Path] = []
         try:
@@ -194,7 +194,7 @@ class Indexer:
             self.catch_up(retry=not self.warned)
         except DatabaseInUseError as error:
             if not self.warned:
-                warnings.warn(f"{error}; the run goes on, and its cells are added later", BenchWarning, stacklevel=2)
+                warnings.warn(f"{error}; the run continues, and its rows are added later", BenchWarning, stacklevel=2)
             self.warned = True
 
     def catch_up(self, *, retry: bool = True) -> None:

@@ -73,8 +73,8 @@ class Row:
         """Return what a metric is. Raises StoreError where the database does not say."""
         if metric not in self.facts:
             raise StoreError(
-                f"metric '{metric}' has values but no entry in metric_facts; rebuild with 'bench reindex' where its "
-                "plug-in is installed"
+                f"metric '{metric}' has values but no entry in metric_facts; run 'bench reindex' where its plug-in is "
+                "installed"
             )
         return self.facts[metric]
 
@@ -394,7 +394,7 @@ def chosen_on(
     pool = [row for row in (found if candidates is None else candidates) if row.cell["seed"] == seed]
     pool = [row for row in pool if not row.cell["random_weights"]]
     if not pool:
-        raise StoreError(f"no finished cell of seed {seed} to choose on; 'bench run --select-on {seed}' measures them")
+        raise StoreError(f"no finished row of seed {seed} to choose by; 'bench run --select-on {seed}' measures them")
     check_metric(found, metric, known)
     elsewhere = [row for row in found if row.cell["seed"] != seed]
     choices = []

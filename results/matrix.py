@@ -48,7 +48,7 @@ class Matrix(NamedTuple):
                 if pair.verdict == TIED:
                     return TIED
                 return "better" if (pair.verdict == "a is better") == (pair.a == one) else "worse"
-        raise KeyError(f"{metric}: {one} and {other} are not compared")
+        raise KeyError(f"{metric}: {one} and {other} cannot be compared")
 
     def leading(self, metric: str) -> tuple[list[Row], list[Row]]:
         """Return the rows that none is better than, best first, and the others."""

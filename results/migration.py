@@ -53,8 +53,8 @@ def rebuilt(old: duckdb.DuckDBPyConnection, path: Path, *, in_place: bool) -> It
                 yield place
     except OSError as error:
         raise StoreError(
-            f"{path}: of an older version, and the new one cannot be written ({error.strerror or error}); free space "
-            "or fix permissions"
+            f"{path}: written by an older version, and the upgraded copy cannot be written "
+            f"({error.strerror or error}); free space or fix permissions"
         ) from error
 
 

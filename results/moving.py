@@ -41,7 +41,7 @@ def read_source(source: Path) -> tuple[dict[str, Incoming], list[Fault]]:
     if source.is_dir():
         return _of_directory(source)
     if not source.is_file():
-        raise StoreError(f"{source}: no such file; give a runs directory or its bench.duckdb")
+        raise StoreError(f"{source}: no such file; name a runs directory or its bench.duckdb")
     return _of_database(source)
 
 
@@ -66,7 +66,7 @@ def _of_directory(runs: Path) -> tuple[dict[str, Incoming], list[Fault]]:
             found = rows | found
             faults += [fault for fault in more if fault.cell not in found]
     elif not found and not faults:
-        raise StoreError(f"{runs}: no finished cells here; give a runs directory or its bench.duckdb")
+        raise StoreError(f"{runs}: no finished cells here; name a runs directory or its bench.duckdb")
     return found, [fault for fault in faults if fault.cell not in found]
 
 
@@ -157,7 +157,7 @@ def _stage(staged: Path, name: str, cell: Incoming) -> None:
     directory = CellDirectory(staged, name)
     for path in cell.arrays:
         if path.is_symlink():
-            raise BenchError(f"{path}: a link; only files of the runs directory itself are merged")
+            raise BenchError(f"{path}: a link; only files inside the runs directory are merged")
         try:
             np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:

@@ -60,16 +60,18 @@ def power_of(
         BenchError: a number out of range, a metric that rows lack, or rows that share no blocks.
     """
     if samples is not None and samples < 1:
-        raise BenchError(f"--n: {samples} is no number of samples")
+        raise BenchError(f"--n: {samples} is not a number of samples")
     if difference is not None and not (math.isfinite(difference) and difference > 0):
-        raise BenchError(f"--difference: {difference:g} is no size of a difference; give a number above 0")
+        raise BenchError(f"--difference: {difference:g} is not the size of a difference; use a number above 0")
     if difference is not None and metric is None:
-        raise BenchError("--difference is in the unit of a metric: name it with --metric")
+        raise BenchError("--difference is in the unit of a metric: name the metric with --metric")
     names = [fact.name for fact in measured_facts([a]) if fact.kind == "metric" and paired(a, b, fact.name) is not None]
     if metric is not None and metric not in names:
         raise BenchError(f"--metric: no paired values of '{metric}'; the rows share {', '.join(names) or 'none'}")
     if not names:
-        raise BenchError("the rows share no blocks of samples, so nothing is known of a difference; measure them anew")
+        raise BenchError(
+            "the rows share no blocks of samples, so nothing is known about their difference; measure them again"
+        )
     return [_power(a, b, name, samples, difference) for name in names if metric in (None, name)]
 
 
@@ -96,11 +98,11 @@ def _power(a: Row, b: Row, metric: str, samples: int | None, difference: float |
     room = (sought / factor) ** 2 - shared
     needed, reason = None, None
     if variance == 0.0:
-        reason = "no block moves the difference"
+        reason = "no block changes the difference"
     elif sought == 0.0:
         reason = "the pilot's difference is zero"
     elif room <= 0.0:
-        reason = "the sampling of the reference alone hides it: take a larger reference"
+        reason = "sampling noise of the reference alone hides it: use a larger reference"
     else:
         needed = math.ceil(n * variance / room)
     return Power(

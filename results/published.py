@@ -116,7 +116,7 @@ def parse_figures(text: str) -> tuple[PublishedFigure, ...]:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"published.csv, line {number}: {error}; fix the line") from error
         if not found[-1].system or not found[-1].source:
-            raise StoreError(f"published.csv, line {number}: a figure needs its system and its source; add them")
+            raise StoreError(f"published.csv, line {number}: a figure needs a system and a source; add them")
     return tuple(found)
 
 
@@ -338,11 +338,11 @@ def _obstacles(row: Row, metric: str, reference: Mapping[str, Any]) -> Iterator[
     if cell["random_weights"]:
         yield "random weights"
     if cell["num_samples"] != PUBLISHED_SAMPLES:
-        yield f"N is {cell['num_samples']:,}, published figures take {PUBLISHED_SAMPLES:,}"
+        yield f"N is {cell['num_samples']:,}, published figures use {PUBLISHED_SAMPLES:,}"
     name = str(reference.get("name", "unknown"))
     if row.fact(metric).reference != "none" and not name.startswith(PUBLISHED_REFERENCE):
-        yield f"the reference is '{name}', published figures take ADM's or the authors' own"
+        yield f"the reference is '{name}', published figures use ADM's or the authors' own"
     if cell["sampler"] != "native":
-        yield f"the sampler is '{cell['sampler']}', published figures take the authors'"
+        yield f"the sampler is '{cell['sampler']}', published figures use the authors'"
     if cell["options"]:
         yield "sampler settings were changed by --option"

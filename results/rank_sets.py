@@ -127,7 +127,7 @@ def oriented(
     if k < FEWEST_BLOCKS:
         raise ValueError(f"an order needs at least {FEWEST_BLOCKS} blocks of samples, got {k}")
     if not (np.isfinite(x).all() and np.isfinite(left).all()):
-        raise ValueError("an order needs finite values: leave out the rows that lack one")
+        raise ValueError("an order needs finite values: leave out rows without one")
     sign = 1.0 if better == "higher" else -1.0
     parts, degrees = influences(left), k - 1
     if leave_reference_out is not None:
@@ -202,7 +202,7 @@ def _critical(
 
 
 def _order(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
-    """Return bool [R, R], true at [i, j] where i is surely better than j, by step-down over all pairs."""
+    """Return bool [R, R], true at [i, j] where i is significantly better than j, by step-down over all pairs."""
     rows = len(scores)
     if rows == 1:
         return np.zeros((1, 1), dtype=bool)

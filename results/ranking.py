@@ -177,7 +177,7 @@ def read_scaling(composite: Any) -> Scaling:
             raise BenchError(unknown_key("composite", key, known))
     asked = composite.get("metrics", MMHM_METRICS)
     if not isinstance(asked, list | tuple) or sorted(map(str, asked)) != sorted(MMHM_METRICS):
-        raise BenchError(f"composite.metrics: {asked} asked for, MMHM is of {', '.join(MMHM_METRICS)}")
+        raise BenchError(f"composite.metrics: {asked} requested, but MMHM is over {', '.join(MMHM_METRICS)}")
     eps = composite.get("eps", 1e-3)
     if not _is_number(eps) or eps < 0:
         raise BenchError(f"composite.eps: {eps!r} is not a number of at least 0")
@@ -231,14 +231,14 @@ def _rank_by_composite(
         less: dict[str, Measured] = {
             cell: row for cell, measured in complete.items() if (row := _corrected(measured)) is not None
         }
-        source += ", FID less its bias" if less else ", raw FID: too few images to remove its bias"
+        source += ", FID without its bias" if less else ", raw FID: too few images to remove its bias"
         complete = less or complete
     facts, ranks = _scored(complete, scaling, seed_of(group["ranking"], "mmhm"))
     return ranking | facts | {"bounds_source": source}, [{"ranking": group["ranking"]} | row for row in ranks]
 
 
 def _corrected(measured: Measured) -> Measured | None:
-    """Return the metrics of a row with FID less its bias, of equal standard error; None where it cannot be removed."""
+    """Return the metrics of a row with FID's bias removed, of equal standard error; None where it cannot be."""
     fid = measured["fid"]
     if fid["corrected"] is None or not _length(fid["jackknife"]):
         return None

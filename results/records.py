@@ -114,7 +114,7 @@ def is_cell_id(name: str) -> bool:
 
 
 def parsed(text: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises StoreError for what is no JSON."""
+    """Return the value of a JSON text. Raises StoreError for what is not JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -149,7 +149,7 @@ def checked(record: Any, cell_id: str | None = None) -> dict[str, Any]:
         keys = [tuple(row[name] for name in CELL_KEYS[table]) for row in found[table]] if table in CELL_KEYS else []
         if len(set(keys)) < len(keys):
             twice = next(key for index, key in enumerate(keys) if key in keys[:index])
-            raise StoreError(f"{table}: {_shown(twice[-1])} is there twice")
+            raise StoreError(f"{table}: {_shown(twice[-1])} appears twice")
     if cell.get("measurement") is None:
         try:
             cell["measurement"] = measurement_digest(found.get("protocol", {}).get("definition", {}))
@@ -197,11 +197,11 @@ def _value(table: str, column: Column, value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise _NotThis(f"a text of at most {LONGEST_TEXT:,} letters")
+        raise _NotThis(f"text of at most {LONGEST_TEXT:,} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _NotThis("text in UTF-8") from None
+        raise _NotThis("UTF-8 text") from None
     return value
 
 
@@ -235,7 +235,7 @@ def _moment(value: Any) -> datetime:
     except (TypeError, ValueError):
         raise _NotThis("a date and time") from None
     if moment.tzinfo is not None or moment.year < 1970:
-        raise _NotThis("a date and time in UTC, without its mark")
+        raise _NotThis("a date and time in UTC, without a time zone")
     return moment
 
 
@@ -339,5 +339,5 @@ KEYS = {
 
 
 def parsed_or_none(text: Any) -> Any:
-    """Return the value of a JSON column, None where there is none. Raises StoreError for what is no JSON."""
+    """Return the value of a JSON column, None where there is none. Raises StoreError for what is not JSON."""
     return None if text is None else parsed(text)

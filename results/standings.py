@@ -58,7 +58,7 @@ class View:
 
     def __post_init__(self) -> None:
         if self.every and self.select_on is not None:
-            raise BenchError("--all shows every setting, --select-on one of each model: give one of the two")
+            raise BenchError("--all shows every setting, --select-on one per model: use one of the two")
 
 
 @dataclass(frozen=True)

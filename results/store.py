@@ -44,7 +44,7 @@ OTHER_FILES = {
     b"PK": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
     b"version https://git-lfs": "a Git LFS pointer ('git lfs pull' gets the file)",
-    b"<": "a page of HTML or XML",
+    b"<": "an HTML or XML page",
     b"{": "JSON",
 }
 """First bytes of what is mistaken for a database."""
@@ -62,7 +62,7 @@ def connect(
     file is absent, in use, damaged, or of a newer schema; nothing is overwritten.
     """
     if not write and not path.exists():
-        raise StoreError(f"{path}: no database here; 'bench run' makes one (or give --runs-dir)")
+        raise StoreError(f"{path}: no database here; 'bench run' creates one (or choose another with --runs-dir)")
     with ExitStack() as stack:
         connection = stack.enter_context(_closing(_open(path, write, retry, scratch)))
         try:
@@ -166,12 +166,12 @@ def _make(path: Path) -> None:
 
 
 def _check_first_bytes(path: Path) -> None:
-    """Raise StoreError for a file that is no DuckDB database, before a library looks for one that reads it."""
+    """Raise StoreError for a file that is not a DuckDB database, before a library looks for one that reads it."""
     try:
         if not path.exists():
             return
         if path.is_dir():
-            raise StoreError(f"{path}: a directory, not a database; give its bench.duckdb")
+            raise StoreError(f"{path}: a directory, not a database; name its bench.duckdb")
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
@@ -180,8 +180,8 @@ def _check_first_bytes(path: Path) -> None:
         return  # of an empty file DuckDB says what is wrong, or who may not read it
     for beginning, kind in OTHER_FILES.items():
         if start.lstrip().startswith(beginning):
-            raise _damaged(path, f"it begins like {kind}")
-    raise _damaged(path, "it is no DuckDB file")
+            raise _damaged(path, f"it starts like {kind}")
+    raise _damaged(path, "it is not a DuckDB file")
 
 
 def _in_use(error: duckdb.Error) -> bool:
@@ -196,11 +196,13 @@ def fault_of(path: Path, error: duckdb.Error) -> StoreError | None:
             f"{path}: the database is in use by another process; wait for it to finish, then try again"
         )
     if "different configuration" in message:
-        return DatabaseInUseError(f"{path}: the database is open in this process with other settings; close it first")
+        return DatabaseInUseError(
+            f"{path}: the database is open in this process with different settings; close it first"
+        )
     if "version number" in message or "newer version" in message:
         return StoreError(f"{path}: written by a newer DuckDB than {duckdb.__version__}; upgrade duckdb to read it")
     if "permission denied" in message.lower():
-        return StoreError(f"{path}: permission denied; ask its owner, or give another place with --runs-dir")
+        return StoreError(f"{path}: permission denied; ask its owner, or choose another place with --runs-dir")
     if "no space left" in message.lower() or "quota" in message.lower():
         return StoreError(f"{path}: {FULL}")
     signs = ("corrupt", "checksum", "wal file", "deserializ", "not a valid duckdb", "magic bytes")
@@ -214,7 +216,7 @@ def fault_of(path: Path, error: duckdb.Error) -> StoreError | None:
         )
     if isinstance(error, (duckdb.CatalogException, duckdb.BinderException)):
         reason = one_line(message.splitlines()[0], 120)
-        return _damaged(path, f"its tables are not ours: {reason}")
+        return _damaged(path, f"its tables have another layout: {reason}")
     return None
 
 
@@ -240,7 +242,7 @@ def _schema_version(connection: duckdb.DuckDBPyConnection, path: Path, write: bo
         create_schema(connection)
         return SCHEMA_VERSION
     if "schema_version" not in tables:
-        raise StoreError(f"{path}: not a database of this program; give another --runs-dir")
+        raise StoreError(f"{path}: not a database of this program; choose another --runs-dir")
     row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     version = row[0] if row else None
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
@@ -274,7 +276,9 @@ def check_foreign(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         ),
     ):
         for (name,) in connection.execute(query).fetchall():
-            raise StoreError(f"{path}: '{one_line(name, 60)}' is {kind}; only plain tables are read from others")
+            raise StoreError(
+                f"{path}: '{one_line(name, 60)}' is {kind}; only plain tables are read from other databases"
+            )
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, Any], *, replace: bool = False) -> None:
@@ -407,7 +411,7 @@ def export(database: Path, table: str, format: str, output: Path | BinaryIO, *, 
 
 
 def _for_spreadsheet(connection: duckdb.DuckDBPyConnection, table: str) -> str:
-    """Return the query of a table whose texts are no formulas; numbers stay numbers, also where they are texts."""
+    """Return the query of a table whose texts are not formulas; numbers stay numbers, also where they are texts."""
     columns = connection.execute(f'DESCRIBE "{table}"').fetchall()
     formula = "regexp_matches({0}, '^[=+@\\t\\r-]') AND TRY_CAST({0} AS DOUBLE) IS NULL"
     quoted = "CASE WHEN " + formula + " THEN chr(39) || {0} ELSE {0} END AS {0}"

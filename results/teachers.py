@@ -50,10 +50,10 @@ class Student(NamedTuple):
     points: list[Point]
     """The student's line beside the teacher at its best; empty without a teacher."""
     level_at: float | None
-    """The smallest budget of evaluations within which the teacher is not surely worse than the student within the same
-    budget; None where it is surely worse as far as it was measured."""
+    """The smallest budget of evaluations within which the teacher is not significantly worse than the student within
+    the same budget; None where it is significantly worse as far as it was measured."""
     overtaken_at: float | None
-    """The smallest budget of evaluations within which the teacher is surely better; None where it never is."""
+    """The smallest budget of evaluations within which the teacher is significantly better; None where it never is."""
 
     @property
     def best(self) -> Row | None:
@@ -94,9 +94,7 @@ def students(connection: duckdb.DuckDBPyConnection, found: Sequence[Row], metric
     Raises StoreError for a metric that no row of these has.
     """
     if metric is not None and all(row.value(metric) is None for row in found):
-        raise StoreError(
-            f"no row here has '{metric}', so students and teachers cannot be held against each other by it"
-        )
+        raise StoreError(f"no row here has '{metric}', so students and teachers cannot be compared by it")
     query = "SELECT model, card FROM models"
     cards = {row["model"]: json.loads(row["card"]) for row in dictionaries(connection, query)}
     result = []

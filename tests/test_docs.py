@@ -30,6 +30,7 @@ ACRONYMS = {
     "LAION",
     "README",
     "LICENSE",
+    "LPIPS",
     "CHANGELOG",
     "CONTRIBUTING",
 }
@@ -138,7 +139,7 @@ def test_no_heading_stands_twice(name):
 
 @pytest.mark.parametrize("name", sorted(set(DOCS) - {"cli.md"}))
 def test_no_word_in_capitals_is_left_over(name):
-    """A marker that was to be replaced (a word of capitals that is no acronym of the field) is an accident."""
+    """A marker that was to be replaced (a word of capitals that is not an acronym of the field) is an accident."""
     assert set(re.findall(r"\b[A-Z]{5,}\b", prose(DOCS[name]))) - ACRONYMS == set()
 
 

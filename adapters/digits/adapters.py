@@ -52,7 +52,7 @@ class Digits(Adapter):
 class FlowSettings(SamplerSettings):
     """How the flow is integrated."""
 
-    solver: FixedSolver | AdaptiveSolver = Field("euler", description="ODE solver; euler costs one evaluation a step")
+    solver: FixedSolver | AdaptiveSolver = Field("euler", description="ODE solver; euler costs one evaluation per step")
 
 
 class DigitsFlow(Digits):
@@ -107,7 +107,7 @@ class ConsistencySettings(SamplerSettings):
     """The noise levels of a consistency model."""
 
     sigmas: Sequence[Annotated[Number, Field(gt=0)]] | None = Field(
-        None, description="one noise level a step, from the highest down; null: equal steps on the Karras grid"
+        None, description="one noise level per step, from the highest down; null: equal steps on the Karras grid"
     )
     clamp: bool = Field(True, description="whether each prediction is clamped to [-1, 1]")
 
@@ -121,7 +121,7 @@ class DigitsConsistency(Digits):
         """Refuse levels of another number of steps."""
         sigmas = (settings or self.resolve_settings(steps)).sigmas
         if sigmas is not None and len(sigmas) != steps:
-            return f"{self.card.name}: sigmas needs one noise level a step, found {len(sigmas)} for {steps}"
+            return f"{self.card.name}: sigmas needs one noise level per step, found {len(sigmas)} for {steps}"
         return super().unsupported(steps, cfg, settings)
 
     def generate(
@@ -151,7 +151,7 @@ class DigitsShortcut(Digits):
     """Shortcut model: the network's second scalar is the code of the step size, so steps are powers of two."""
 
     def unsupported(self, steps: int, cfg: float, settings: SamplerSettings | None = None) -> str | None:
-        """Refuse what is no power of two up to the finest trained step."""
+        """Refuse what is not a power of two up to the finest trained step."""
         if steps.bit_count() != 1 or steps > 2**FINEST_LEVEL:
             return f"{self.card.name} takes powers of two up to {2**FINEST_LEVEL} steps only"
         return super().unsupported(steps, cfg, settings)

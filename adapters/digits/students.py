@@ -43,7 +43,7 @@ class TrigFlowSettings(SamplerSettings):
     """The times of a TrigFlow consistency model."""
 
     times: Sequence[Annotated[Number, Field(gt=0, le=pi / 2)]] | None = Field(
-        None, description="one time a step in (0, pi/2], from the highest down; null: equal steps from pi/2"
+        None, description="one time per step in (0, pi/2], from the highest down; null: equal steps from pi/2"
     )
 
 
@@ -78,7 +78,7 @@ class DigitsSCM(Digits):
         """Refuse times of another number of steps."""
         times = (settings or self.resolve_settings(steps)).times
         if times is not None and len(times) != steps:
-            return f"{self.card.name}: times needs one time a step, found {len(times)} for {steps}"
+            return f"{self.card.name}: times needs one time per step, found {len(times)} for {steps}"
         return super().unsupported(steps, cfg, settings)
 
     def generate(
@@ -112,7 +112,7 @@ class DigitsISM(ScaleAsInput):
     largest = INTRINSIC_SCALE
 
     def unsupported(self, steps: int, cfg: float, settings: SamplerSettings | None = None) -> str | None:
-        """Refuse what is no power of two up to the finest trained step."""
+        """Refuse what is not a power of two up to the finest trained step."""
         if steps.bit_count() != 1 or steps > 2**FINEST_LEVEL:
             return f"{self.card.name} takes powers of two up to {2**FINEST_LEVEL} steps only"
         return super().unsupported(steps, cfg, settings)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, weights
+from bench.cli.help import App
 from bench.cli.parsing import check_words, completed
 from bench.cli.terminal import data_alone, prepare_streams, write_line
 from results.errors import BenchError, BenchWarning, MissingError, one_line
@@ -30,7 +31,7 @@ DATA_OPTIONS = {"--json", "--schema"}
 INTERRUPTED = 130
 INTERRUPTED_MESSAGE = "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
 
-app = typer.Typer(
+app = App(
     name="bench",
     help="Fair benchmarks of few-step and multi-step image generators.",
     no_args_is_help=True,
@@ -55,13 +56,13 @@ def common(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
     ),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (accepted anywhere on the line)."),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks (allowed anywhere on the line)."),
 ) -> None:
     """Fair benchmarks of few-step and multi-step image generators."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line: exit code 0 done, 1 the thing checked does not hold, 2 usage or input error."""
+    """Run the command line: exit code 0 done, 1 a check failed, 2 usage or input error."""
     prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -99,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename is not None:
             write_line(f"Error: {one_line(str(error.filename))}: {error.strerror}; check the path")
             sys.exit(2)
-        write_line((f"Error: {type(error).__name__}: {error}".splitlines() or [""])[0] + "; --debug shows where")
+        write_line(
+            (f"Error: {type(error).__name__}: {error}".splitlines() or [""])[0] + "; add --debug for the traceback"
+        )
         sys.exit(2)
     if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
         _interrupted()
@@ -112,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse bytes that are no UTF-8, except in the path of a file that is there."""
+    """Refuse bytes that are not UTF-8, except in the path of a file that is there."""
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError as error:
             if not any(os.path.lexists(part) for part in (word, word.partition("=")[2])):
-                raise BenchError(f"'{word}' is not text in UTF-8, and no file of this name is there") from error
+                raise BenchError(f"'{word}' is not UTF-8 text, and no file has this name") from error
 
 
 def _pipe_closed() -> NoReturn:

@@ -10,7 +10,7 @@ import typer
 from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, print_table, runs_directory
 from results.errors import BenchError, unknown
 
-SCHEMA = typer.Option("--schema", help="Print the JSON Schema of the files, for editors.")
+SCHEMA = typer.Option("--schema", help="Print the JSON Schema of these files, for editors.")
 
 
 def register(app: typer.Typer) -> None:
@@ -98,7 +98,7 @@ def protocols(as_json: Annotated[bool, JSON] = False, schema: Annotated[bool, SC
 
 
 def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """List the reference sets: ready, and still to build."""
+    """List the reference sets that are built and those to build."""
     from bench.references.stored import SOURCE_FACTS, build_command, built_references, read_facts
     from protocols import load_protocol, protocol_files
 
@@ -107,7 +107,7 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
         try:
             facts = read_facts(path, SOURCE_FACTS)
         except BenchError as error:
-            raise BenchError(f"{error}; remove {path.parent}, which the next run makes anew") from error
+            raise BenchError(f"{error}; remove {path.parent}, which the next run creates again") from error
         found.append({"path": str(path.parent), "digest": path.parent.name, "judge": "all", **facts})
     if as_json:
         print_json(found)
@@ -127,7 +127,7 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
     if rows:
         print_table(page(), plain_table(columns, rows, right=["images", "skipped"]))
     else:
-        console().print("no reference is ready here; 'bench run' judges the embedded one")
+        console().print("no reference is built yet; 'bench run' builds the embedded one")
     lacking: dict[str, str] = {}
     for protocol in map(load_protocol, protocol_files().values()):
         name = str(protocol.reference["name"])
@@ -140,12 +140,12 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A model, a protocol (or its .toml file), or a cell id (a prefix is enough).")
+        str, typer.Argument(help="A model, a protocol (or its .toml file), or a row's cell id (a prefix is enough).")
     ],
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Show one model, protocol or cell in full."""
+    """Show one model, protocol or row in full."""
     from bench.cli.parsing import parse_protocol
     from bench.models.cards import cards
     from protocols import protocol_files
@@ -191,15 +191,15 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
 
     database = runs / "bench.duckdb"
     if not database.exists():
-        raise unknown("model, protocol or cell", name, known)
+        raise unknown("model, protocol or row", name, known)
     with connect(database, retry=True) as connection:
         mark_tables(connection)
         cells = [cell for cell in dictionaries(connection, "SELECT * FROM cells ORDER BY finished") if fits(cell, name)]
         if len(cells) != 1:
             if len(cells) > 1:
                 fitting = "; ".join(f"{cell['cell_id']} ({title(cell)})" for cell in cells[:4])
-                raise BenchError(f"'{name}' matches {len(cells)} cells: {fitting}; give the id of one")
-            raise unknown("model, protocol or cell", name, known)
+                raise BenchError(f"'{name}' matches {len(cells)} rows: {fitting}; use the cell id of one")
+            raise unknown("model, protocol or row", name, known)
         cell = cells[0]
         by_id = [cell["cell_id"]]
         query = "SELECT * EXCLUDE (cell_id, jackknife, jackknife_reference) FROM metrics WHERE cell_id = ?"
@@ -229,7 +229,7 @@ def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
 
 
 def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
-    """Show what is ready here, what is missing, how to get it."""
+    """Show what is ready, what is missing and how to get it."""
     from bench.run.readiness import diagnose
 
     findings = diagnose(runs_directory(runs_dir))

@@ -17,53 +17,61 @@ from results.errors import BenchError, did_you_mean
 if TYPE_CHECKING:
     from results.baseline import Baseline
 
-WORKERS = typer.Option(min=0, max=1024, help="Worker processes (0: one per core, or one for a GPU).")
+WORKERS = typer.Option(min=0, max=1024, help="Worker processes; 0: one per core, or one for a GPU.")
 STEPS, NUM_SAMPLES, PROTOCOL = "1,4", 500, "digits"
 
 
 def check(
     baseline: Annotated[Path | None, typer.Option(help="Compare with this baseline.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Measure now and write the baseline.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Measure now and write the result as the baseline.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Models, comma-separated [the protocol's; all of the baseline].")
+        str | None,
+        typer.Option("--model", help="Models, comma-separated (default: the protocol's, or all of the baseline)."),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="With --write: a protocol's name, or a .toml file [digits].")
+        str | None,
+        typer.Option("--protocol", help="With --write: a protocol's name, or a .toml file (default: digits)."),
     ] = None,
-    steps: Annotated[str | None, typer.Option(help="Step counts [1,4; all of the baseline].")] = None,
-    cfg: Annotated[str | None, typer.Option(help="Guidance scales [the models' own; all of the baseline].")] = None,
+    steps: Annotated[str | None, typer.Option(help="Step counts (default: 1,4, or all of the baseline).")] = None,
+    cfg: Annotated[
+        str | None, typer.Option(help="Guidance scales (default: the models' own, or all of the baseline).")
+    ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=20, max=LARGEST_COUNT, help="With --write: samples per setting [500].")
+        int | None, typer.Option(min=20, max=LARGEST_COUNT, help="With --write: samples per setting (default: 500).")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=LARGEST_SEED, help="With --write: seed of the noise [the protocol's].")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="With --write: seed of the noise (default: the protocol's)."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="With --write: sampler setting, key=value; may be repeated.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="With --write: sampler setting; repeatable.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     tolerance: Annotated[
         list[str] | None,
-        typer.Option(help="METRIC=SIZE: differences up to SIZE, in the metric's unit, are none; may be repeated."),
+        typer.Option(metavar="METRIC=SIZE", help="Ignore differences up to SIZE, in the metric's unit; repeatable."),
     ] = None,
-    allow_better: Annotated[bool, typer.Option("--allow-better", help="Let metrics that became better pass.")] = False,
+    allow_better: Annotated[bool, typer.Option("--allow-better", help="Let metrics pass that became better.")] = False,
     accept: Annotated[
         str | None,
-        typer.Option(help="What may differ from the baseline: protocol, reference, judge, weights, harness."),
+        typer.Option(help="What may differ from the baseline: protocol, reference, judge, weights or harness."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     workers: Annotated[int, WORKERS] = 0,
-    junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file, a test case for each metric.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file with a test case for each metric.")] = None,
     github: Annotated[
         bool | None,
-        typer.Option(help="GitHub annotations, and a summary in $GITHUB_STEP_SUMMARY [where $GITHUB_ACTIONS is true]."),
+        typer.Option(
+            help="Print GitHub annotations and write $GITHUB_STEP_SUMMARY (default: if $GITHUB_ACTIONS is true)."
+        ),
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Fail if a small subset moved from its baseline. Names each metric and cost that moved, and by how much.
+    """Fail if a small subset has moved from its baseline.
 
-    Metrics are compared pair by pair: with the baseline's noise and labels, a tenth of what their own intervals would
-    show is seen, and none of them fails by chance in 99 of 100 checks. NFE, FLOPs and parameters must be equal.
+    Names each metric and cost that moved, and by how much. Metrics are compared in pairs, with the baseline's noise
+    and labels: this detects changes a tenth the size of what their own intervals would show, and 99 of 100 checks
+    raise no false alarm. NFE, FLOPs and parameters must be equal.
     """
     from bench.cli.check_output import github_annotations, junit_xml, summary
     from bench.cli.parsing import parse_models, parse_options, parse_scales, parse_steps
@@ -73,7 +81,7 @@ def check(
     from results.files import output_file, write_atomically
 
     if (baseline is None) == (write is None):
-        raise BenchError("check: give either --baseline FILE to compare, or --write FILE to make the baseline")
+        raise BenchError("check: use either --baseline FILE to compare, or --write FILE to make the baseline")
     models = parse_models(model) if model is not None else None
     counts = parse_steps(steps) if steps is not None else None
     scales = parse_scales(cfg) if cfg is not None else None
@@ -92,7 +100,7 @@ def check(
     assert baseline is not None
     report = None if junit is None else output_file(junit, "--junit", baseline)
     own = {"protocol": protocol, "num-samples": num_samples, "seed": seed, "option": option}
-    _refuse(own, "is the baseline's; leave it out, or make another with --write")
+    _refuse(own, "is fixed by the baseline; leave it out, or create another baseline with --write")
     leniency = Leniency(_tolerances(tolerance or []), _kinds(accept), allow_better)
     with RunProgress(console()) as progress:
         machine = Machine(parse_device(device), workers, progress, weights)

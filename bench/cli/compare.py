@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 def compare(
     names: Annotated[
-        list[str], typer.Argument(metavar="ROWS...", help="Cell ids, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.")
+        list[str], typer.Argument(metavar="ROWS", help="Cell ids, MODEL, MODEL@STEPS or MODEL@STEPS@CFG.")
     ],
     published: Annotated[bool, typer.Option("--published", help="Compare a row with its published figures.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only rows of this seed.")] = None,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Show the paired difference a - b of two rows, every pair of several, or how far a row is from what was published.
+    """Compare rows with each other or with published figures.
 
-    Two models without steps are compared at every step count that both were measured at.
+    Two rows: the paired difference a - b. Several rows: every pair. Two models without step counts are compared at
+    every step count that both were measured at.
     """
     if published == (len(names) > 1):
-        raise BenchError("compare: give two rows or more, or one and --published")
+        raise BenchError("compare: name two or more rows, or one row and --published")
     database = directory_of(runs_dir) / "bench.duckdb"
     if published:
         _compare_published(database, names[0], seed, as_json)
@@ -65,7 +66,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         page().print(f"{letters[row.cell['cell_id']]} = {title}{marks_of(row)}", markup=False)
     metrics = list(dict.fromkeys(pair.metric for pair in outcome.pairs))
     if not metrics:
-        page().print("no metric that these rows have can be compared: too few blocks in common", markup=False)
+        page().print("none of the metrics that these rows share can be compared: too few common blocks", markup=False)
         return
     columns = ["", *metrics]
     lines = [
@@ -87,10 +88,12 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         for one in outcome.rows
         if one.measured(metric) is not None
     ]
-    page().print(f"\n{metric}, row beside column: > better, < worse, = tied", markup=False)
+    page().print(f"\n{metric}, row compared with column: > better, < worse, = tied", markup=False)
     print_table(page(), plain_table(["", *letters.values()], table))
     page().print(
-        "Intervals of all pairs of a metric hold at once with 95 %; --json prints them.", markup=False, soft_wrap=True
+        "The intervals of all pairs of a metric are simultaneous at 95 %; --json prints them.",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -101,7 +104,7 @@ def _letters(index: int) -> str:
 
 
 def _leads(first: Sequence[str], rest: Sequence[str]) -> str:
-    """Say which rows none is better than."""
+    """Name the rows that no other row is better than."""
     if len(first) == 1:
         return f"{first[0]} leads" + (", the others are worse" if rest else "")
     shown = " and ".join(first) if len(first) < 4 else f"{', '.join(first[:2])} and {len(first) - 2} more"
@@ -153,7 +156,7 @@ def _print_comparison(outcome: Comparison) -> None:
     for d in outcome.differences:
         if d.win_rate is not None:
             share, low, high = (f"{100 * (value or 0.0):.1f}" for value in (d.win_rate, d.win_low, d.win_high))
-            page().print(f"{d.metric}: a's image scores above b's in {share} % of pairs ({low} .. {high} %)")
+            page().print(f"{d.metric}: a's image scores above b's in {share}% of pairs ({low}% to {high}%)")
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
@@ -166,7 +169,7 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
         return
     if not found:
         where = f"; published are {', '.join(elsewhere)}" if elsewhere else ""
-        page().print(f"{name}: no published figure for what is measured{where}", markup=False, soft_wrap=True)
+        page().print(f"{name}: no published figure for the measured metrics{where}", markup=False, soft_wrap=True)
         return
     columns = ["model", "steps", "cfg", "metric", "measured", "published", "difference", "half widths", "source"]
     rows = []
@@ -193,4 +196,4 @@ def _compare_published(database: Path, name: str, seed: int | None, as_json: boo
     if obstacles:
         page().print(f"Not comparable: {'; '.join(obstacles)}.", markup=False, soft_wrap=True)
     else:
-        page().print("Beyond ±1 half width, the sampling noise of the measured row does not explain the difference.")
+        page().print("Beyond ±1 half-width, the sampling noise of the measured row does not explain the difference.")

@@ -1,4 +1,4 @@
-"""Commands for contributors: parity with recorded upstream behaviour, and adapters of one's own."""
+"""Commands for contributors: parity with recorded upstream behaviour, and your own adapters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from bench.cli.help import App
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 from bench.cli.parsing import LARGEST_SECONDS
 from bench.cli.terminal import write_line
 
-adapter = typer.Typer(help="Write and check an adapter of your own.", no_args_is_help=True, rich_markup_mode=None)
+adapter = App(help="Write and check your own adapter.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,10 +22,15 @@ def register(app: typer.Typer) -> None:
 
 
 def parity(
-    cases: Annotated[list[Path], typer.Argument(help="Directories of recorded cases (each holds a case.json).")],
+    cases: Annotated[
+        list[Path], typer.Argument(metavar="CASES", help="Directories of recorded cases, each with a case.json.")
+    ],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Replay recorded upstream behaviour. Exit code 1 if any call is out of tolerance."""
+    """Replay recorded upstream behaviour.
+
+    Exit code 1 if any call is out of tolerance.
+    """
     from bench.recordings.replay import run_case
 
     results = [result for directory in cases for result in run_case(directory)]
@@ -53,10 +59,13 @@ def parity(
 
 @adapter.command("new")
 def adapter_new(
-    name: Annotated[str, typer.Argument(help="Name of the family: letters, digits and hyphens.")],
-    directory: Annotated[Path | None, typer.Option(help="Where to write it [./NAME].")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the family: lower-case letters, digits and hyphens.")],
+    directory: Annotated[Path | None, typer.Option(help="Where to write it (default: ./NAME).")] = None,
 ) -> None:
-    """Write a working adapter with its card and test. It is a package of its own."""
+    """Write a working adapter with its card and test.
+
+    It is a package of its own.
+    """
     from bench.models.scaffold import write_adapter
 
     paths = write_adapter(name, directory or Path(name))
@@ -68,17 +77,24 @@ def adapter_new(
 
 @adapter.command("check")
 def adapter_check(
-    name: Annotated[str, typer.Argument(help="A model (its card's name).")],
+    name: Annotated[str, typer.Argument(help="Name of the model's card.")],
     weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Check with seeded noise as weights.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Check with seeded noise as weights.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     timeout: Annotated[
         float | None,
-        typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a clause may take (default: no limit)."),
+        typer.Option(
+            min=0.001, max=LARGEST_SECONDS, help="Longest time for one clause, in seconds (default: no limit)."
+        ),
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Check a model against the adapter contract. Exit code 1 if a clause does not hold; each is named."""
+    """Check a model against the adapter contract.
+
+    Names each clause that fails; exit code 1 if any does.
+    """
     from bench.models.cards import find_card
     from bench.models.loading import parse_device
     from bench.run.checking import check_contained
@@ -93,7 +109,7 @@ def adapter_check(
         print_table(page(), plain_table(["", "clause", "detail"], rows))
     bad = [finding for finding in findings if not finding.ok]
     if bad:
-        write_line(f"{name}: {len(bad)} of {len(findings)} clauses do not hold")
+        write_line(f"{name}: {len(bad)} of {len(findings)} clauses failed")
         raise typer.Exit(1)
 
 
@@ -105,11 +121,14 @@ def adapter_grid(
     candidates: Annotated[int, typer.Option(min=2, max=1000, help="Uniform times to choose from.")] = 64,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Noises that the error is a mean over.")] = 64,
     weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights.")] = False,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Seeded noise as weights.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Find the step grids of least local error (BOSS), as --option times=... of bench run takes them."""
+    """Find the step grids of least local error (BOSS).
+
+    They are printed as --option times=... of bench run takes them.
+    """
     from bench.cli.parsing import parse_steps
     from bench.models.cards import find_card
     from bench.models.loading import build_adapter, parse_device

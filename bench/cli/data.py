@@ -25,9 +25,12 @@ def export(
     table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
     format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
     output: Annotated[
-        Path | None, typer.Option(help="The file, - for stdout [TABLE.FORMAT in the working directory].")
+        Path | None, typer.Option(help="The file, or - for stdout (default: TABLE.FORMAT in the working directory).")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="CSV texts as they are, formulas of spreadsheets too.")] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Leave CSV text as it is, including what a spreadsheet would run as a formula."),
+    ] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write one table of the database to a file."""
@@ -45,28 +48,33 @@ def export(
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Runs directories, or databases (bench.duckdb) of others.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="PATHS", help="Other runs directories or databases (bench.duckdb).")
+    ],
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Add the cells of other runs directories and databases that this one lacks, and rank anew."""
+    """Add the rows of other runs directories or databases.
+
+    Rows that are already here are left as they are; rankings are computed again.
+    """
     from results.files import disk_error
     from results.moving import merge as merge_cells
 
     runs = runs_directory(runs_dir)
     for source in sources:
         if not source.exists():
-            raise BenchError(f"{source}: no such file; give a runs directory or its bench.duckdb")
+            raise BenchError(f"{source}: no such file; name a runs directory or its bench.duckdb")
         mine = runs if source.is_dir() else runs / "bench.duckdb"
         if mine.exists() and mine.samefile(source):
             what = "the runs directory" if source.is_dir() else "the database"
-            raise BenchError(f"{source}: this is {what} itself; give another, or another --runs-dir to merge into")
+            raise BenchError(f"{source}: this is {what} itself; name another, or merge into another --runs-dir")
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(runs, error) from error
     merged = merge_cells(runs, sources)
     count = len(merged.added)
-    console().print(f"{count} cell{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
+    console().print(f"{count} row{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
     _print_faults(merged.faults)
 
 
@@ -80,22 +88,22 @@ def _print_faults(faults: Sequence[Fault]) -> None:
 
 def reindex(
     drop: Annotated[
-        bool, typer.Option("--drop", help="Drop rows whose directory is gone, instead of writing it anew from them.")
+        bool, typer.Option("--drop", help="Drop rows whose directory is gone instead of writing the directory again.")
     ] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Rebuild the database from the cells' directories."""
+    """Rebuild the database from the cell directories."""
     from results.index import reindex as rebuild
 
     runs = runs_directory(runs_dir)
     rebuilt = rebuild(runs, drop=drop)
     count = rebuilt.indexed
-    console().print(f"{count} cell{'s' if count != 1 else ''} indexed: {runs / 'bench.duckdb'}", markup=False)
+    console().print(f"{count} row{'s' if count != 1 else ''} indexed: {runs / 'bench.duckdb'}", markup=False)
     for path in rebuilt.aside:
         console().print(f"unreadable, moved aside: {path}", markup=False, soft_wrap=True)
     for names, what in (
-        (rebuilt.kept, "had no readable record but a row, which is kept (--drop drops those without a record)"),
-        (rebuilt.dropped, "had a row but no record: dropped"),
+        (rebuilt.kept, "had a row but no readable record; the row is kept (--drop drops such rows)"),
+        (rebuilt.dropped, "had a row but no readable record; dropped"),
     ):
         for name in names:
             console().print(f"{name}: {what}", markup=False, soft_wrap=True)
@@ -104,12 +112,16 @@ def reindex(
 
 def remove(
     names: Annotated[
-        list[str], typer.Argument(help="Cell ids (their beginning), MODEL, MODEL@STEPS, MODEL@STEPS@CFG.")
+        list[str],
+        typer.Argument(metavar="ROWS", help="Cell ids (a prefix is enough), MODEL, MODEL@STEPS or MODEL@STEPS@CFG."),
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Forget measured rows, failed and unsupported ones too: their directories and what the database says of them."""
+    """Remove measured rows and their directories.
+
+    Failed and unsupported rows can be removed too.
+    """
     from results.moving import find_rows, forget
 
     runs = runs_directory(runs_dir)
@@ -117,7 +129,7 @@ def remove(
     for row in found:
         console().print(f"{row.cell}  {row.title}", markup=False, soft_wrap=True)
     rows = f"{len(found)} row{'s' if len(found) != 1 else ''}"
-    if not yes and not typer.confirm(f"Remove {rows} with all that was measured?", err=True):
+    if not yes and not typer.confirm(f"Remove {rows} and everything measured for them?", err=True):
         console().print("nothing removed")
         raise typer.Exit(1)
     forget(runs, [row.cell for row in found])

@@ -40,17 +40,19 @@ def fetch(
     accept_licence: Annotated[bool, ACCEPT] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Get all that a run needs.
+    """Fetch everything that a run needs.
 
-    Weights, autoencoders, latent statistics and the protocol's judges; for a protocol alone those of all its models.
-    Sizes come first; downloads are resumed, verified and pinned.
+    Weights, autoencoders, latent statistics and the protocol's judges; for a protocol alone, those of all its models.
+    Sizes are printed first; downloads are resumed, verified and pinned.
     """
     from bench.cli.parsing import parse_models, parse_protocol
     from bench.run.needs import joined, needs_of_models
     from bench.run.plan import by_home
 
     if model is None and protocol is None:
-        raise BenchError("fetch: give --model or --protocol (the embedded default needs nothing)")
+        raise BenchError(
+            "fetch: name models with --model or a protocol with --protocol (the embedded default needs nothing)"
+        )
     models = parse_models(model) if model is not None else None
     plans = by_home(models) if models is not None and protocol is None else {str(protocol): models}
     needs = joined([needs_of_models(parse_protocol(name), chosen) for name, chosen in plans.items()])
@@ -63,7 +65,7 @@ def fetch(
     if as_json:
         print_json([state_row(state) for state in states])
     for name, data, command in lacking.references:
-        console().print(f"Left for you: reference {name}, from your copy of the data ({data}): {command}", markup=False)
+        console().print(f"Left to you: reference {name}, from your copy of the data ({data}): {command}", markup=False)
 
 
 def get(needs: Needs, accept_licence: bool = False) -> list[FileState]:
@@ -85,7 +87,7 @@ def get(needs: Needs, accept_licence: bool = False) -> list[FileState]:
         states = fetch_files(needs.files, lambda state: tell(out, state) if state.file in absent else None, bar)
     if len(states) > len(absent):
         out.print(
-            f"{len(states) - len(absent)} files of {needs.what} were here already and are unaltered", markup=False
+            f"{len(states) - len(absent)} files of {needs.what} were already here and are unaltered", markup=False
         )
     return states
 
@@ -97,7 +99,7 @@ def table_with_sizes(lacking: Needs) -> list[str]:
     sizes = ask_sizes(lacking.fetchable())
     lines = lacking.table(sizes)
     total = sum(sizes.get(file) or file.size or 0 for file in lacking.fetchable())
-    return [*lines, f"  {size_text(total)} in all"] if total else lines
+    return [*lines, f"  {size_text(total)} in total"] if total else lines
 
 
 def ask_sizes(files: Sequence[NeededFile]) -> dict[NeededFile, int]:

@@ -49,7 +49,7 @@ ExcludeTrainedOn = Annotated[
 def leaderboard(
     protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
     sort: Annotated[
-        str | None, typer.Option(help="mmhm, rank, geometric, fid, is, clip, kid, nfe ... [mmhm, else fid].")
+        str | None, typer.Option(help="mmhm, rank, geometric, fid, is, clip, kid, nfe ... (default: mmhm, else fid).")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every setting, not only each model's best.")] = False,
     at_nfe: Annotated[
@@ -61,10 +61,10 @@ def leaderboard(
         int | None, typer.Option(min=0, help="Choose each model's setting on this seed, report it on the others.")
     ] = None,
     composites: Annotated[
-        bool, typer.Option(help="MMHM beside other composites, and how the metrics correlate.")
+        bool, typer.Option("--composites", help="MMHM next to other composites, and how the metrics correlate.")
     ] = False,
     teachers: Annotated[
-        bool, typer.Option("--teachers", help="Each student beside the model it was distilled from.")
+        bool, typer.Option("--teachers", help="Each student next to the model it was distilled from.")
     ] = False,
     exclude: ExcludeTrainedOn = None,
     claims: Annotated[
@@ -161,7 +161,7 @@ def remainder(board: Leaderboard) -> list[str]:
     lines += [*unreported(board.unreported), *(f"failed: {_label(row)}: {row.cell['reason']}" for row in board.failed)]
     if not board.standings and not board.choices:
         budget = _budget(board.view).removeprefix(", ") if board.found else ""
-        lines.append(f"{budget}{budget and ': '}no finished cells here; 'bench run' measures some")
+        lines.append(f"{budget}{budget and ': '}no finished rows here; 'bench run' measures some")
     return lines
 
 
@@ -212,8 +212,8 @@ def _title(standing: Standing, board: Leaderboard) -> str:
 
 
 def _budget(view: View) -> str:
-    words = "" if view.nfe is None else f", at most {view.nfe:g} network evaluations an image"
-    words += "" if view.seconds is None else f", at most {view.seconds:g} s an image"
+    words = "" if view.nfe is None else f", at most {view.nfe:g} network evaluations per image"
+    words += "" if view.seconds is None else f", at most {view.seconds:g} s per image"
     return words + ("" if view.steps is None else f", {view.steps} step{'s' if view.steps != 1 else ''}")
 
 

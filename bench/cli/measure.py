@@ -40,10 +40,13 @@ COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples per sett
 BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch (default: the protocol's).")
 SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise (default: the protocol's).")
 SELECT_ON = typer.Option(
-    min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
+    min=0, max=LARGEST_SEED, help="Also measure on this seed, and choose each model's setting on it alone."
 )
-TIMEOUT = typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take (default: no limit).")
-WORKERS = typer.Option(min=0, max=1024, help="Worker processes (0: one per core, or one for a GPU).")
+TIMEOUT = typer.Option(
+    min=0.001, max=LARGEST_SECONDS, help="Longest time for one batch, in seconds (default: no limit)."
+)
+RANDOM_WEIGHTS = typer.Option("--random-weights", help="Seeded noise as weights: speed only, never ranked.")
+WORKERS = typer.Option(min=0, max=1024, help="Worker processes; 0: one per core, or one for a GPU.")
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated (default: the protocol's).")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
 
@@ -68,32 +71,30 @@ def run(
     num_samples: Annotated[int | None, COUNT_OF_SAMPLES] = None,
     batch_size: Annotated[int | None, BATCH_OF_IMAGES] = None,
     seed: Annotated[int | None, SEED] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2: measures each, shows the spread.")] = None,
-    select_on: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=LARGEST_SEED, help="Measure on this seed too, and choose each model's setting on it alone."
-        ),
+    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2: measure each and show the spread.")] = None,
+    select_on: Annotated[int | None, SELECT_ON] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="native (the card's presets) or plain (default: the protocol's).")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="native (the card's) or plain (default: the protocol's).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile, on CUDA with CUDA graphs.")] = False,
-    option: Annotated[list[str] | None, typer.Option(help="Sampler setting, key=value; may be repeated.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile, on CUDA with CUDA graphs.")] = False,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sampler setting; repeatable.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
-    random_weights: Annotated[bool, typer.Option(help="Seeded noise as weights: speed only, never ranked.")] = False,
-    fresh: Annotated[bool, typer.Option(help="Measure again what is already measured.")] = False,
+    random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if already measured.")] = False,
     executor: Annotated[str, typer.Option(help="Where workers run: local, ray or an installed one.")] = "local",
     workers: Annotated[int, WORKERS] = 0,
-    fetch: Annotated[bool, typer.Option("--fetch", help="Get what is missing first, as 'bench fetch' does.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is missing first, as 'bench fetch' does.")] = False,
     accept_licence: Annotated[bool, ACCEPT] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.001, max=LARGEST_SECONDS, help="Seconds that a batch may take [any].")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print cells, NFE and what is missing, then stop.")] = False,
+    timeout: Annotated[float | None, TIMEOUT] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rows, NFE and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Measure models under a protocol. Without arguments: the embedded default, in minutes on a CPU."""
+    """Measure models under a protocol.
+
+    Without arguments: the embedded default, which takes minutes on a CPU.
+    """
     from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
     from bench.cli.progress import RunProgress
     from bench.models.loading import parse_device, parse_dtype
@@ -107,7 +108,7 @@ def run(
     if random_weights and select_on is not None:
         raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
     if seed is not None and seeds is not None:
-        raise BenchError("--seed measures one seed, --seeds several: give one of the two")
+        raise BenchError("--seed measures one seed, --seeds several: use one of the two")
     if sampler is not None and sampler not in SAMPLERS:
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose {' or '.join(SAMPLERS)}")
     models = parse_models(model) if model is not None else None
@@ -161,9 +162,9 @@ def run(
             behind = summary
         failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
     if behind is not None:
-        raise BenchError(f"{behind.behind}; all cells are measured and kept, and the same command adds them")
+        raise BenchError(f"{behind.behind}; everything measured is kept, and the same command adds it to the database")
     if failed:
-        raise typer.Exit(1)  # a run in which nothing could be measured is no success
+        raise typer.Exit(1)  # a run that could not measure anything is not a success
 
 
 def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -> Mapping[str, tuple[str, ...] | None]:
@@ -272,10 +273,10 @@ def report(
 def score(
     images: Annotated[str, typer.Argument(help="A folder of images, a .zip, .tar or .parquet, or an ADM-style .npz.")],
     protocol: ProtocolName = "digits",
-    name: Annotated[str | None, typer.Option(help="Name of the row [the folder's or file's name].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the row (default: the folder's or file's name).")] = None,
     nfe: Annotated[float | None, typer.Option(help="Network evaluations per image, if you know them.")] = None,
     first_label: Annotated[
-        int | None, typer.Option(help="The number of the first class where classes are numbered: 0 or 1 [0].")
+        int | None, typer.Option(help="Number of the first class where classes are numbered: 0 or 1 (default: 0).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
@@ -291,7 +292,7 @@ def score(
     runs = runs_directory(runs_dir)
     if not images:
         raise BenchError(
-            "score: the path of the images is empty; give a folder or a file (`.` is the working directory)"
+            "score: the path of the images is empty; name a folder or a file (`.` is the working directory)"
         )
     path = Path(images)
     name = name_of(path) if name is None else name

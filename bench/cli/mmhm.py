@@ -30,21 +30,28 @@ def register(app: typer.Typer) -> None:
 
 
 def mmhm(
-    file: Annotated[Path, typer.Argument(help="A CSV with columns FID, IS, CLIP Score, Pick Score (or is_mean ...).")],
-    bounds: Annotated[Path | None, typer.Option(help="Bounds as JSON; without, those of the rows.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="A CSV with the columns FID, IS, CLIP Score and Pick Score (or is_mean ...).")
+    ],
+    bounds: Annotated[Path | None, typer.Option(help="Bounds as JSON (default: taken from the rows).")] = None,
     write_bounds: Annotated[Path | None, typer.Option(help="Write the bounds used to this file.")] = None,
-    eps: Annotated[float, typer.Option(min=0, help="Softening of the harmonic mean.")] = 1e-3,
-    clip: Annotated[bool, typer.Option("--clip", help="Clip normalised values to [0, 1]; the paper does not.")] = False,
+    eps: Annotated[float, typer.Option(min=0, help="Softening term of the harmonic mean.")] = 1e-3,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Clip normalised values to [0, 1], which the paper does not.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Score a CSV by MMHM. By default as published: bounds from the rows, nothing clipped."""
+    """Score a CSV by MMHM.
+
+    By default as published: bounds from the rows, nothing clipped.
+    """
     from results.composite import COLUMNS, five_significant, minmax_harmonic_mean, read_bounds
     from results.files import output_file
 
     target = None if write_bounds is None else output_file(write_bounds, "--write-bounds", file)
     table = read_table(file)
     if not math.isfinite(eps):
-        raise BenchError(f"--eps: {eps} is not a finite number; the paper takes 0.001")
+        raise BenchError(f"--eps: {eps} is not a finite number; the paper uses 0.001")
     given = None if bounds is None else read_bounds(bounds)
     try:
         result = minmax_harmonic_mean({**dict.fromkeys(table.others[0], ()), **table.metrics}, eps, given, clip)
@@ -83,14 +90,14 @@ def mmhm(
     ]
     print_table(page(), plain_table([*names, *COLUMNS, "MMHM"], lines, right=[*COLUMNS, "MMHM"]))
     used = ", ".join(f"{column} {pair['min']:g} .. {pair['max']:g}" for column, pair in result.bounds.items())
-    source = "of the rows: the order depends on which rows are here" if bounds is None else f"of {bounds}"
+    source = "taken from the rows: the order depends on which rows are present" if bounds is None else f"of {bounds}"
     page().print(f"bounds {source}: {used}", markup=False, soft_wrap=True)
     if result.outside.any():
         page().print(f"* outside the bounds, {'clipped' if clip else 'not clipped, as in the paper'}", markup=False)
 
 
 def read_table(path: Path) -> ScoreTable:
-    """Read a CSV with one row a model. Raises BenchError naming the file, line and column of the first fault.
+    """Read a CSV with one row per model. Raises BenchError naming the file, line and column of the first fault.
 
     Columns of metrics go by any name that the paper's script accepts; an empty cell means that the metric is missing.
     """
@@ -105,16 +112,16 @@ def read_table(path: Path) -> ScoreTable:
     except (UnicodeDecodeError, csv.Error) as error:
         raise BenchError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from error
     if not lines:
-        raise BenchError(f"{path}: the file is empty; it needs a header and one row a model")
+        raise BenchError(f"{path}: the file is empty; it needs a header and one row per model")
     for sign, named in ((";", "';'"), ("\t", "tabs")):
         if len(lines[0][1]) < 3 and lines[0][1][0].count(sign) > 2:
             raise BenchError(f"{path}: its columns are separated by {named}; save it with ',' (and decimal points)")
     header = [name.strip() for name in lines[0][1]]
     if len(lines) == 1:
-        raise BenchError(f"{path}: a header but no rows; give one row a model")
+        raise BenchError(f"{path}: has a header but no rows; add one row per model")
     for name in header:
         if header.count(name) > 1:
-            raise BenchError(f"{path}: column '{name}' is given twice; keep one of them")
+            raise BenchError(f"{path}: column '{name}' appears twice; keep one of them")
     metrics: dict[str, list[float | None]] = {}
     others: list[dict[str, str]] = []
     for number, line in lines[1:]:
@@ -178,14 +185,18 @@ def _check_complete(given: PartialBounds, path: Path) -> None:
     held = {column_of(name) for name in given}
     lacking = [column for column in COLUMNS if column not in held]
     if lacking:
-        raise BenchError(f"{path}: no bounds of {', '.join(lacking)}; give all four columns (null: those of the rows)")
+        raise BenchError(
+            f"{path}: no bounds for {', '.join(lacking)}; include all four columns (null: taken from the rows)"
+        )
 
 
 def _check_bounds(used: Bounds, path: Path | None) -> None:
     """Refuse bounds that cannot scale a column: the wrong way round, or of a column without a value."""
     for column, pair in used.items():
         if not (math.isfinite(pair["min"]) and math.isfinite(pair["max"])):
-            raise BenchError(f"column '{column}' has no bounds: no row has a value; give --bounds with numbers for it")
+            raise BenchError(
+                f"column '{column}' has no bounds, because no row has a value for it; pass --bounds with numbers for it"
+            )
         if pair["min"] > pair["max"]:
             raise BenchError(
                 f"bounds of '{column}': min {pair['min']:g} is above max {pair['max']:g}; fix {path or 'the rows'}"

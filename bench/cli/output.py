@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from results.leaderboard import Row, Value
 
-RUNS_DIR = typer.Option("--runs-dir", help="Where results lie [BENCH_RUNS_DIR, else ./runs].", show_default=False)
-JSON = typer.Option("--json", help="Print data alone, as JSON on stdout.")
+RUNS_DIR = typer.Option(
+    "--runs-dir", help="Directory of the results (default: BENCH_RUNS_DIR, else ./runs).", show_default=False
+)
+JSON = typer.Option("--json", help="Print JSON on stdout and nothing else.")
 GAP = 2
 """Blanks between the columns of a table."""
 NARROWEST_TEXT = 24
@@ -127,8 +129,8 @@ CLIPPED = "^"
 TRAINED = "#"
 """Marks a row whose model was trained on features that metrics read; the legend says which."""
 ORDER = (
-    "rank: 95 % rank set, true for all rows at once; first: probability that the {who} is truly the best by MMHM, "
-    "= one of those among which the best is with 95 %"
+    "rank: 95 % rank set, simultaneous over all rows; first: probability that the {who} is truly the best by MMHM; =: "
+    "one of the rows that may be the best, at 95 %"
 )
 
 
@@ -255,7 +257,7 @@ def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     from results import training
 
     outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
-    how = {None: "", True: ", clipped to them: what lies beyond is not told apart", False: ", not clipped"}[clip]
+    how = {None: "", True: ", clipped to them: differences beyond are invisible", False: ", not clipped"}[clip]
     lines = [f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}){how}"] if outside else []
     lines += [f"{TRAINED} {line}" for line in training.remarks(shown)]
     lines += [*reversed_by_bias(shown), *heavy_tails(shown)]
@@ -285,7 +287,8 @@ def reversed_by_bias(shown: Sequence[Row]) -> list[str]:
         return []
     names = [" and ".join(_setting_of(row, shown) for row in pair) for pair in pairs]
     more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
-    return [f"FID less its bias, which depends on the model, turns the order round of {', of '.join(names[:3])}{more}"]
+    listed = ", for ".join(names[:3]) + more
+    return [f"Without FID's bias, which depends on the model, the order reverses for {listed}"]
 
 
 def _setting_of(row: Row, shown: Sequence[Row]) -> str:

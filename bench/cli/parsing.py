@@ -136,5 +136,5 @@ def parse_option(text: str) -> Any:
     if NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() and abs(float(text)) < float("inf"):
         return float(text) + 0.0
     if re.fullmatch(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|nan|inf|infinity)(e[+-]?[0-9]+)?", text.lower()):
-        raise BenchError(f"--option: '{text}' is no finite number; correct it")
+        raise BenchError(f"--option: '{text}' is not a finite number; correct it")
     return text

@@ -17,19 +17,21 @@ def register(app: typer.Typer) -> None:
 
 
 def power(
-    a: Annotated[str, typer.Argument(help="A cell id, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG: a pilot.")],
-    b: Annotated[str, typer.Argument(help="Likewise, measured with the same noise.")],
-    samples: Annotated[int | None, typer.Option("--n", help="Samples asked about; the pilot's by default.")] = None,
-    difference: Annotated[float | None, typer.Option(help="Difference to find; the pilot's by default.")] = None,
+    a: Annotated[str, typer.Argument(help="The pilot: a cell id, MODEL, MODEL@STEPS or MODEL@STEPS@CFG.")],
+    b: Annotated[str, typer.Argument(help="A second row, measured with the same noise.")],
+    samples: Annotated[
+        int | None, typer.Option("--n", help="Number of samples to plan for (default: the pilot's).")
+    ] = None,
+    difference: Annotated[float | None, typer.Option(help="Difference to detect (default: the pilot's).")] = None,
     metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Only cells of this seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only rows of this seed.")] = None,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Say what difference more samples of two rows would find.
+    """Say what difference more samples would detect.
 
-    The rows are a pilot of a few hundred samples. Power is 80 %, the level 5 %; what to find is the pilot's own
-    difference unless --difference says another.
+    The two rows are a pilot of a few hundred samples each. Power is 80 % at a significance level of 5 %. The
+    difference to detect is the pilot's own unless --difference sets another.
     """
     from results.comparing import compare_cells
     from results.power import power_of
@@ -40,7 +42,7 @@ def power(
         print_json([{**p._asdict(), "gain": p.gain if math.isfinite(p.gain) else None} for p in found])
         return
     page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
-    columns = ["metric", "a - b", f"found with {found[0].samples:,}", "to find", "samples needed", "paired gain"]
+    columns = ["metric", "a - b", f"detected with {found[0].samples:,}", "to detect", "samples needed", "paired gain"]
     cells = [
         [
             p.metric,

@@ -56,17 +56,17 @@ class RunProgress:
 
     def wait(self, runs: Path) -> None:
         """Tell that another run has to end first."""
-        self.console.print(f"another 'bench run' is at work in {runs}; waiting for it to end", markup=False)
+        self.console.print(f"another 'bench run' is working in {runs}; waiting for it to finish", markup=False)
 
     def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
         """Tell what is ahead: `cost` is in samples x steps, which the time left goes by."""
         self.samples, self.cost = samples, cost
         self.cells, self.finished = cells, reused
         kept = f", {reused} already measured" if reused else ""
-        self.console.print(f"{cells} cell{'s' if cells != 1 else ''}{kept}, {samples:,} samples to draw")
+        self.console.print(f"{cells} row{'s' if cells != 1 else ''}{kept}, {samples:,} samples to draw")
         self.began = time.monotonic()
         self.bars.update(self.preparing, visible=False)
-        self.overall = self.bars.add_task("cells", total=cells, completed=reused, note="")
+        self.overall = self.bars.add_task("rows", total=cells, completed=reused, note="")
         self.current = self.bars.add_task("", total=1, note="", visible=False)
 
     def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli.help import App
 from bench.cli.output import JSON, console, print_json
 from results.errors import BenchError, unknown
 
@@ -20,50 +21,56 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    group = typer.Typer(no_args_is_help=True, help="Reference sets: judged once, kept in the cache directory.")
+    group = App(no_args_is_help=True, help="Reference sets, judged once and kept in the cache.")
 
     @group.callback()
     def reference() -> None:
-        """Reference sets: judged once, kept in the cache directory."""
+        """Reference sets, judged once and kept in the cache."""
 
     group.command()(build)
     app.add_typer(group, name="reference")
 
 
 def build(
-    name: Annotated[str, typer.Argument(help="Name of the reference, as protocols call it.")],
+    name: Annotated[str, typer.Argument(help="Name of the reference in protocols.")],
     data: Annotated[Path, typer.Option(help="The data set: a folder, a .zip, .tar or .parquet, or an .npz.")],
     protocol: Annotated[
-        str | None, typer.Option(help="Whose judges, crop and size [every shipped protocol with this reference].")
+        str | None,
+        typer.Option(help="Whose judges, crop and size to use (default: every shipped protocol with this reference)."),
     ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Layout of the data: imagenet-val, folder, npz ... (docs/references.md) (default: the protocol's)."
+            help="Layout of the data: imagenet-val, folder, npz ...; see docs/references.md (default: the protocol's)."
         ),
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos, none (default: the protocol's).")
+        str | None,
+        typer.Option(help="adm-center-crop, bicubic-crop, squash, lanczos or none (default: the protocol's)."),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of imagenetv2: matched-frequency, threshold-0.7, top-images.")
+        str | None, typer.Option(help="Variant of imagenetv2: matched-frequency, threshold-0.7 or top-images.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="File of labels of a flat imagenet-val folder.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label file for a flat imagenet-val folder.")] = None,
     ambiguous: Annotated[
         str, typer.Option(help="What to do with folders that match no class or several: refuse or skip.")
     ] = "refuse",
     first_label: Annotated[
-        int | None, typer.Option(help="The number of the first class in numbered folders or a file: 0 or 1 [0].")
+        int | None,
+        typer.Option(help="Number of the first class in numbered folders or a label file: 0 or 1 (default: 0)."),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out (recorded) instead of stopping.")
+        bool, typer.Option("--skip-unreadable", help="Leave out and record unreadable images instead of stopping.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding threads (0: one per core).")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0: one per core.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Rebuild even if it exists.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Judge a data set once, as a reference. If interrupted, run it again; it resumes."""
+    """Judge a data set once, as a reference.
+
+    If interrupted, run it again; it resumes.
+    """
     from bench.judges.threads import fixed_threads
     from bench.models.loading import parse_device
     from bench.references.build import BuildRequest, build_reference
@@ -87,7 +94,7 @@ def build(
         out.print(f"{name} by {facts['judge']}: {images}{classes}{cut}, digest {facts['digest'][:12]}", markup=False)
     _print_left_out(out, result.references[0].facts)
     if result.reused:
-        out.print(f"{result.reused} of {len(result.references)} judges had been there before (--fresh judges again)")
+        out.print(f"{result.reused} of {len(result.references)} judges were done before (--fresh judges again)")
     out.print(f"Facts: {result.references[0].directory / 'facts.json'}", markup=False, soft_wrap=True)
 
 
@@ -100,7 +107,7 @@ def _protocols(name: str, protocol: str | None) -> list[Protocol]:
         found = parse_protocol(protocol)
         if found.reference["name"] != name:
             raise BenchError(
-                f"protocol '{found.name}' asks for reference '{found.reference['name']}', not '{name}'; build it under "
+                f"protocol '{found.name}' uses reference '{found.reference['name']}', not '{name}'; build it under "
                 "that name"
             )
         if "kind" not in found.reference:

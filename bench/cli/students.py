@@ -28,7 +28,8 @@ a line for each setting of a student that none of its own beats at lower or equa
 that of any card of its weights, picked on these samples
 quality: the ratio of the two {metric}s, 100 % where equal, with its 95 % interval (> the student is better, < worse, \
 = tied); NFE share: of the teacher's network evaluations
-level from, overtaken at: NFE from which on the teacher is not surely worse, and is surely better, within one budget"""
+tied from, overtaken at: NFE from which the teacher, within the same budget, is no longer significantly worse, and is \
+significantly better"""
 
 
 def show_students(database: Path, protocol: str | None, metric: str | None, as_json: bool) -> None:
@@ -63,7 +64,7 @@ def _print(found: Sequence[Student]) -> None:
         "quality",
         "NFE share",
         "of the teacher at its best",
-        "level from",
+        "tied from",
         "overtaken at",
     ]
     lines = []

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from results.printable import in_ascii, printable
 
 WIDTH = 150
-"""Columns of an output that is no terminal."""
+"""Columns of an output that is not a terminal."""
 
 
 def prepare_streams() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.fetching import bytes_of, download_bars, state_row, tell
+from bench.cli.help import App
 from bench.cli.licences import ACCEPT, agree
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 from results.errors import BenchError, unknown
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 JUDGES = "judges"
 Names = Annotated[list[str], typer.Argument(help="Models, or 'judges'.")]
-ProtocolName = Annotated[str | None, typer.Option("--protocol", help="Only this protocol's judges [all protocols'].")]
+ProtocolName = Annotated[
+    str | None, typer.Option("--protocol", help="Only this protocol's judges (default: all protocols').")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    weights = typer.Typer(help="Weights of models and judges: list, fetch, verify, add, convert.", no_args_is_help=True)
+    weights = App(help="List, fetch, verify, add and convert weights.", no_args_is_help=True)
     weights.command("list")(list_weights)
     for command in (fetch, verify, add, convert):
         weights.command()(command)
@@ -32,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
-    """List every model's file: its source, and whether it is here."""
+    """List every model's file, its source and its state."""
     from bench.models.cards import cards
     from bench.weights.cache import FileCache, cache_directory
     from bench.weights.file import NETWORK, model_file, size_text
@@ -74,7 +77,10 @@ def fetch(
 
 
 def verify(names: Names, protocol: ProtocolName = None, as_json: Annotated[bool, JSON] = False) -> None:
-    """Hash the files of models or judges again. Exit code 1 when one is missing or altered."""
+    """Hash the files of models or judges again.
+
+    Exit code 1 if a file is missing or altered.
+    """
     from bench.weights.file import size_text, verify_file
 
     found = [state_row(verify_file(file)) for file in _files(names, protocol)]
@@ -104,19 +110,22 @@ def _files(names: list[str], protocol: str | None) -> list[NeededFile]:
         elif own := model_files(find_card(name)):
             files += own
         else:
-            console().print(f"{name}: has no weights; nothing to fetch", markup=False)
+            console().print(f"{name}: has no weights, nothing to fetch", markup=False)
     return list({(file.title, str(file)): file for file in files}.values())
 
 
 def add(
-    model: Annotated[str, typer.Argument(help="The model.")],
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
     path: Annotated[Path, typer.Argument(help="The file or folder that you downloaded.")],
-    role: Annotated[str, typer.Option(help="Which of the model's files: weights, autoencoder, statistics ...")] = (
-        "weights"
-    ),
-    replace: Annotated[bool, typer.Option(help="Take another file than the one added before.")] = False,
+    role: Annotated[
+        str, typer.Option(help="Which of the model's files it is: weights, autoencoder, statistics ...")
+    ] = ("weights"),
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a file that was added before.")] = False,
 ) -> None:
-    """Add a file that only a person can download. It is copied into the cache and its digest pinned."""
+    """Add a file that has to be downloaded by hand.
+
+    It is copied into the cache and its digest is pinned.
+    """
     from bench.models.adding import add_file
     from bench.models.cards import find_card
 
@@ -127,14 +136,20 @@ def add(
 def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint (file or folder), or a model whose file is here.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The safetensors file [NAME.safetensors].", show_default=False)
+        Path | None,
+        typer.Option("-o", "--output", help="The safetensors file (default: NAME.safetensors).", show_default=False),
     ] = None,
-    tree: Annotated[str | None, typer.Option(help="Which tree of the file [the model's, else the averaged].")] = None,
+    tree: Annotated[
+        str | None, typer.Option(help="Which tree of the file (default: the model's, else the averaged one).")
+    ] = None,
     role: Annotated[str, typer.Option(help="Which of the model's files.")] = "weights",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is in the file.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is in the file, then stop.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Convert a checkpoint of any format to safetensors, and say what was left out of it. Nothing in it is executed."""
+    """Convert a checkpoint to safetensors.
+
+    Says what was left out. Nothing in the checkpoint is executed.
+    """
     from bench.weights.conversion import convert as convert_file
     from bench.weights.file import reading, size_text
 

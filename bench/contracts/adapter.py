@@ -235,7 +235,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> No
     state = _named_as(own, state)
     left_out = [key for key in state if key not in own and _bookkeeping(key, state[key])]
     if left_out:
-        line = f"weights of {name}: left out what lies beside the weights: {', '.join(left_out)}"
+        line = f"weights of {name}: left out what lies next to the weights: {', '.join(left_out)}"
         warnings.warn(line, BenchWarning, stacklevel=2)
         state = {key: value for key, value in state.items() if key not in left_out}
     missing = [key for key in own if key not in state]
@@ -282,7 +282,7 @@ def _trees(state: Mapping[str, Tensor]) -> str:
     if not counts:
         return ""
     trees = ", ".join(f"{tree} ({count} arrays)" for tree, count in list(counts.items())[:8])
-    return f"The file holds the trees {trees}; choose one with weights.tree in the card. "
+    return f"The file contains the trees {trees}; choose one with weights.tree in the card. "
 
 
 def _check_values(weights: Mapping[str, Tensor], name: str) -> None:
@@ -291,7 +291,7 @@ def _check_values(weights: Mapping[str, Tensor], name: str) -> None:
     broken = [key for key, value in floats.items() if not bool(value.isfinite().all())]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        line = f"weights of {name} hold NaN or infinite values: {', '.join(broken[:3])}{more}; is the file damaged?"
+        line = f"weights of {name} contain NaN or infinite values: {', '.join(broken[:3])}{more}; is the file damaged?"
         warnings.warn(line, BenchWarning, stacklevel=3)
     if floats and not any(bool(value.any()) for value in floats.values()):
-        raise BenchError(f"weights of {name} are all zero: nothing was trained or saved; give another checkpoint")
+        raise BenchError(f"weights of {name} are all zero: nothing was trained or saved; use another checkpoint")

@@ -75,7 +75,7 @@ class RecordedNoise(NoiseSource):
         elif self.injected is not None and draw <= len(self.injected):
             value = self.injected[draw - 1]
         else:
-            raise IndexError(f"the recording holds no draw {draw}")
+            raise IndexError(f"the recording has no draw {draw}")
         if tuple(value.shape[1:]) != tuple(shape):
             raise ValueError(f"recorded noise has shape {tuple(value.shape[1:])}, asked for {tuple(shape)}")
         return value

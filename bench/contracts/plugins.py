@@ -80,7 +80,9 @@ class Group(Generic[T]):
             if first is plugin or not self.unique:
                 found.append(plugin)
             else:
-                report(plugin, f"the {self.noun} '{plugin.name}' is given by '{first.distribution}' already; rename it")
+                report(
+                    plugin, f"the {self.noun} '{plugin.name}' is already provided by '{first.distribution}'; rename it"
+                )
         return found
 
     def names(self) -> list[str]:
@@ -151,7 +153,7 @@ def _report(fault: Fault) -> None:
     told = any(fault.distribution == other.distribution for other in _faults)
     _faults.append(fault)
     if not told and multiprocessing.parent_process() is None:  # workers would say it again
-        warnings.warn(f"{fault}; left out, 'bench doctor' lists all", BenchWarning, stacklevel=2)
+        warnings.warn(f"{fault}; left out ('bench doctor' lists all)", BenchWarning, stacklevel=2)
 
 
 @cache

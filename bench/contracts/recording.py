@@ -52,7 +52,7 @@ class Case:
     def file(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a further safetensors file of the case."""
         if not isinstance(name, str) or Path(name).name != name:
-            raise BenchError(f"{self.directory}: case.json names a file elsewhere ({one_line(str(name))})")
+            raise BenchError(f"{self.directory}: case.json names a file outside its directory ({one_line(str(name))})")
         return _load_tensors(self.directory / name)
 
     def inputs(self, call: Call) -> dict[str, Tensor | None]:
@@ -87,7 +87,7 @@ def load_case(directory: Path) -> Case:
     try:
         spec = json.loads((directory / "case.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BenchError(f"{directory}: no case.json here; give the directory of a parity case") from error
+        raise BenchError(f"{directory}: no case.json here; name the directory of a parity case") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{directory}: case.json cannot be read ({one_line(str(error))})") from error
     fault = _fault(spec)
@@ -101,16 +101,16 @@ def load_case(directory: Path) -> Case:
 def _fault(spec: Any) -> str | None:
     """Return what is wrong with the frame of a case, which every replay reads; None where nothing is."""
     if not isinstance(spec, dict):
-        return "holds no object"
+        return "does not contain an object"
     for key in ("name", "adapter"):
         if not isinstance(spec.get(key), str):
-            return f"'{key}' is not a text"
+            return f"'{key}' is not text"
     calls = spec.get("calls")
     if not isinstance(calls, list) or not calls:
         return "'calls' is not a list of calls"
     for place, call in enumerate(calls):
         if not isinstance(call, dict) or not all(isinstance(call.get(key), str) for key in ("id", "kind")):
-            return f"calls[{place}] is no object with 'id' and 'kind'"
+            return f"calls[{place}] is not an object with 'id' and 'kind'"
         for key in ("atol", "rtol"):
             bound = call.get(key) or 0.0
             if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 <= bound < math.inf:

@@ -57,7 +57,11 @@ class SamplerSettings(BaseModel):
         near = nearest(str(value), map(str, setting.choices), 1)
         lower = [choice for choice in setting.choices if str(choice).lower() == str(value).lower()]
         hint = f"; did you mean {(lower or near)[0]}?" if lower or near else ""
-        alone = "; write a list of one as 'value,'" if "list" in setting.allowed and isinstance(value, Number) else ""
+        alone = (
+            "; write a list with one element as 'value,'"
+            if "list" in setting.allowed and isinstance(value, Number)
+            else ""
+        )
         return f"sampler setting {name} must be {reason or setting.allowed}, found {shown!r}{hint}{alone}"
 
     @classmethod

@@ -96,7 +96,9 @@ class Judge(ABC):
                 f"judge '{self.name}': images must be uint8 [B, 3, H, W], not {images.dtype} {list(images.shape)}"
             )
         if labels.shape != images.shape[:1]:
-            raise BenchError(f"judge '{self.name}': {len(images)} images need as many labels, not {list(labels.shape)}")
+            raise BenchError(
+                f"judge '{self.name}': {len(images)} images need as many labels, found {list(labels.shape)}"
+            )
 
 
 def judge_specs(protocol: Definition) -> list[JudgeSpec]:

@@ -45,7 +45,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     if wanted != preprocess.size:
         raise BenchError(
             f"judge '{spec.name}': its image processor gives {preprocess.size} pixels, the model takes {wanted}; "
-            "choose files that belong together"
+            "choose files that match"
         )
     return ClassifierJudge(
         spec.name,
@@ -85,7 +85,7 @@ class ClassifierJudge(Judge):
         """Check that there are as many prompts as classes. Raises BenchError: labels would name other classes."""
         if len(prompts) != self.model.config.num_labels:
             raise BenchError(
-                f"judge '{self.name}': its network tells {self.model.config.num_labels} classes apart, the protocol "
+                f"judge '{self.name}': its network distinguishes {self.model.config.num_labels} classes, the protocol "
                 f"has {len(prompts)}; choose a classifier of the protocol's classes"
             )
 

@@ -44,7 +44,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     size = int(spec.options.get("size", 224))
     if size % model.config.patch_size:
         raise BenchError(
-            f"judge '{spec.name}': size {size} is no multiple of its patch of {model.config.patch_size} pixels"
+            f"judge '{spec.name}': size {size} is not a multiple of its patch of {model.config.patch_size} pixels"
         )
     set_positions(model, size // model.config.patch_size)
     model = model.to(device)

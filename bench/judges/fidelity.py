@@ -62,7 +62,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     extractor = extractor.to(device).eval().requires_grad_(False)
     spatial = bool(spec.options.get("spatial", False))
     if spatial and not hasattr(extractor, "Mixed_6d"):
-        raise BenchError(f"judge '{spec.name}': spatial features (sFID) exist for {INCEPTION} only; drop 'spatial'")
+        raise BenchError(f"judge '{spec.name}': spatial features (sFID) exist for {INCEPTION} only; remove 'spatial'")
     facts = {
         "kind": spec.kind,
         "extractor": _extractor_name(spec),
@@ -156,7 +156,7 @@ def _check_plain_tensors(spec: JudgeSpec, path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BenchError(
-            f"judge '{spec.name}': {path} is no plain file of tensors; fetch the published weights"
+            f"judge '{spec.name}': {path} is not a plain file of tensors; fetch the published weights"
         ) from error
 
 

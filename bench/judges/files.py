@@ -34,7 +34,7 @@ PUBLISHED_BYTES = {
 def of_judge(file: NeededFile, judge: str, protocol: str = "") -> NeededFile:
     """Return the file as one of `judge` (of `protocol`, where it is known): how it is called, kept and fetched."""
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-    put = "put it there, or correct the path in the protocol (relative paths begin at the protocol's folder)"
+    put = "put it there, or correct the path in the protocol (relative paths start at the protocol's folder)"
     return replace(
         file,
         owner=f"judge '{judge}'",
@@ -78,5 +78,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{path}: cannot be read as JSON ({_first_line(error)})") from error
     if not isinstance(content, dict):
-        raise BenchError(f"{path}: holds no JSON object")
+        raise BenchError(f"{path}: does not contain a JSON object")
     return content

@@ -34,8 +34,8 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
         import ImageReward
     except ImportError as error:
         raise BenchError(
-            f"judge '{spec.name}': the package image-reward is not installed; "
-            "run pip install 'fewstep-bench[image-reward]' in an environment of its own, or drop the judge"
+            f"judge '{spec.name}': the package image-reward is not installed; run pip install "
+            "'fewstep-bench[image-reward]' in an environment of its own, or remove the judge"
         ) from error
     model_name = spec.options.get("model", MODEL)
     facts = {"kind": spec.kind, "library": library_version("image-reward"), "model": model_name}

@@ -131,7 +131,7 @@ def _tokenizer(spec: JudgeSpec, merges: Path | None, context_length: int) -> Any
     try:
         return open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=context_length)
     except (OSError, EOFError, ValueError) as error:
-        raise BenchError(f"judge '{spec.name}': {merges} is no gzipped list of merges ({error})") from error
+        raise BenchError(f"judge '{spec.name}': {merges} is not a gzipped list of merges ({error})") from error
 
 
 def _pretrained(spec: JudgeSpec) -> dict[str, Any]:
@@ -161,7 +161,9 @@ def _model_config(spec: JudgeSpec, config_path: Path | None) -> tuple[dict[str, 
         config = content.get("model_cfg", content)
         for key in ("embed_dim", "vision_cfg", "text_cfg"):
             if key not in config:
-                raise BenchError(f"judge '{spec.name}': {config_path} lacks '{key}'; it is no open_clip configuration")
+                raise BenchError(
+                    f"judge '{spec.name}': {config_path} has no '{key}'; it is not an open_clip configuration"
+                )
         return config, content.get("preprocess_cfg", {})
     config = get_model_config(spec.options["model"])
     if config is None:

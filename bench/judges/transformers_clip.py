@@ -152,7 +152,10 @@ def load_model(spec: JudgeSpec, model_class: Any, config: Path) -> Any:
         )
     absent = sorted(str(key) for key in report["missing_keys"])
     if absent:
-        raise BenchError(f"judge '{spec.name}': {config.parent} lacks {len(absent)} weights, the first is {absent[0]}")
+        raise BenchError(
+            f"judge '{spec.name}': {config.parent} is missing {len(absent)} of the model's weights, the first "
+            f"{absent[0]}"
+        )
     return model.eval().requires_grad_(False)
 
 

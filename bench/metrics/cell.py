@@ -91,7 +91,7 @@ class Cell:
     def array(self, name: str) -> np.ndarray:
         """Return a judge's output [N, ...]. Raises Unavailable if it is not there, not finite or of a single image."""
         if name not in self.outputs:
-            raise Unavailable(f"no judge gave '{name}'; add its judge to the protocol")
+            raise Unavailable(f"no judge produced '{name}'; add its judge to the protocol")
         array = self.outputs[name]
         if len(array) < 2:
             raise Unavailable(f"needs at least 2 images, got {len(array)}")
@@ -112,7 +112,7 @@ class Cell:
         """Return the reference's features [n, d]. Raises Unavailable if they are unknown or of another width."""
         features = self.reference(name).features
         if features is None:
-            raise Unavailable("needs the reference's features; only its mean and covariance are known")
+            raise Unavailable("needs the reference's features, but only its mean and covariance are known")
         self.check_width(name, features.shape[1])
         return features
 
@@ -120,8 +120,8 @@ class Cell:
         """Raise Unavailable unless output `name` is [N, width]."""
         if self.outputs[name].shape[1] != width:
             raise Unavailable(
-                f"'{name}' has {self.outputs[name].shape[1]} values an image, the reference {width}; "
-                "they come from different judges"
+                f"'{name}' has {self.outputs[name].shape[1]} values per image, the reference {width}; they come from "
+                "different judges"
             )
 
     def reference_blocks(self, name: str) -> np.ndarray | None:

@@ -21,7 +21,7 @@ OF_REFERENCE = ("recall", "coverage")
 
 
 CORRECTABLE, ROUGH = 5, 10
-"""Images a dimension below which the bias of a Frechet distance cannot be removed, or only roughly: its higher orders
+"""Images per dimension below which the bias of a Frechet distance cannot be removed, or only roughly: its higher orders
 count. At 2.5 the corrected value is a standard deviation too low, at 1 far below zero."""
 
 
@@ -34,7 +34,8 @@ def _images_a_dimension(cell: Cell, array: str) -> tuple[str | None, list[str]]:
         sides.append((reference, "reference images"))
     for count, what in sides:
         if count < CORRECTABLE * d:
-            return f"{count:,} {what} in {d:,} dimensions are too few to remove the bias: {CORRECTABLE * d:,} do", []
+            needed = CORRECTABLE * d
+            return f"{count:,} {what} in {d:,} dimensions are too few to remove the bias; it takes {needed:,}", []
     return None, [f"rough: {count:,} {what} in {d:,} dimensions" for count, what in sides if count < ROUGH * d]
 
 

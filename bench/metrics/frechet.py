@@ -311,7 +311,7 @@ def frechet_distance_from_features(a: np.ndarray, b: np.ndarray) -> float:
     With both sets small no d x d matrix is made: tr (S1 S2)^(1/2) = |A B^T|_nuclear / sqrt((n1 - 1)(n2 - 1)).
     """
     if len(a) < 2 or len(b) < 2:
-        raise ValueError(f"a covariance needs at least 2 samples a side, got {len(a)} and {len(b)}")
+        raise ValueError(f"a covariance needs at least 2 samples per side, got {len(a)} and {len(b)}")
     if max(len(a), len(b)) <= a.shape[1]:
         x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         difference = x.mean(axis=0) - y.mean(axis=0)
@@ -397,7 +397,7 @@ def frechet_infinity(
     n, d = features.shape
     smallest = n // 2
     if n < 5 * d:
-        raise ValueError(f"extrapolation needs 5 images a dimension, {5 * d:,} for d = {d:,}; got {n:,}")
+        raise ValueError(f"extrapolation needs 5 images per dimension, {5 * d:,} for d = {d:,}; got {n:,}")
     grid = np.unique(np.linspace(smallest, n, sizes).astype(int))
     random = np.random.RandomState(rng_seed)
     influence = frechet_influence(reference, features)

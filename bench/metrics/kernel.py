@@ -86,7 +86,7 @@ def kernel_distance_subsets(
     """
     n1, n2 = len(features_1), len(features_2)
     if min(n1, n2) < subset_size:
-        raise ValueError(f"subsets of {subset_size} need as many samples a side, got {n1} and {n2}")
+        raise ValueError(f"subsets of {subset_size} need as many samples per side, got {n1} and {n2}")
     random = np.random.RandomState(rng_seed)
     values = []
     for _ in range(subsets):
@@ -171,7 +171,7 @@ def kernel_distance(
     """
     n1, n2 = len(features_1), len(features_2)
     if min(n1, n2) < 2:
-        raise ValueError(f"a kernel distance needs at least 2 samples a side, got {n1} and {n2}")
+        raise ValueError(f"a kernel distance needs at least 2 samples per side, got {n1} and {n2}")
     kernel = kernel or PolynomialKernel()
     if self_mean_1 is None:
         self_mean_1 = kernel_self_mean(features_1, kernel, biased=biased, blocks=blocks_1)

@@ -60,7 +60,7 @@ def measure(
     check_metrics(metrics, options)
     outputs = generated if isinstance(generated, JudgeOutputs) else JudgeOutputs(generated)
     if labels is not None and len(labels) != outputs.n:
-        raise BenchError(f"{outputs.n} judged images but {len(labels)} labels: give one label per image")
+        raise BenchError(f"{outputs.n} judged images but {len(labels)} labels; there must be one label per image")
     references = (
         {"inception.features": reference} if isinstance(reference, ReferenceFeatures) else dict(reference or {})
     )
@@ -74,7 +74,7 @@ def measure(
         try:
             value = metric.measure(cell, metric.fact, settings)
             if not isinstance(value, MetricValue):
-                raise TypeError(f"gave {type(value).__name__}, not a MetricValue")
+                raise TypeError(f"returned {type(value).__name__}, not a MetricValue")
             if not np.isfinite(value.value):
                 raise Unavailable(f"the value is {value.value}; look for broken images among the judge's outputs")
         except (ValueError, np.linalg.LinAlgError) as error:

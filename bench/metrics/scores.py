@@ -37,7 +37,7 @@ def _agreement(cell: Cell, fact: MetricFact, options: Options) -> np.ndarray:
     asked, logits = cell.asked, cell.array(fact.array)
     classes = options["num_classes"] or int(np.max(asked)) + 1
     if logits.shape[1] != classes:
-        raise Unavailable(f"the judge has {logits.shape[1]} classes, the labels {classes}; they cannot be compared")
+        raise Unavailable(f"the judge has {logits.shape[1]} classes, the labels {classes}, so they cannot be compared")
     named = np.concatenate([np.argmax(block, axis=1) for block in row_blocks(logits)])
     return (named == asked).astype(np.float64)
 

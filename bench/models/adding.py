@@ -29,15 +29,15 @@ def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool 
         raise unknown(f"file of {card.name}", role, files)
     file, cache = files[role], FileCache(cache_directory())
     if file.path is not None:
-        raise BenchError(f"{file.title}: shipped with the package ({file.path}); nothing to add")
+        raise BenchError(f"{file.title}: shipped with the package ({file.path}), so there is nothing to add")
     if not path.exists():
         raise BenchError(f"{path} does not exist; correct the path")
     if not another or file.sha256:
         try:
             cache.verify(file.title, path, file.key(cache), file.sha256)
         except BenchError as error:
-            way = "" if file.sha256 else "; --replace takes it all the same"
-            raise BenchError(f"{path} is not the file known as {file.title} (sha256 differs){way}") from error
+            way = "" if file.sha256 else "; use --replace to add it anyway"
+            raise BenchError(f"{path} is not the file known as {file.title} (its sha256 differs){way}") from error
     check_fits(card, role, path)
     place = file.place(cache)
     try:

@@ -60,7 +60,7 @@ def _digest(value: str) -> str:
 
 def _address(value: str) -> str:
     if not value.startswith(("https://", "http://")) or not value.isprintable():
-        raise refused(f"must be an address that begins with https://, found {found(value)}")
+        raise refused(f"must be an address that starts with https://, found {found(value)}")
     return value
 
 
@@ -177,14 +177,16 @@ class CardTable(Table):
     @model_validator(mode="after")
     def _models(self) -> Self:
         if self.members and (self.weights is not None or self.extra_weights):
-            raise refused("cannot be given beside weights; a card of several models has none", ("members",))
+            raise refused(
+                "cannot be used together with weights; a card that stands for several models has none", ("members",)
+            )
         if self.teacher == self.name:
-            raise refused("must name another card, found the card itself", ("teacher",))
+            raise refused("must name another card, found this card", ("teacher",))
         taken: list[MemberTable] = []
         for index, member in enumerate(self.members):
             at = ("members", index)
             if member.model == self.name:
-                raise refused("must name another card, found the card itself", (*at, "model"))
+                raise refused("must name another card, found this card", (*at, "model"))
             for other in taken:
                 if member.steps[0] <= other.steps[1] and other.steps[0] <= member.steps[1]:
                     raise refused(f"must not overlap with those of {other.model}, found {member.steps}", (*at, "steps"))

@@ -81,7 +81,7 @@ def _without_teacher(card: ModelCard, known: Iterable[str]) -> BenchError:
 def find_card(name: str) -> ModelCard:
     """Return the card called `name`, or the one in the file `name` when it ends in `.toml`.
 
-    Raises BenchError for an unknown name, a file that is no card, and one whose teacher is not installed.
+    Raises BenchError for an unknown name, a file that is not a card, and one whose teacher is not installed.
     """
     if name.endswith(".toml"):
         card = load_card(Path(name))

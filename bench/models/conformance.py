@@ -93,11 +93,11 @@ def check_adapter(
         ("labels matter", lambda: _labels(sample)),
         ("steps matter", lambda: _steps(sample)),
         ("guidance 1.0 equals no guidance", lambda: _no_guidance(sample)),
-        ("guidance matters where there is any", lambda: _guidance(sample)),
+        ("guidance changes the image if there is any", lambda: _guidance(sample)),
         ("evaluations are counted", lambda: _evaluations(sample)),
         ("draws no random numbers of its own", lambda: _no_draws(sample)),
         ("leaves global state alone", lambda: _global_state(sample)),
-        ("refuses what it cannot take", lambda: _refusals(adapter)),
+        ("refuses unsupported input", lambda: _refusals(adapter)),
         ("never waits for the device between steps", lambda: _no_waiting(card)),
         ("bfloat16 stays close to float32", lambda: _bfloat16(sample)),  # last: it rounds the weights
     ]
@@ -168,7 +168,7 @@ def _settings(adapter: Adapter) -> str:
     """The defaults and the card's own settings are valid, each one has a meaning, and others are refused."""
     facts = adapter.Settings.facts()
     unexplained = [setting.name for setting in facts if not setting.meaning]
-    _require(not unexplained, f"no meaning is given for {', '.join(unexplained)}; add a description")
+    _require(not unexplained, f"{', '.join(unexplained)} has no description; add one")
     adapter.Settings.checked({}, adapter.card.name)
     presets = [preset.steps[0] for preset in adapter.card.presets]
     for steps in (_smallest_steps(adapter), *presets):
@@ -178,7 +178,7 @@ def _settings(adapter: Adapter) -> str:
         adapter.resolve_settings(_smallest_steps(adapter), overrides={"no_such_setting": 1})
     except BenchError:
         return ", ".join(f"{setting.name} {setting.default}" for setting in facts) or "none"
-    raise AssertionError("a setting that does not exist was accepted")
+    raise AssertionError("an unknown setting was accepted")
 
 
 def _shape(images: Tensor, card: ModelCard) -> str:
@@ -188,7 +188,7 @@ def _shape(images: Tensor, card: ModelCard) -> str:
 
 
 def _range(images: Tensor, random_weights: bool) -> str:
-    _require(bool(images.isfinite().all()), "holds NaN or infinite values")
+    _require(bool(images.isfinite().all()), "contains NaN or infinite values")
     low, high = float(images.min()), float(images.max())
     share = float(((images < -1.5) | (images > 1.5)).float().mean())
     # Samplers that divide by small noise levels carry a random network far outside; a trained one stays inside.
@@ -293,7 +293,7 @@ def _forbidden_draws() -> Iterator[None]:
 
 def _refuse(name: str) -> Callable[..., Any]:
     def draw(*arguments: Any, **keywords: Any) -> Any:
-        raise _Drew(f"the adapter called {name}; take noise.normal(shape, draw) instead")
+        raise _Drew(f"the adapter called {name}; use noise.normal(shape, draw) instead")
 
     return draw
 
@@ -316,14 +316,14 @@ def _global_state(sample: _Sampler) -> str:
 def _refusals(adapter: Adapter) -> str:
     if adapter.guidance == "none":
         _require(
-            adapter.unsupported(_smallest_steps(adapter), 3.0) is not None, "takes cfg 3 although guidance is none"
+            adapter.unsupported(_smallest_steps(adapter), 3.0) is not None, "accepts cfg 3 although guidance is none"
         )
     wrong = torch.tensor([adapter.num_classes + 1])
     if adapter.num_classes:
         try:
             adapter.sample(wrong, _smallest_steps(adapter), 1.0, noise=PhiloxNoise(SEED, [0], adapter.device))
         except BenchError:
-            return "labels out of range and guidance that it lacks are refused"
+            return "labels out of range and unsupported guidance are refused"
         raise AssertionError(f"label {int(wrong)} was accepted")
     return "unconditional"
 

@@ -33,9 +33,10 @@ def family_class(family: str) -> type[Adapter]:
             inspect.signature(getattr(found, method)).bind(*arguments.split())
         except TypeError:
             raise BenchError(
-                f"adapter family '{family}': {found.__module__}.{found.__qualname__}.{method} takes no 'settings': "
-                "it was written for an earlier contract; declare its sampler settings in a record `Settings` and take "
-                "it as the last argument (docs/adding-an-adapter.md), or install the harness that it was written for"
+                f"adapter family '{family}': {found.__module__}.{found.__qualname__}.{method} takes no 'settings': it "
+                "was written for an earlier contract; declare its sampler settings in a record `Settings` and take it "
+                "as the last argument (docs/adding-an-adapter.md), or install the harness version that it was written "
+                "for"
             ) from None
     return found
 

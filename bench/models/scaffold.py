@@ -148,7 +148,7 @@ def write_adapter(name: str, directory: Path) -> list[Path]:
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or keyword.iskeyword(package):
         raise BenchError(f"adapter name '{name}' must be lower-case letters, digits and hyphens, for example my-model")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BenchError(f"{directory} exists and is not an empty folder; give another place with --directory")
+        raise BenchError(f"{directory} exists and is not an empty folder; choose another place with --directory")
     words = {"name": name, "package": package, "klass": "".join(word.capitalize() for word in name.split("-"))}
     contents = {
         "pyproject.toml": PYPROJECT,

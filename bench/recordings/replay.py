@@ -94,7 +94,7 @@ def _compared(case: Case, call: Call, replay: Replay) -> CallResult:
         ok = False
     return CallResult(
         case.spec["name"], call["id"], call["kind"], ok, max_abs, max_rel, tuple(compared), optional,
-        None if compared else "the adapter returned nothing that the recording holds",
+        None if compared else "the adapter returned nothing that is in the recording",
     )  # fmt: skip
 
 

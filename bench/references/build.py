@@ -96,9 +96,9 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
     """
     judges = list({judge.digest: judge for judge in judges if not judge.needs_labels}.values())
     if not judges:
-        raise BenchError(f"protocol '{request.protocol.name}' has no judge that says anything of a reference")
+        raise BenchError(f"protocol '{request.protocol.name}' has no judge that reads a reference")
     if request.chosen_kind == "none":
-        raise BenchError(f"protocol '{request.protocol.name}' has no reference; there is nothing to build")
+        raise BenchError(f"protocol '{request.protocol.name}' has no reference, so there is nothing to build")
     if request.chosen_kind == "statistics":
         return _from_statistics(request, judges, progress)
     statistics = read_statistics(request.data) if request.chosen_kind == "npz" else None
@@ -315,9 +315,11 @@ class _Build:
         if distance > float(np.trace(known.sigma)):
             raise BenchError(
                 f"{self.request.data}: its statistics lie {distance:.4g} from its own images as '{judge.name}' sees "
-                "them and so come from another network; use that one, or --kind statistics"
+                "them, so they come from another network; use that network, or --kind statistics"
             )
-        self.progress.say(f"the archive's own statistics are used; they lie {distance:.4g} (Frechet) from its images")
+        self.progress.say(
+            f"the archive's own statistics are used; their Frechet distance from its images is {distance:.4g}"
+        )
         return distance
 
 
@@ -326,7 +328,9 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
     statistics = read_statistics(request.data)
     if statistics is None:
         keys = ", ".join(npz_keys(request.data)) or "nothing"
-        raise BenchError(f"{request.data}: has no mu and sigma (or ref_mu and ref_sigma) but {keys}; give another file")
+        raise BenchError(
+            f"{request.data}: has no mu and sigma (or ref_mu and ref_sigma), only {keys}; use another file"
+        )
     data = digest_of([array.tobytes().hex() for pair in statistics if pair is not None for array in pair])
     size = request.protocol.resolution
     blank, label = torch.zeros((1, 3, size, size), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
@@ -339,7 +343,7 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
         fitting = {key: pair for key in widths if (pair := known[key]) is not None and pair.mu.size == widths[key]}
         if "features" not in fitting:
             progress.say(
-                f"{judge.name} gives {widths['features']} features, the file describes {statistics.pooled.mu.size}"
+                f"{judge.name} gives {widths['features']} features, but the file describes {statistics.pooled.mu.size}"
             )
             continue
         facts = {
@@ -355,7 +359,7 @@ def _from_statistics(request: BuildRequest, judges: Sequence[Judge], progress: P
             built.append(BuiltReference(_place(home, facts), facts))
     if not built:
         raise BenchError(
-            f"{request.data}: its statistics of {statistics.pooled.mu.size} features fit no judge of protocol "
+            f"{request.data}: its statistics of {statistics.pooled.mu.size} features do not fit any judge of protocol "
             f"'{request.protocol.name}'; choose another with --protocol"
         )
     return BuildResult(built, 0)

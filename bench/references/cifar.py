@@ -103,22 +103,22 @@ def _read_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{file}: cannot be read as a batch of CIFAR-10 ({type(error).__name__}); copy it again"
         ) from error
     if not isinstance(batch, dict):
-        raise DatasetError(f"{file}: holds no dictionary; give the batches of CIFAR-10")
+        raise DatasetError(f"{file}: contains no dictionary; use the batches of CIFAR-10")
     entries = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     pixels, labels = (
         value.array if isinstance(value, ArrayInFile) else value
         for value in (entries.get("data"), entries.get("labels"))
     )
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
-        raise DatasetError(f"{file}: holds no 'data', bytes of [N, {PIXELS}]; give the batches of CIFAR-10")
+        raise DatasetError(f"{file}: contains no 'data', bytes of [N, {PIXELS}]; use the batches of CIFAR-10")
     if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
-        raise DatasetError(f"{file}: holds no 'labels' for its {len(pixels)} images; give the batches of CIFAR-10")
+        raise DatasetError(f"{file}: contains no 'labels' for its {len(pixels)} images; use the batches of CIFAR-10")
     return _checked(file, pixels, np.asarray(labels))
 
 
 def _checked(file: Path, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-        raise DatasetError(f"{file}: its labels are not 0 .. 9; give the batches of CIFAR-10")
+        raise DatasetError(f"{file}: its labels are not 0 .. 9; use the batches of CIFAR-10")
     return pixels, labels
 
 

@@ -71,11 +71,11 @@ class ClassNames:
         if len(labels) == 1:
             return None
         if labels:
-            return f"stands for {' and '.join(map(self.title, labels))}"
+            return f"matches both {' and '.join(map(self.title, labels))}"
         if self.number(text) is not None:
             return f"does not match any class (they are numbered {self.first}..{self.first + self.count - 1})"
         near = nearest(spelling(text), [*self.own, *self.others], 1)
-        return "does not match any class" + (f" (near: {near[0]})" if near else "")
+        return "does not match any class" + (f" (close to: {near[0]})" if near else "")
 
     def title(self, label: int) -> str:
         """Return a class for messages."""
@@ -97,10 +97,10 @@ def check_first(numbers: Iterable[int], count: int, given: int | None, source: s
         return 0
     top = max(found)
     if top == count or (1 in found and len(found) >= 3 and len(found) >= 0.9 * min(top, count)):
-        why = f"{count} is there" if top == count else f"1..{top} are there"
+        why = f"{count} is present" if top == count else f"1..{top} are present"
         raise DatasetError(
-            f"{source}: its classes look counted from 1 ({why}, 0 is not), and they count from 0 here; say which with "
-            "--first-label 1 or --first-label 0"
+            f"{source}: its classes seem to be numbered from 1 ({why}, 0 is not), but here they are numbered from 0; "
+            "state which with --first-label 1 or --first-label 0"
         )
     return 0
 
@@ -149,8 +149,8 @@ def sort_by_folder(
                 if named[name.parts[level]] != named[name.parts[other]]:
                     one, two = "/".join(name.parts[: level + 1]), "/".join(name.parts[: other + 1])
                     raise DatasetError(
-                        f"{root}: two levels of folders name classes ('{one}' and, below it, '{two}'); give the folder "
-                        "that holds the classes, or rename the other level"
+                        f"{root}: two levels of folders name classes ('{one}' and, below it, '{two}'); name the folder "
+                        "that contains the classes, or rename the other level"
                     )
     else:
         level = max(range(depth), key=lambda level: sum(bool(named[name.parts[level]]) for name in images))
@@ -173,7 +173,7 @@ def _check_parts(root: object, images: Sequence[PurePosixPath], depth: int) -> N
         folders = {name.parts[level] for name in images}
         if len(folders) > 1 and {folder.lower() for folder in folders} <= PARTS_OF_A_SET:
             raise DatasetError(
-                f"{root}: holds the parts {' and '.join(sorted(folders))}; give the folder of one of them"
+                f"{root}: contains the parts {' and '.join(sorted(folders))}; name the folder of one of them"
             )
 
 
@@ -182,8 +182,10 @@ def _mixed(root: object, images: Sequence[PurePosixPath], loose: Sequence[PurePo
     rest = [name for name in images if len(name.parts) > 1]
     if len(loose) <= len(rest):
         more = f" (as do {len(loose) - 1} more)" if len(loose) > 1 else ""
-        return DatasetError(f"{root}/{loose[0]}: lies beside class folders{more}; move it into one of them or away")
+        return DatasetError(
+            f"{root}/{loose[0]}: lies next to class folders{more}; move it into one of them or elsewhere"
+        )
     return DatasetError(
-        f"{root}/{rest[0].parts[0]}: is a folder with {len(rest)} images beside {len(loose)} loose ones; move it "
-        "away, or all images into one folder"
+        f"{root}/{rest[0].parts[0]}: is a folder with {len(rest)} images next to {len(loose)} loose ones; move it "
+        "elsewhere, or put all images into one folder"
     )

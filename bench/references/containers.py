@@ -92,14 +92,14 @@ def open_container(path: Path) -> Container:
         return Folder(path)
     if not path.exists():
         reason = "is a link to nothing" if path.is_symlink() else "does not exist"
-        raise DatasetError(f"{path}: {reason}; give {FORMS}")
+        raise DatasetError(f"{path}: {reason}; name {FORMS}")
     if not path.is_file():
-        raise DatasetError(f"{path}: is no regular file; give {FORMS}")
+        raise DatasetError(f"{path}: is not a regular file; name {FORMS}")
     with _one_line(path):
         with path.open("rb") as stream:
             start = stream.read(512)
         if not start:
-            raise DatasetError(f"{path}: is empty; give {FORMS}")
+            raise DatasetError(f"{path}: is empty; name {FORMS}")
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             return Zip(path)
         if start.startswith(b"PAR1"):
@@ -112,11 +112,11 @@ def open_container(path: Path) -> Container:
             return Tar(path)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        raise DatasetError(f"{path}: is a single image; give {FORMS}")
+        raise DatasetError(f"{path}: is a single image; name {FORMS}")
     if suffix in (".zip", ".npz", ".parquet"):
-        raise DatasetError(f"{path}: is no {suffix} file, whatever its name says; copy it again, or give {FORMS}")
-    advice = "unpack it and give the folder" if path.name.lower().endswith(UNREAD_ARCHIVES) else f"give {FORMS}"
-    raise DatasetError(f"{path}: is neither a folder nor an archive that is read; {advice}")
+        raise DatasetError(f"{path}: is not a {suffix} file, whatever its name says; copy it again, or name {FORMS}")
+    advice = "unpack it and name the folder" if path.name.lower().endswith(UNREAD_ARCHIVES) else f"give {FORMS}"
+    raise DatasetError(f"{path}: is neither a folder nor a supported archive; {advice}")
 
 
 class Files(Container):
@@ -152,7 +152,7 @@ class Folder(Files):
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             raise DatasetError(
-                f"{folder}: cannot be listed ({error.strerror}); change its permissions or move it away"
+                f"{folder}: cannot be listed ({error.strerror}); change its permissions or move it elsewhere"
             ) from error
         for entry in entries:
             name = below / entry.name
@@ -167,7 +167,7 @@ class Folder(Files):
             elif entry.is_file() or (entry.name.lower().endswith(SUFFIXES) and _is_dangling(entry)):
                 yield name.as_posix()
             else:
-                reason = "is a link to nothing" if _is_dangling(entry) else "is no regular file"
+                reason = "is a link to nothing" if _is_dangling(entry) else "is not a regular file"
                 self.left_out.append(LeftOut(name.as_posix(), reason))
 
 
@@ -217,7 +217,7 @@ class Tar(Container):
             for member in self.archive:
                 name = _member_name(member.name)
                 if self.sequential and member.size > MAX_FILE_BYTES:
-                    raise DatasetError(f"{path}: {name} declares {member.size:,} bytes; unpack it and give the folder")
+                    raise DatasetError(f"{path}: {name} declares {member.size:,} bytes; unpack it and name the folder")
                 if member.issym() or member.islnk():
                     if not _is_hidden(name):
                         self.left_out.append(LeftOut(name.as_posix(), "is a link inside the archive; unpack it"))
@@ -250,7 +250,7 @@ class Tar(Container):
         if member.size > MAX_FILE_BYTES:
             raise Unreadable(f"declares {member.size:,} bytes, too large for an image")
         if not member.isreg():
-            raise Unreadable("is no regular file")
+            raise Unreadable("is not a regular file")
 
         def start() -> Any:
             return self.archive.extractfile(member)
@@ -283,7 +283,7 @@ class Parquet(Container):
             named = [entry for entry in found if entry[0].lower() in ("image", "img", "images")]
             if len(found) != 1 and len(named) != 1:
                 shown = ", ".join(f"{name} ({kind})" for name, kind, *_ in columns[:8])
-                raise DatasetError(f"{path}: has no single column of image bytes but {shown}; call it 'image'")
+                raise DatasetError(f"{path}: needs one column of image bytes but has {shown}; name that column 'image'")
             name, kind = found[0] if len(found) == 1 else named[0]
             self.column = _identifier(name) + (".bytes" if kind.upper().startswith("STRUCT") else "")
             count = self.connection.execute(f"SELECT count(*) FROM {self.table}", self.source).fetchone()
@@ -321,13 +321,13 @@ def _sort_out(
     for text in names:
         name = PurePosixPath(text)
         if ".." in name.parts:
-            left_out.append(LeftOut(text, "leads out of the archive"))
+            left_out.append(LeftOut(text, "points outside the archive"))
         elif _is_hidden(name):
             continue
         elif name.suffix.lower() in SUFFIXES:
             images.append(name)
         else:
-            left_out.append(LeftOut(text, "is no image file"))
+            left_out.append(LeftOut(text, "is not an image file"))
     return images if keep_order else sorted(images)
 
 
@@ -350,7 +350,7 @@ def _member_name(text: str) -> PurePosixPath:
 
 def _keep_once(path: Path, members: dict[PurePosixPath, Any], name: PurePosixPath, member: Any) -> None:
     if name in members and name.suffix.lower() in SUFFIXES and not _is_hidden(name):
-        raise DatasetError(f"{path}: holds '{name}' twice; pack it again, or unpack it and give the folder")
+        raise DatasetError(f"{path}: contains '{name}' twice; pack it again, or unpack it and name the folder")
     members[name] = member
 
 
@@ -362,7 +362,7 @@ def _read_member(start: Callable[[], Any], size: int) -> bytes:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unreadable(f"cannot be read from the archive ({reason})") from error
     if len(content) != size:
-        raise Unreadable(f"declares {size:,} bytes and holds {'more' if len(content) > size else len(content)}")
+        raise Unreadable(f"declares {size:,} bytes but has {'more' if len(content) > size else len(content)}")
     return content
 
 
@@ -372,7 +372,7 @@ def _key(name: PurePosixPath) -> PurePosixPath:
 
 
 def _number_or_name(value: Any) -> int | str:
-    """Return a class as the archive states it; a float or nothing is no class and stays readable text."""
+    """Return a class as the archive states it; a float or nothing is not a class and stays readable text."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = "" if value is None else str(value).strip()

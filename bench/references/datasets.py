@@ -161,13 +161,15 @@ def open_image_set(
     """
     data_set = DATASETS.load(kind)
     if ambiguous not in AMBIGUOUS:
-        raise DatasetError(f"ambiguous folders can be {' or '.join(AMBIGUOUS)}, not '{ambiguous}'")
+        raise DatasetError(f"--ambiguous must be {' or '.join(AMBIGUOUS)}, not '{ambiguous}'")
     if first_label not in (None, 0, 1):
-        raise DatasetError(f"--first-label: {first_label} is neither 0 nor 1; give the number of the first class")
+        raise DatasetError(f"--first-label: {first_label} is neither 0 nor 1; use the number of the first class")
     if not root.exists() and not root.is_symlink():
-        raise DatasetError(f"{root}: does not exist; give the data set's folder or archive")
+        raise DatasetError(f"{root}: does not exist; name the data set's folder or archive")
     if label_file is not None and kind != "imagenet-val":
-        raise DatasetError(f"--labels: belongs to a flat folder of kind imagenet-val, not '{kind}'; leave it out")
+        raise DatasetError(
+            f"--labels: only applies to a flat folder of kind imagenet-val, not to '{kind}'; leave it out"
+        )
     found = data_set.list_images(root, Wanted(variant, class_names, label_file, ambiguous, first_label))
     if not found.files:
         raise DatasetError(_nothing(found))
@@ -179,12 +181,12 @@ def _nothing(found: ImageSet) -> str:
     packed = [entry.name for entry in found.left_out if entry.name.lower().endswith(ARCHIVE_SUFFIXES)]
     if packed:
         return (
-            f"{found.root}: holds no images but {len(packed)} archive{'s' * (len(packed) > 1)} (the first "
-            f"{packed[0]}); give one of them, or unpack them"
+            f"{found.root}: contains no images but {len(packed)} archive{'s' * (len(packed) > 1)} (the first "
+            f"{packed[0]}); name one of them, or unpack them"
         )
     aside = describe(0, None, found.left_out).partition("; ")[2]
     more = f"; {aside}" if aside else ""
-    return f"{found.root}: holds no images ({', '.join(SUFFIXES)}); give {FORMS}{more}"
+    return f"{found.root}: contains no images ({', '.join(SUFFIXES)}); name {FORMS}{more}"
 
 
 def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
@@ -193,7 +195,7 @@ def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
     if all(len(name.parts) == 1 for name in container.images):
         return _flat_validation(container, wanted.label_file, wanted.first_label)
     if wanted.label_file is not None:
-        raise DatasetError(f"{root}: its folders say the classes already; leave --labels out")
+        raise DatasetError(f"{root}: its folders already state the classes; leave out --labels")
 
     def synset(text: str) -> tuple[int, ...]:
         return (synset_labels()[text],) if text in synset_labels() else ()
@@ -201,12 +203,12 @@ def _imagenet_val(root: Path, wanted: Wanted) -> ImageSet:
     def fault(text: str) -> str | None:
         if synset(text):
             return None
-        advice = "give the folder of synset folders, or the flat one of validation images"
+        advice = "name the folder of synset folders, or the flat folder of validation images"
         if SYNSET_SHAPE.fullmatch(text):
             raise DatasetError(
                 f"{root / text}: is not one of the 1000 synsets of ILSVRC 2012; move it out of the data set"
             )
-        raise DatasetError(f"{root}: holds the folder '{text}', which is no synset id; {advice}")
+        raise DatasetError(f"{root}: contains the folder '{text}', which is not a synset id; {advice}")
 
     found = sort_by_folder(root, container.images, synset, fault, advice="")
     if found.labels is None:
@@ -219,8 +221,8 @@ def _flat_validation(container: Container, label_file: Path | None, first_label:
     file = label_file or (find_label_file(root) if root.is_dir() else None)
     if images and file is None:
         raise DatasetError(
-            f"{root}: is a flat folder of images without a file that says their classes; put LOC_val_solution.csv or "
-            "the development kit's data folder beside it, or name the file with --labels"
+            f"{root}: is a flat folder of images without a label file; put LOC_val_solution.csv or the development "
+            "kit's data folder next to it, or name the file with --labels"
         )
     if not images or file is None:
         return ImageSet("imagenet-val", root, (), None, left_out=tuple(left_out))
@@ -237,11 +239,11 @@ def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
     wanted = V2_FOLDERS.values() if variant is None else [V2_FOLDERS[variant]]
     present = [name for name in wanted if (root / name).is_dir()]
     if len(present) > 1:
-        raise DatasetError(f"{root}: holds {', '.join(present)}; give one of them with --data")
+        raise DatasetError(f"{root}: contains {', '.join(present)}; choose one of them with --data")
     others = [name for name in V2_FOLDERS.values() if root.name == name and name not in wanted]
     if others:
         raise DatasetError(
-            f"{root}: is not the variant '{variant}' that was asked for; give {V2_FOLDERS[variant or '']}"
+            f"{root}: is not the variant '{variant}' that was asked for; name {V2_FOLDERS[variant or '']}"
         )
     container = open_container(root / present[0] if present else root)
     root = container.path
@@ -252,7 +254,9 @@ def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
 
     def fault(text: str) -> str | None:
         if not number(text):
-            raise DatasetError(f"{root / text}: its name is no class number 0 .. 999; give the folder that holds those")
+            raise DatasetError(
+                f"{root / text}: its name is not a class number in 0..999; name the folder that contains those"
+            )
         return None
 
     found = sort_by_folder(root, container.images, number, fault, advice="")
@@ -323,7 +327,7 @@ def _by_names(kind: str, container: Container, names: ClassNames, ambiguous: str
         container.images,
         names.labels,
         names.fault,
-        advice=f"a class folder is called by {names.forms}; rename such a folder, or move it away{skip}",
+        advice=f"a class folder is named by {names.forms}; rename such a folder, or move it elsewhere{skip}",
         skip=ambiguous == "skip",
     )
     return ordered(kind, container, found)

@@ -57,21 +57,21 @@ def read_label_file(file: Path, first_label: int | None = None) -> Callable[[str
     rows = [(number, _cells(file, number, line)) for number, line in enumerate(lines, start=1)]
     filled = [(number, cells) for number, cells in rows if cells]
     if not filled:
-        raise DatasetError(f"{file}: is empty; give another with --labels")
+        raise DatasetError(f"{file}: is empty; choose another with --labels")
     headed = _is_header(filled[0][1])
     filled = filled[1:] if headed else filled
     width = 2 if headed else len(filled[0][1])
     for number, cells in filled:
         if len(cells) != width or width > 2:
             raise DatasetError(
-                f"{file}: line {number} has {len(cells)} cells and not {min(width, 2)}; correct the line"
+                f"{file}: line {number} has {len(cells)} fields instead of {min(width, 2)}; correct the line"
             )
     if width == 2:
         return _by_name(file, _named(file, filled, first_label))
     if width == 1:
         for number, cells in rows[: filled[-1][0]]:
             if not cells and number > filled[0][0]:
-                raise DatasetError(f"{file}: line {number} is blank, and line k is for image k; remove or fill it")
+                raise DatasetError(f"{file}: line {number} is blank, but line k is for image k; remove or fill it")
         texts = [(number, cells[0]) for number, cells in filled]
         if SYNSET.fullmatch(texts[0][1]):
             return _by_number(file, [_synset(file, number, text) for number, text in texts])
@@ -79,7 +79,7 @@ def read_label_file(file: Path, first_label: int | None = None) -> Callable[[str
             return _by_number(file, _development_kit_labels(file, texts))
     shown = lines[0].strip()[:40]
     raise DatasetError(
-        f"{file}: is no known file of labels (its first line is {shown!r}); docs/references.md shows the forms"
+        f"{file}: is not a label file of a known form (its first line is {shown!r}); docs/references.md shows the forms"
     )
 
 
@@ -87,11 +87,11 @@ def _lines(file: Path) -> list[str]:
     """Return the lines of a text, whoever wrote it: with or without BOM, any line ends."""
     try:
         if file.stat().st_size > LARGEST:
-            raise DatasetError(f"{file}: is larger than {LARGEST >> 20} MiB, too large for a file of labels")
+            raise DatasetError(f"{file}: is larger than {LARGEST >> 20} MiB, too large for a label file")
         content = file.read_bytes()
     except OSError as error:
         raise DatasetError(
-            f"{file}: cannot be read as a file of labels ({error.strerror or error}); give another with --labels"
+            f"{file}: cannot be read as a label file ({error.strerror or error}); choose another with --labels"
         ) from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DatasetError(f"{file}: is in UTF-16; save it in UTF-8")
@@ -103,7 +103,7 @@ def _lines(file: Path) -> list[str]:
             f"{file}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); save it in UTF-8"
         ) from error
     if "\0" in text:
-        raise DatasetError(f"{file}: is no text (it holds zero bytes); give another with --labels")
+        raise DatasetError(f"{file}: is not text (it contains zero bytes); choose another with --labels")
     return LINE_ENDS.split(text)
 
 
@@ -152,7 +152,7 @@ def _synset(file: Path, number: int, text: str) -> int:
     synset = (text.split() or [""])[0]
     if synset not in synset_labels():
         raise DatasetError(
-            f"{file}: line {number}: '{synset}' is not one of the 1000 synsets of ILSVRC; give another with --labels"
+            f"{file}: line {number}: '{synset}' is not one of the 1000 synsets of ILSVRC; choose another with --labels"
         )
     return synset_labels()[synset]
 
@@ -166,14 +166,14 @@ def _class(file: Path, number: int, text: str, first: int) -> int:
             f"{file}: line {number}: {text} is not one of the 1000 synsets' numbers {first}..{last + first}; correct it"
         )
     if FLOAT.fullmatch(text):
-        raise DatasetError(f"{file}: line {number}: {text} is no whole number; correct it")
+        raise DatasetError(f"{file}: line {number}: {text} is not a whole number; correct it")
     return _synset(file, number, text)
 
 
 def _by_name(file: Path, labels: Mapping[str, int]) -> Callable[[str], int]:
     def label_of(name: str) -> int:
         if name not in labels:
-            raise DatasetError(f"{file}: says nothing of image '{name}'; give the file that belongs to these images")
+            raise DatasetError(f"{file}: does not list image '{name}'; use the file that belongs to these images")
         return labels[name]
 
     return label_of
@@ -185,7 +185,7 @@ def _by_number(file: Path, labels: Sequence[int]) -> Callable[[str], int]:
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(labels):
             raise DatasetError(
-                f"{file}: has {len(labels)} lines and none for image '{name}' (ILSVRC2012_val_NUMBER is expected)"
+                f"{file}: has {len(labels)} lines but none for image '{name}' (ILSVRC2012_val_NUMBER is expected)"
             )
         return labels[number - 1]
 
@@ -210,11 +210,12 @@ def _development_kit_order(file: Path) -> dict[int, int]:
         synsets = _meta_synsets(meta)
     else:
         raise DatasetError(
-            f"{file}: counts classes in the development kit's own order; put its meta.mat (or map_clsloc.txt) beside it"
+            f"{file}: counts classes in the development kit's own order; put its meta.mat (or map_clsloc.txt) next to "
+            "it"
         )
     order = {number: synset_labels()[synset] for number, synset in synsets.items() if synset in synset_labels()}
     if len(set(order.values())) != len(synset_labels()):
-        raise DatasetError(f"{file}: the class list beside it has {len(order)} of the 1000 synsets; copy it again")
+        raise DatasetError(f"{file}: the class list next to it has {len(order)} of the 1000 synsets; copy it again")
     return order
 
 
@@ -226,4 +227,4 @@ def _meta_synsets(meta: Path) -> dict[int, str]:
         pairs = zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist(), strict=True)
         return {int(number): str(synset) for number, synset in pairs}
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise DatasetError(f"{meta}: cannot be read ({error}); take it from the development kit again") from error
+        raise DatasetError(f"{meta}: cannot be read ({error}); copy it from the development kit again") from error

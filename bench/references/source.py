@@ -44,7 +44,7 @@ from protocols.schema import digest_of
 from results.errors import BenchError, DatasetError, unknown
 
 WORKERS = 4
-CUT_THEM = "choose how to cut them with --resize"
+CUT_THEM = "choose how to crop them with --resize"
 
 
 def _stretch(image: Image.Image, size: int, kernel: Image.Resampling) -> Image.Image:
@@ -178,7 +178,7 @@ def open_images(
         found = open_image_set("folder", path, class_names=class_names, first_label=first_label)
         source = FileSource(found.by_path(), size, "none", WORKERS, advice)
     if len(source) < 2:
-        raise BenchError(f"{path}: holds {len(source)} image; a score needs at least 2 images")
+        raise BenchError(f"{path}: contains {len(source)} image; a score needs at least 2")
     return source
 
 
@@ -307,7 +307,9 @@ class ArchiveSource(ImageSource):
         self.archive = ImageArchive(path)
         height, width = self.archive.shape[1:3]
         if policy == "none" and (height, width) != (size, size):
-            raise BenchError(f"{path}: holds images of {width}x{height} pixels, {size}x{size} are needed; {advice}")
+            raise BenchError(
+                f"{path}: contains images of {width}x{height} pixels, but {size}x{size} is required; {advice}"
+            )
         self.decoder = "arr_0" if policy == "none" else f"arr_0, {library_version('pillow')}"
         self.labels = self.archive.labels
         if self.labels is not None and classes:
@@ -319,7 +321,7 @@ class ArchiveSource(ImageSource):
                     f"{path}: label {worst + first} is beyond the protocol's ({first}..{classes - 1 + first}); "
                     "choose another with --protocol"
                 )
-        also = f"; the file also holds: {', '.join(self.archive.others)}" if self.archive.others else ""
+        also = f"; the file also contains: {', '.join(self.archive.others)}" if self.archive.others else ""
         self.unlabelled = f"no labels ({', '.join(LABEL_KEYS[:-1])} or {LABEL_KEYS[-1]}){also}"
         self.listing = digest_of(["npz", path.name, _size_and_time(path)])
 

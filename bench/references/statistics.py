@@ -45,7 +45,7 @@ def read_statistics(path: Path) -> Statistics | None:
     try:
         keys = npz_keys(path)
     except BenchError as error:
-        raise DatasetError(f"{path}: is no .npz file, or a damaged one; get the file again") from error
+        raise DatasetError(f"{path}: is not an .npz file, or a damaged one; get the file again") from error
     pairs = [pair for pair in PAIRS if set(pair) & set(keys)]
     if not pairs:
         return None
@@ -57,7 +57,7 @@ def _moments(path: Path, mean: str, covariance: str) -> Moments:
     keys = npz_keys(path)
     missing = next((key for key in (mean, covariance) if key not in keys), None)
     if missing is not None:
-        raise DatasetError(f"{path}: has no '{missing}' but {', '.join(keys)}; both of a pair are needed")
+        raise DatasetError(f"{path}: has no '{missing}', only {', '.join(keys)}; both of a pair are required")
     headers = [npz_header(path, key) for key in (mean, covariance)]
     for key, header in zip((mean, covariance), headers, strict=True):
         if header.dtype.hasobject:
@@ -65,7 +65,7 @@ def _moments(path: Path, mean: str, covariance: str) -> Moments:
                 f"{path}: '{key}' cannot be read (it is a pickle, which is never loaded); get the file again"
             )
         if not np.issubdtype(header.dtype, np.floating):
-            raise DatasetError(f"{path}: '{key}' holds {header.dtype}; floating point numbers are needed")
+            raise DatasetError(f"{path}: '{key}' is {header.dtype}; floating-point numbers are required")
     shape = headers[0].shape
     if len(shape) != 1 or shape[0] == 0 or headers[1].shape != shape * 2:
         raise DatasetError(
@@ -73,16 +73,16 @@ def _moments(path: Path, mean: str, covariance: str) -> Moments:
         )
     if shape[0] > WIDEST:
         raise DatasetError(
-            f"{path}: describes {shape[0]:,} features, no judge gives more than {WIDEST:,}; get the file again"
+            f"{path}: describes {shape[0]:,} features, but no judge gives more than {WIDEST:,}; get the file again"
         )
     mu, sigma = _array(path, mean), _array(path, covariance)
     if np.abs(sigma - sigma.T).max() > SYMMETRY * max(np.abs(sigma).max(), 1e-300):
-        raise DatasetError(f"{path}: {covariance} is not symmetric and so no covariance; get the file again")
+        raise DatasetError(f"{path}: {covariance} is not symmetric, so it is not a covariance; get the file again")
     spread = np.linalg.eigvalsh(sigma)
     if spread[0] < -DEFINITE * max(spread[-1], 0.0):
         raise DatasetError(
-            f"{path}: {covariance} has a negative eigenvalue ({spread[0]:.4g}; the largest is {spread[-1]:.4g}) "
-            "and so is no covariance; get the file again"
+            f"{path}: {covariance} has a negative eigenvalue ({spread[0]:.4g}; the largest is {spread[-1]:.4g}) so it "
+            "is not a covariance; get the file again"
         )
     return Moments(mu, sigma)
 
@@ -94,5 +94,5 @@ def _array(path: Path, key: str) -> np.ndarray:
         reason = str(error).removeprefix(f"{path}: ")
         raise DatasetError(f"{path}: '{key}' {reason}") from error
     if not np.isfinite(array).all():
-        raise DatasetError(f"{path}: '{key}' holds values that are not finite; get the file again")
+        raise DatasetError(f"{path}: '{key}' contains values that are not finite; get the file again")
     return array.astype(np.float64)

@@ -35,7 +35,7 @@ BATCH = 64
 OUTPUTS = ("features", "spatial")
 """What is kept of a judge's outputs: all that a metric reads of a reference."""
 ARCHIVES = ("npz", "statistics", "none")
-"""Kinds of references that are no folder of images: an archive of them, exact statistics, or nothing at all."""
+"""Kinds of references that are not a folder of images: an archive of them, exact statistics, or nothing at all."""
 BUILT_FACTS: Mapping[str, type | tuple[type, ...]] = {
     "name": str, "kind": str, "n": int, "resize": str, "resolution": int, "data": str, "digest": str, "judge": str,
     "judge_digest": str, "outputs": list, "labels": (dict, type(None)),
@@ -78,7 +78,7 @@ class Reference:
         if self.n and len(labels) != self.n:
             raise BenchError(
                 f"{self.labels_path}: is damaged ({len(labels)} labels of {self.n} images); remove its folder, which "
-                "'bench run' or 'bench reference build' makes anew"
+                "'bench run' or 'bench reference build' creates again"
             )
         return labels
 
@@ -144,7 +144,7 @@ def read_facts(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dic
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{path}: is damaged ({one_line(str(error))})") from error
     if not isinstance(facts, dict):
-        raise BenchError(f"{path}: is damaged (holds no JSON object)")
+        raise BenchError(f"{path}: is damaged (it does not contain a JSON object)")
     for key, kind in wanted.items():
         if not isinstance(facts.get(key), kind) or isinstance(facts.get(key), bool):
             raise BenchError(f"{path}: is damaged ('{key}' is missing or of a wrong type)")
@@ -156,12 +156,12 @@ def _read_array(path: Path, dimensions: int, *, mapped: bool = True) -> np.ndarr
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype.kind not in "fiu":
-            raise ValueError("it holds no numbers of the expected shape")
+            raise ValueError("it has no numbers of the expected shape")
     except (OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError) as error:
         reason = "it is pickled" if "allow_pickle" in str(error) else one_line(str(error))
         raise BenchError(
-            f"{path}: is damaged ({reason}); remove {path.parent}, which 'bench run' or 'bench reference build' makes "
-            "anew"
+            f"{path}: is damaged ({reason}); remove {path.parent}, which 'bench run' or 'bench reference build' "
+            "creates again"
         ) from error
     return array
 
@@ -220,7 +220,7 @@ def _find(protocol: Protocol, judges: Mapping[str, Judge]) -> Reference:
             parts[key] = fitting
     if not parts:
         raise BenchError(
-            f"reference '{name}' was built by other judges than those of protocol '{protocol.name}': "
+            f"reference '{name}' was built with judges other than those of protocol '{protocol.name}': "
             f"{build_command(protocol)}"
         )
     if len({part.facts["data"] for part in parts.values()}) > 1:
@@ -261,13 +261,13 @@ def _fitting(
         return fitting[0] if fitting else None
     if not cut:
         raise BenchError(
-            f"reference '{name}' was cut with {built[0].cut}, protocol '{protocol.name}' asks for {resize} at "
+            f"reference '{name}' was cropped with {built[0].cut}, but protocol '{protocol.name}' uses {resize} at "
             f"{protocol.resolution} pixels: {build_command(protocol)}"
         )
     judged = ", ".join(sorted({str(entry.facts["judge"]) for entry in cut}))
     raise BenchError(
-        f"reference '{name}' was not judged by '{key}' as protocol '{protocol.name}' has it (weights, layers or "
-        f"library differ; it was by {judged}): {build_command(protocol)}"
+        f"reference '{name}' was not judged by '{key}' as protocol '{protocol.name}' defines it (weights, layers or "
+        f"library differ; it was judged by {judged}): {build_command(protocol)}"
     )
 
 
@@ -281,7 +281,7 @@ def check_fit(protocol: Protocol, facts: Mapping[str, Any]) -> None:
         aside = len(facts.get("skipped", []))
         unreadable = f" ({aside} could not be read)" if aside else ""
         raise BenchError(
-            f"reference '{name}' has {facts['n']:,} images{unreadable}, protocol '{protocol.name}' needs "
+            f"reference '{name}' has {facts['n']:,} images{unreadable}, but protocol '{protocol.name}' needs "
             f"{int(options.get('images', 2)):,}; complete the data set and build it again"
         )
     classes = len(protocol.class_names)
@@ -292,23 +292,23 @@ def check_fit(protocol: Protocol, facts: Mapping[str, Any]) -> None:
     if not present:
         if wanted or protocol.label_plan == "reference":
             raise BenchError(
-                f"reference '{name}' has no classes and protocol '{protocol.name}' needs them; give class folders"
+                f"reference '{name}' has no classes, but protocol '{protocol.name}' needs them; use class folders"
             )
         return
     if max(present) >= classes:
         raise BenchError(
-            f"reference '{name}' has a class {max(present)}, protocol '{protocol.name}' counts 0 .. {classes - 1}; "
-            "choose another with --protocol"
+            f"reference '{name}' has a class {max(present)}, protocol '{protocol.name}' has 0..{classes - 1}; choose "
+            "another with --protocol"
         )
     if facts.get("names_digest") not in (None, digest_of(list(protocol.class_names))):
         raise BenchError(
-            f"reference '{name}' was built for other class names than those of protocol '{protocol.name}': "
+            f"reference '{name}' was built for class names other than those of protocol '{protocol.name}': "
             f"{build_command(protocol)}"
         )
     if len(present) < wanted:
         missing = [f"{label} ({protocol.class_names[label]})" for label in range(classes) if label not in present]
         raise BenchError(
-            f"reference '{name}' lacks {len(missing)} of {classes} classes, the first {', '.join(missing[:3])}; "
+            f"reference '{name}' is missing {len(missing)} of {classes} classes, the first {', '.join(missing[:3])}; "
             "complete the data set and build it again"
         )
 
@@ -335,7 +335,7 @@ def _prepare_source(protocol: Protocol, judges: Mapping[str, Judge], runs: Path)
     try:
         stored = read_facts(directory / "facts.json", SOURCE_FACTS)
     except BenchError as error:
-        raise BenchError(f"{error}; remove {directory}, which the next run makes anew") from error
+        raise BenchError(f"{error}; remove {directory}, which the next run creates again") from error
     stems = (path.stem.removesuffix(".mu").removesuffix(".sigma") for path in sorted(directory.glob("*.npy")))
     arrays = {stem: directory / stem for stem in stems if stem != "labels"}
     labels = directory / "labels.npy"
@@ -348,8 +348,8 @@ def _judge_images(
     expected = (3, protocol.resolution, protocol.resolution)
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
         raise BenchError(
-            f"reference '{protocol.reference['name']}' holds {images.dtype} images of shape {tuple(images.shape[1:])}, "
-            f"protocol '{protocol.name}' needs uint8 {expected}"
+            f"reference '{protocol.reference['name']}' contains {images.dtype} images of shape "
+            f"{tuple(images.shape[1:])}, but protocol '{protocol.name}' needs uint8 {expected}"
         )
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(images), BATCH):

@@ -158,4 +158,4 @@ def time_limit(seconds: float | None, what: str = "a batch") -> Iterator[None]:
 
 def too_long(seconds: float, what: str = "a batch") -> str:
     """Return what is said of what took longer than `seconds`."""
-    return f"{what} took longer than {seconds:g} s (--timeout); raise it, or fix the adapter"
+    return f"{what} took longer than {seconds:g} s (--timeout); raise the limit, or fix the adapter"

@@ -174,7 +174,7 @@ def open_executor(name: str, workers: int, device: str, *, apart: bool = False) 
     """
     executor = EXECUTORS.load(name)(workers or default_workers(device), device)
     if not isinstance(executor, Executor):
-        raise BenchError(f"executor '{name}': gave {type(executor).__name__}, not a bench.run.executors.Executor")
+        raise BenchError(f"executor '{name}': returned {type(executor).__name__}, not a bench.run.executors.Executor")
     if apart and isinstance(executor, InProcess):
         executor = Processes(executor.workers)
     return Opened(executor)

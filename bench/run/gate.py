@@ -80,7 +80,7 @@ def write_baseline(path: Path, asked: Baseline, machine: Machine) -> Baseline:
     """
     found, digests, failed = _measure(asked, machine, None)
     if failed:
-        raise BenchError(f"check: {'; '.join(failed)}: no baseline is written without them")
+        raise BenchError(f"check: {'; '.join(failed)}: no baseline was written, because it would be incomplete")
     if not any(found.cells.values()):
         raise BenchError("check: nothing could be measured; see the messages above")
     written = asked._replace(cells=found.cells, costs=found.costs, digests=digests)
@@ -106,15 +106,15 @@ def check_baseline(
         if changed:
             kinds = ",".join(dict.fromkeys(words.split()[0] for words in changed))
             raise BenchError(
-                f"baseline {path}: no longer comparable, for what it rests on has changed: {'; '.join(changed)}; "
-                f"--accept {kinds} compares all the same, --write makes it anew"
+                f"baseline {path}: no longer comparable, because its inputs have changed: {'; '.join(changed)}; "
+                f"compare anyway with --accept {kinds}, or create it again with --write"
             )
 
     found, _, _ = _measure(baseline, machine, comparable)
     checks = baselines.compare(baseline, found, tolerances=leniency.tolerances, allow_better=leniency.allow_better)
     outcome = Outcome(checks, _remarks(baseline, checks))
     if not outcome.counted("metric"):
-        raise BenchError(f"baseline {path}: no metric of it can be compared; --tolerance METRIC=SIZE compares one")
+        raise BenchError(f"baseline {path}: none of its metrics can be compared; --tolerance METRIC=SIZE compares one")
     return outcome
 
 
@@ -143,7 +143,9 @@ def _narrowed(baseline: Baseline, path: Path, narrowing: Narrowing) -> Baseline:
         return baseline
     part = {cell: entries for cell, entries in baseline.cells.items() if within(cell)}
     if not any(part.values()):
-        raise BenchError(f"baseline {path}: holds nothing of this part, so there is nothing to compare; ask for less")
+        raise BenchError(
+            f"baseline {path}: contains nothing of this subset, so there is nothing to compare; name a smaller subset"
+        )
     costs = {cell: entries for cell, entries in baseline.costs.items() if cell in part}
     return baseline._replace(models=models, steps=steps, cfg=narrowing.cfg or baseline.cfg, cells=part, costs=costs)
 
@@ -153,8 +155,8 @@ def _remarks(baseline: Baseline, checks: list[Check]) -> list[str]:
     unpaired = sum(check.rule == "unpaired" for check in checks)
     if baseline.format == 1:
         remarks.append(
-            "the baseline is of an older version, without blocks, costs and digests: compared unpaired, which misses "
-            "changes smaller than the metrics' own intervals; --write makes it anew"
+            "the baseline was written by an older version, without blocks, costs and digests: compared unpaired, "
+            "which misses changes smaller than the metrics' own intervals; create it again with --write"
         )
     elif unpaired:
         remarks.append(f"{unpaired} metrics share no blocks with the baseline and are compared unpaired")

@@ -179,7 +179,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
             asked = find_card(name)
             if asked.resolution != protocol.resolution:
                 raise BenchError(
-                    f"model '{name}' makes {asked.resolution} pixel images, protocol '{protocol.name}' judges "
+                    f"model '{name}' makes {asked.resolution}-pixel images, protocol '{protocol.name}' judges "
                     f"{protocol.resolution}; choose another with --protocol"
                 )
             for steps in sweep.steps:
@@ -194,7 +194,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
                     cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, judged)
                     cells.setdefault(cell.cell_id, cell)
     if not cells:
-        raise BenchError(f"protocol '{protocol.name}' names no models; give --model")
+        raise BenchError(f"protocol '{protocol.name}' names no models; choose some with --model")
     return list(cells.values())
 
 

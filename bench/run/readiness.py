@@ -99,7 +99,7 @@ def _directory(subject: str, path: Path) -> Finding:
 
 def _database(path: Path) -> Finding:
     if not path.exists():
-        return Finding("missing", "database", f"{path}; 'bench run' makes it")
+        return Finding("missing", "database", f"{path}; 'bench run' creates it")
     try:
         with connect(path) as connection:
             row = connection.execute("SELECT count(*) FROM cells").fetchone()
@@ -204,7 +204,9 @@ def check_surroundings(request: Request, runs: Path, database: Path) -> None:
     except OSError as error:
         raise disk_error(runs, error) from error
     if free < FREE_BYTES_NEEDED:
-        raise BenchError(f"{runs}: only {free // 2**20} MiB free; make room or choose another place with --runs-dir")
+        raise BenchError(
+            f"{runs}: only {free // 2**20} MiB free; free some space or choose another place with --runs-dir"
+        )
     with connect(database, write=True, retry=True):
         pass
 

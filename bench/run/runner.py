@@ -341,7 +341,7 @@ def _death(task: _Task, cause: str, timeout: float | None) -> CellFailure:
     during = "its metrics were computed" if task.span is None else f"it sampled {task.span[0]}..{task.span[1] - 1}"
     if cause == TIMED_OUT and timeout:
         return CellFailure(f"the worker process was ended while {during}: {too_long(timeout)}")
-    return CellFailure(f"the worker process died while {during}, and again in a fresh one: {cause}")
+    return CellFailure(f"the worker process died while {during}, and again in a new one: {cause}")
 
 
 def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[int, int]]]:

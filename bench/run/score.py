@@ -67,9 +67,9 @@ def score_images(
     where that looks wrong. Raises BenchError, before anything is stored, when an image cannot be read.
     """
     if nfe is not None and not (math.isfinite(nfe) and nfe > 0):
-        raise BenchError(f"--nfe: {nfe:g} is no number of evaluations; give a number above 0")
+        raise BenchError(f"--nfe: {nfe:g} is not a number of evaluations; use a number above 0")
     if not name.strip() or not name.isprintable():
-        raise BenchError(f"--name: {name!r} is empty or holds control characters; give a name that can be read")
+        raise BenchError(f"--name: {name!r} is empty or contains control characters; choose a printable name")
     size = f"{protocol.resolution}x{protocol.resolution}"
     advice = f"protocol '{protocol.name}' judges {size}: resize them first or choose another with --protocol"
     images = open_images(source, protocol.resolution, protocol.class_names, first_label, advice)

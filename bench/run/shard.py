@@ -127,9 +127,9 @@ def _checked_sample(
     except BaseException as error:  # sys.exit() and the like: an adapter may break, never end the run
         raise CellFailure(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if changes.patched:
-        raise CellFailure(f"the adapter replaced {', '.join(changes.patched)}; an adapter sets no global state")
+        raise CellFailure(f"the adapter replaced {', '.join(changes.patched)}; an adapter must not change global state")
     if changes.settings:
-        line = f"{cell.label}: the adapter changed {', '.join(changes.settings)}; put back, fix the adapter"
+        line = f"{cell.label}: the adapter changed {', '.join(changes.settings)}; restored, but fix the adapter"
         warnings.warn(line, BenchWarning, stacklevel=2)
     expected = (last - first, 3, resolution, resolution)
     if not isinstance(images, Tensor) or tuple(images.shape) != expected:
@@ -139,7 +139,7 @@ def _checked_sample(
         raise CellFailure(f"the adapter returned {images.dtype}, expected torch.float32")
     broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if broken:
-        raise CellFailure(f"{broken} of samples {first}..{last - 1} hold NaN or infinite values", broken)
+        raise CellFailure(f"{broken} of samples {first}..{last - 1} contain NaN or infinite values", broken)
     return images
 
 

@@ -111,7 +111,7 @@ class FileCache:
         """Return a path below the cache directory. Raises BenchError for names that would lead out of it."""
         path = self.root.joinpath(*parts)
         if ".." in path.parts[len(self.root.parts) :] or not path.is_relative_to(self.root):
-            raise BenchError(f"'{'/'.join(parts)}' is no name of a file to fetch; correct the card")
+            raise BenchError(f"'{'/'.join(parts)}' is not the name of a file to fetch; correct the card")
         return path
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -67,11 +67,11 @@ def convert(path: Path, target: Path | None, source: WeightsSource) -> Conversio
     with contents_of(path, source.format) as (contents, flat):
         trees = trees_in(contents)
         if not trees:
-            raise BenchError("it holds no arrays; give the checkpoint itself")
+            raise BenchError("it contains no arrays; use the checkpoint itself")
         asked = source.tree or _usual(trees)
         state = state_in(contents, flat, replace(source, tree=asked or None))
         if not state:
-            raise BenchError(f"its tree '{asked}' holds no arrays; its trees of weights: {_listed(trees)}")
+            raise BenchError(f"its tree '{asked}' contains no arrays; its trees of weights: {_listed(trees)}")
         named = asked.replace("?", "")
         tree = named if named in trees or len(trees) > 1 else next(iter(trees))
         size = sum(value.numel() * value.element_size() for value in state.values())

@@ -81,12 +81,11 @@ def download(
     if remote.size is not None and size != remote.size:
         partial.unlink()
         raise Unreachable(
-            f"{title}: {remote.url} should be of size {remote.size} but has size {size}; nothing was kept, "
-            "try again later"
+            f"{title}: {remote.url} should have {remote.size} bytes but has {size}; nothing was kept, try again later"
         )
     if kind_of(partial).name == "html":
         partial.unlink()
-        raise Unreachable(f"{title}: {remote.url} answers with a page, not with a file; open it in a browser")
+        raise Unreachable(f"{title}: {remote.url} returned a web page instead of a file; open it in a browser")
     expected = expected or remote.sha256
     found = sha256_of(partial)
     if expected is not None and not found.startswith(expected):

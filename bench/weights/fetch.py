@@ -148,7 +148,7 @@ def ask_server(url: str, title: str) -> Remote:
     except Exception as error:
         raise unreachable(title, url, error) from error
     if answer.headers.get("Content-Type", "").startswith("text/html"):
-        raise Unreachable(f"{title}: {url} answers with a page, not with a file; open it in a browser")
+        raise Unreachable(f"{title}: {url} returned a web page instead of a file; open it in a browser")
     size = answer.headers.get("Content-Length")
     return Remote(url, int(size) if size else None, answer.headers.get("ETag"))
 
@@ -177,7 +177,7 @@ def _hub_faults(title: str, where: str, repository: str) -> Iterator[None]:
     except (errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) as error:
         raise NotOnHub(f"{title}: the hub has no {where}; correct its name or revision") from error
     except errors.HFValidationError as error:
-        raise BenchError(f"{title}: {repository} is no name of a repository; correct it") from error
+        raise BenchError(f"{title}: {repository} is not the name of a repository; correct it") from error
     except Exception as error:
         if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
             raise BenchError(f"{title}: the hub refuses {where}; set HF_TOKEN to a token that may read it") from error

@@ -31,7 +31,7 @@ SAME_TREE = {
 
 
 class NotACheckpoint(BenchError):
-    """A file that is no checkpoint at all, by its first bytes; the line says what it is."""
+    """A file that is not a checkpoint at all, by its first bytes; the line says what it is."""
 
 
 def read_file(path: Path, source: WeightsSource) -> dict[str, Tensor]:
@@ -75,12 +75,12 @@ def _read(file: Path, format: str) -> tuple[Any, bool]:
         for shard in shards_of(file):
             part, flat = _read(shard, format)
             if not isinstance(part, Mapping):
-                raise BenchError(f"its shard {shard.name} holds no state dict; fetch it again")
+                raise BenchError(f"its shard {shard.name} has no state dict; fetch it again")
             merged |= part
         return merged, flat
     name = kind.name if kind.name in READERS else format
     if name != kind.name and name in ("safetensors", "torch", "orbax"):
-        raise NotACheckpoint(f"is no {name} file (it begins with {_begin(file)}); fetch the file again")
+        raise NotACheckpoint(f"is not a {name} file (it starts with {_begin(file)}); fetch the file again")
     return READERS[name](file), name == "safetensors"
 
 
@@ -204,7 +204,7 @@ def _flat(tree: Any) -> dict[str, Tensor]:
         path, value, depth = waiting.pop()
         entries += 1
         if entries > MOST_ENTRIES or depth > DEEPEST:
-            raise Bomb("its containers repeat each other without end, as in a bomb; do not use it")
+            raise Bomb("its containers repeat each other without end, as in a decompression bomb; do not use it")
         if isinstance(value, (list, tuple, Mapping)):
             items: Iterable[Any] = value.items() if isinstance(value, Mapping) else enumerate(value)
             inner = [(f"{path}/{key}" if path else str(key), item, depth + 1) for key, item in items]
@@ -273,7 +273,7 @@ def _flax_extension(code: int, data: bytes) -> Any:
 
     kinds = {1: "array", 2: "complex number", 3: "numpy scalar"}
     if kinds.get(code) not in ("array", "numpy scalar"):
-        raise ValueError(f"msgpack extension {code} ({kinds.get(code, 'unknown')}) is no weight")
+        raise ValueError(f"msgpack extension {code} ({kinds.get(code, 'unknown')}) is not a weight")
     shape, name, buffer = msgpack.unpackb(data, raw=True)
     if name == b"bfloat16":
         return torch.from_numpy(np.frombuffer(buffer, np.uint16).copy()).view(torch.bfloat16).reshape(shape)

@@ -24,7 +24,7 @@ RUNS_CODE = {
     "signal", "socket", "subprocess", "sys", "tempfile", "timeit", "webbrowser",
 }  # fmt: skip
 BUILTINS_RUN_CODE = {"__import__", "breakpoint", "compile", "delattr", "eval", "exec", "input", "open", "setattr"}
-"""No network needs these. A file that names one was made to harm, and is refused although nothing of it would run."""
+"""No network needs these. A file that names one was made to do harm, and is refused although none of it would run."""
 CLASS_BYTES = 2048
 """What one more class costs, about."""
 MOST_ENTRIES, DEEPEST = 200_000, 64
@@ -165,9 +165,9 @@ class Holders:
             yield f"source code of {len(names)} class{'es' if len(names) > 1 else ''} ({_some(names)}): never run"
         others = Counter(held.class_name for held in resolution.others if isinstance(held, Persistent))
         if others:
-            yield f"objects that are no networks: {_some(sorted(others))}"
+            yield f"objects that are not networks: {_some(sorted(others))}"
         if self.classes:
-            yield f"names that are not here, kept as inert data: {_some(sorted(self.classes))}"
+            yield f"unknown names, kept as inert data: {_some(sorted(self.classes))}"
 
 
 class _Resolution:
@@ -211,7 +211,7 @@ class _Resolution:
             children = module.state["_modules"].items()
             self.entries += 1 + len(named) + len(children)
             if self.entries > MOST_ENTRIES or depth > DEEPEST:
-                raise Bomb("its modules repeat each other without end, as in a bomb; do not use it")
+                raise Bomb("its modules repeat each other without end, as in a decompression bomb; do not use it")
             inner = [(key, child) for key, child in children if isinstance(child, Held) and child.is_network]
             # A compiled module names itself in between.
             waiting += [(path if key == "_orig_mod" else f"{path}{key}.", child, depth + 1) for key, child in inner]

@@ -14,7 +14,7 @@ DEEPEST = 1000
 
 
 class CodeRefused(pickle.UnpicklingError):
-    """A pickle names something that is not data; nothing of it was run."""
+    """A pickle names something that is not data; nothing in it was run."""
 
 
 class Bomb(BenchError):

@@ -61,7 +61,7 @@ def load_orbax(path: Path) -> dict[str, Any]:
             store["path"] = f"{base.get('path', '')}{name}/"
             branch[leaf] = StoredArray({"driver": METADATA_FILES[file], "kvstore": store}, stored)
     if not tree:
-        raise BenchError(f"{path} holds no Orbax arrays; give the checkpoint's own directory (with manifest.ocdbt)")
+        raise BenchError(f"{path} contains no Orbax arrays; use the checkpoint's own directory (with manifest.ocdbt)")
     return tree
 
 

@@ -38,7 +38,7 @@ INERT_NAMES = {
 }  # fmt: skip
 """What lies beside the arrays in published files (settings, optimiser states); each becomes an inert object."""
 DTYPE = re.compile(r"[<>|=]?[a-zA-Z?]\d{0,3}|bfloat16|(u?int|float|complex)\d{1,3}|bool")
-"""Names of dtypes that a file may build; whatever else an array may hold (text, dates, records) is no weight."""
+"""Names of dtypes that a file may build; whatever else an array may hold (text, dates, records) is not a weight."""
 NUMERIC = "biuf"
 ALLOWANCE = 2**24
 """Bytes that a file may build however small it is."""
@@ -272,7 +272,7 @@ class ArrayUnpickler(pickle.Unpickler):
         """Count `size` more bytes. Raises Bomb beyond the budget."""
         self.budget -= size
         if self.budget < 0:
-            raise Bomb("it builds far more than the file holds, as a bomb does; do not use it")
+            raise Bomb("it unpacks to far more than the file contains, as a decompression bomb does; do not use it")
 
     def _frozen_dict(self) -> type:
         """Return what stands for flax's FrozenDict, whose state is the dictionary that it wraps."""

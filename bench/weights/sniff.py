@@ -19,17 +19,17 @@ SIGNATURES = (
     (b"\x28\xb5\x2f\xfd", "zstd", "a zstd archive; unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "7z", "a 7z archive; unpack it"),
     (b"Rar!", "rar", "a rar archive; unpack it"),
-    (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file (Keras, h5py), which is not read; convert it to safetensors"),
-    (b"GGUF", "gguf", "a GGUF file (llama.cpp), which is not read; give the original weights"),
-    (b"\x89PNG\r\n\x1a\n", "png", "a PNG image, not weights; give the checkpoint"),
-    (b"\xff\xd8\xff", "jpeg", "a JPEG image, not weights; give the checkpoint"),
-    (b"GIF8", "gif", "a GIF image, not weights; give the checkpoint"),
-    (b"RIFF", "riff", "a RIFF file (WebP, WAV), not weights; give the checkpoint"),
-    (b"%PDF", "pdf", "a PDF document, not weights; give the checkpoint"),
-    (b"\x7fELF", "elf", "a program, not weights; give the checkpoint"),
-    (b"\x93NUMPY", "npy", "a single numpy array (.npy), not a state dict; give the checkpoint"),
-    (b"SQLite format 3\x00", "sqlite", "an SQLite database, not weights; give the checkpoint"),
-    (b"PAR1", "parquet", "a Parquet table, not weights; give the checkpoint"),
+    (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file (Keras, h5py), which is not supported; convert it to safetensors"),
+    (b"GGUF", "gguf", "a GGUF file (llama.cpp), which is not supported; use the original weights"),
+    (b"\x89PNG\r\n\x1a\n", "png", "a PNG image, not weights; use the checkpoint"),
+    (b"\xff\xd8\xff", "jpeg", "a JPEG image, not weights; use the checkpoint"),
+    (b"GIF8", "gif", "a GIF image, not weights; use the checkpoint"),
+    (b"RIFF", "riff", "a RIFF file (WebP, WAV), not weights; use the checkpoint"),
+    (b"%PDF", "pdf", "a PDF document, not weights; use the checkpoint"),
+    (b"\x7fELF", "elf", "a program, not weights; use the checkpoint"),
+    (b"\x93NUMPY", "npy", "a single numpy array (.npy), not a state dict; use the checkpoint"),
+    (b"SQLite format 3\x00", "sqlite", "an SQLite database, not weights; use the checkpoint"),
+    (b"PAR1", "parquet", "a Parquet table, not weights; use the checkpoint"),
 )
 HEAD = 4096
 
@@ -58,7 +58,7 @@ def kind_of(path: Path) -> Kind:
     if head[257:262] == b"ustar":
         return Kind("tar", "is a tar archive; unpack it")
     if not head.strip(b"\x00"):
-        return Kind("zeros", "begins with nothing but zero bytes: the download failed; fetch the file again")
+        return Kind("zeros", "starts with nothing but zero bytes: the download failed; fetch the file again")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip(path, size)
     if head.startswith(LEGACY_TORCH):
@@ -81,7 +81,7 @@ def _zip(path: Path, size: int) -> Kind:
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return Kind("torch")
     if names and all(name.endswith(".npy") for name in names):
-        return Kind("npz", "is a numpy archive (.npz), not a checkpoint; give the checkpoint")
+        return Kind("npz", "is a numpy archive (.npz), not a checkpoint; use the checkpoint")
     return Kind("zip")
 
 
@@ -126,9 +126,9 @@ def _text(path: Path, head: bytes, size: int) -> Kind:
     if text.startswith((b"{", b"[")) and b"\x00" not in head:
         if b'"weight_map"' in head or path.name.endswith(".index.json"):
             return Kind("index")
-        return Kind("json", "is a JSON text, not weights; give the checkpoint itself")
+        return Kind("json", "is a JSON document, not weights; use the checkpoint itself")
     if head.startswith(b"\x08") and (b"pytorch" in head[:64] or b"onnx" in head[:256] or b"tf2onnx" in head[:256]):
-        return Kind("onnx", "is an ONNX graph, which is not read; give the original weights")
+        return Kind("onnx", "is an ONNX graph, which is not supported; use the original weights")
     if _printable(head):
         first = " ".join(head.decode("utf-8", "replace").split())[:60]
         if re.match(rb"[(c\]}IFSVNl]", head) and _last_byte(path) == b".":

@@ -55,7 +55,7 @@ class _Tensor:
     """Stands for a tensor while a file is looked over."""
 
     def __setstate__(self, state: Any) -> None:
-        raise BenchError("it is a file of torch before 0.4; save it anew with a newer torch")
+        raise BenchError("it is a file of torch before 0.4; save it again with a newer torch")
 
 
 class _TorchUnpickler(ArrayUnpickler):
@@ -83,7 +83,7 @@ class _TorchUnpickler(ArrayUnpickler):
             return Builder(whole, self._storage_in_bytes)
         if whole.startswith("torch._utils._rebuild"):
             kind = name.removeprefix("_rebuild_").replace("_", " ")
-            raise BenchError(f"it holds a {kind}, which is not read; save dense tensors")
+            raise BenchError(f"it contains a {kind}, which is not supported; save dense tensors")
         return super().find_class(module, name)
 
     def _checked_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
@@ -100,7 +100,7 @@ class _TorchUnpickler(ArrayUnpickler):
         return self._tensor(storage, offset, size, stride)
 
     def _values_in(self, storage: Any) -> int | None:
-        """Return how many values `storage` holds, None where it is no storage."""
+        """Return how many values `storage` holds, None where it is not a storage."""
         raise NotImplementedError
 
     def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> Any:
@@ -113,7 +113,7 @@ class _TorchUnpickler(ArrayUnpickler):
 
     def _parameter(self, tensor: Any, *rest: Any) -> Any:
         if not isinstance(tensor, (_Tensor, torch.Tensor)):
-            raise CodeRefused("a parameter that is no tensor")
+            raise CodeRefused("a parameter that is not a tensor")
         return tensor
 
     def _tensor_of_type(self, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
@@ -132,7 +132,7 @@ class _Survey(_TorchUnpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage of a persistent id."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], Builder):
-            raise CodeRefused("a persistent object that is no storage")
+            raise CodeRefused("a persistent object that is not a storage")
         kind, key, values = pid[1].name, str(pid[2]), pid[4]
         if kind not in ITEM_BYTES or not isinstance(values, int) or values < 0:
             raise BenchError("a storage of unknown type or size; the file is damaged, fetch it again")
@@ -215,12 +215,12 @@ def _survey_zip(path: Path) -> _Survey:
         entries = archive.infolist()
         by_name = {entry.filename: entry for entry in entries}
         if len({entry.filename.lower() for entry in entries}) != len(entries):
-            raise BenchError("two records of one name; torch never writes that, do not use it")
+            raise BenchError("two records share one name, which torch never writes; do not use it")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise BenchError("its records are compressed, as torch never writes them; unpack it and save it with torch")
+            raise BenchError("its records are compressed, which torch never does; unpack it and save it with torch")
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
-            raise BenchError(f"{len(pickles)} records data.pkl; the file is damaged, fetch it again")
+            raise BenchError(f"{len(pickles)} records named data.pkl; the file is damaged, fetch it again")
         size = path.stat().st_size
         content = archive.read(pickles[0])
         root = pickles[0].filename.removesuffix("data.pkl")

@@ -39,7 +39,7 @@ def _extract(path: Path, directory: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         total, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if total > INFLATION * size + 2**20:
-            raise Bomb(f"it unpacks to {total:,} bytes from {size:,}, as a bomb does; do not use it")
+            raise Bomb(f"it unpacks to {total:,} bytes from {size:,}, as a decompression bomb does; do not use it")
         if total > shutil.disk_usage(directory).free:
             raise BenchError(f"it unpacks to {total:,} bytes and {directory.parent} has less free; unpack it elsewhere")
         archive.extractall(directory)
@@ -51,9 +51,9 @@ def _only_entry(path: Path) -> Path:
         weights = _weights_among(entries) if len(entries) > 1 else entries
         if len(weights) > 1:
             names = ", ".join(sorted(entry.name for entry in weights)[:6])
-            raise BenchError(f"{path} holds {len(weights)} weights files ({names}); give one of them")
+            raise BenchError(f"{path} holds {len(weights)} weights files ({names}); name one of them")
         if not weights:
-            raise BenchError(f"{path} holds {len(entries)} entries; give the checkpoint itself")
+            raise BenchError(f"{path} holds {len(entries)} entries; use the checkpoint itself")
         path = weights[0]
     return path
 
@@ -72,12 +72,12 @@ def shards_of(index: Path) -> list[Path]:
         table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = sorted(set(table.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BenchError("it is the index of a sharded checkpoint, and damaged; fetch it again") from error
+        raise BenchError("it is a damaged index of a sharded checkpoint; fetch it again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):
             raise BenchError(f"it names a shard outside its folder ({str(name)[:60]!r}); do not use it")
         if not (index.parent / name).is_file():
-            raise BenchError(f"its shard {name} is not beside it ({len(names)} shards); fetch it too")
+            raise BenchError(f"its shard {name} is not next to it ({len(names)} shards); fetch it too")
         if (index.parent / name).resolve() == index.resolve() or kind_of(index.parent / name).name == "index":
             raise BenchError(f"it names another index as a shard ({name}); correct it")
     if not names:

@@ -230,7 +230,7 @@
       else heading.removeAttribute("aria-sort");
     }
     const note = byId("rank-note");
-    if (note) note.textContent = `95 % rank sets by ${page.metrics[sort.ranking].short} among ${count} settings`;
+    if (note) note.textContent = `95% rank sets by ${page.metrics[sort.ranking].short} among ${count} rows`;
     updateBudgets();
   }
 

@@ -187,7 +187,7 @@ def test_what_a_family_cannot_do_is_refused_with_the_reason(name: str, steps: in
 
 def test_consistency_levels_must_be_one_a_step() -> None:
     adapter = loaded("digits-consistency")
-    with pytest.raises(BenchError, match="one noise level a step"):
+    with pytest.raises(BenchError, match="one noise level per step"):
         adapter.sample(torch.zeros(1, dtype=torch.int64), 3, 1.0, noise=noise(1), sigmas=[80.0, 1.0])
 
 

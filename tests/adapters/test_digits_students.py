@@ -94,7 +94,7 @@ def test_the_trigflow_sampler_noises_again_to_each_time() -> None:
 
 
 def test_trigflow_times_must_be_one_a_step() -> None:
-    with pytest.raises(BenchError, match="one time a step, found 2 for 3"):
+    with pytest.raises(BenchError, match="one time per step, found 2 for 3"):
         loaded("digits-scm").sample(torch.zeros(1, dtype=torch.int64), 3, 1.0, noise=noise(1), times=[1.5, 1.0])
 
 

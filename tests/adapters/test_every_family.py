@@ -179,7 +179,7 @@ def test_evaluations_are_those_that_the_card_promises(card: ModelCard) -> None:
     counter = Counter(card)
     assert counter.count(steps, 1.0, adapter.resolve_settings(steps)) == (nfe, 0)
     assert evaluations(adapter, steps, 1.0) == (nfe, 0), (
-        "cfg 1 costs one evaluation a step (Heun: two; CAF: one more in all) and no guide"
+        "cfg 1 costs one evaluation per step (Heun: two; CAF: one more in all) and no guide"
     )
     scale = 1.5
     if adapter.guidance == "none" or adapter.unsupported(steps, scale) is not None:

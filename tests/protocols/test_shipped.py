@@ -90,7 +90,7 @@ def test_a_protocol_extends_another_by_replacing_what_it_says(tmp_path):
         ('extends = "nothing"', "neither beside it nor shipped"),
         ('extends = "fair-imagenet-256"\nsmoke = 1', "'smoke' must be true or false"),
         ('extends = "fair-imagenet-256"\n[reference]\ncrop = "adm"', "reference.crop' is not known"),
-        ('extends = "fair-imagenet-256"\n[labels]\nnames_column = "nom"', "names_column' is no column"),
+        ('extends = "fair-imagenet-256"\n[labels]\nnames_column = "nom"', "names_column' is not a column"),
     ],
 )
 def test_a_malformed_extension_names_its_key(tmp_path, text, reason):

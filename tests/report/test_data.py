@@ -59,17 +59,17 @@ def test_a_protocol_is_chosen_by_name(new_database):
     path = builder.close()
     assert read_measurements(path).other_protocols == ["imagenet"]
     assert read_measurements(path, "imagenet").protocol["name"] == "imagenet"
-    with pytest.raises(ReportError, match="no finished cell of protocol 'x': it has digits, imagenet"):
+    with pytest.raises(ReportError, match="no finished rows of protocol 'x', only of digits, imagenet"):
         read_measurements(path, "x")
 
 
 def test_faults_are_one_line(new_database, tmp_path):
-    with pytest.raises(ReportError, match=r"absent.duckdb: no database here; 'bench run' makes one"):
+    with pytest.raises(ReportError, match=r"absent.duckdb: no database here; 'bench run' creates one"):
         read_measurements(tmp_path / "absent.duckdb")
     (tmp_path / "damaged.duckdb").write_bytes(b"not a database" * 100)
     with pytest.raises(ReportError, match=r"^[^\n]*damaged.duckdb: not a readable database[^\n]*$"):
         read_measurements(tmp_path / "damaged.duckdb")
-    with pytest.raises(ReportError, match="holds no finished cell"):
+    with pytest.raises(ReportError, match="has no finished rows"):
         read_measurements(new_database("empty.duckdb").close())
     newer = new_database("newer.duckdb")
     newer.insert("schema_version", version=99)

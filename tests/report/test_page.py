@@ -102,7 +102,7 @@ def test_leaderboard_is_complete_without_scripts(content, database):
 
 
 def test_failed_and_unsupported_settings_are_shown_with_their_reason(content):
-    assert 'role="alert"' in content and "1 setting failed: digits-edm at 8 steps" in content
+    assert 'role="alert"' in content and "1 row failed: digits-edm at 8 steps" in content
     assert "the generator was distilled to one step" in content and "sample 12 of shard 3 is not finite" in content
 
 
@@ -205,7 +205,7 @@ def test_alerts_name_what_is_dirty_mixed_or_unfinished(new_database):
     )
     found = " ".join(page.alerts(read_measurements(builder.close())))
     for words in (
-        "3 images in 1 setting were not finite",
+        "3 images in 1 row were not finite",
         "1 run did not finish",
         "uncommitted changes",
         "2 versions",

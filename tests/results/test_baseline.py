@@ -22,24 +22,24 @@ WHOLE = {
     [
         ("cells", {}, "nothing to compare"),
         ("cells", {"a": {}}, "nothing to compare"),
-        ("cells", [], "'cells' is no table"),
-        ("cells", {"a": {"fid": {"value": 1.0}}}, "'fid' of 'a' lacks numbers"),
-        ("steps", [-1], "'steps' is no list"),
-        ("steps", [], "'steps' is no list"),
-        ("models", [], "'models' is no list"),
-        ("models", "digits-dmd", "'models' is no list"),
-        ("num_samples", "20", "'num_samples' is no number"),
-        ("protocol", 3, "'protocol' is no name"),
+        ("cells", [], "'cells' is not a table"),
+        ("cells", {"a": {"fid": {"value": 1.0}}}, "'fid' of 'a' needs numbers"),
+        ("steps", [-1], "'steps' is not a list"),
+        ("steps", [], "'steps' is not a list"),
+        ("models", [], "'models' is not a list"),
+        ("models", "digits-dmd", "'models' is not a list"),
+        ("num_samples", "20", "'num_samples' is not a number"),
+        ("protocol", 3, "'protocol' is not a name"),
         ("cells", {"a": {"fid": {"value": 1.0, "low": 0, "high": 2, "blocks": "no"}}}, "no float32 in base64"),
         ("cells", {"a": {"fid": {"value": 1.0, "low": 0, "high": 2, "blocks": 7}}}, "no float32 in base64"),
         ("cells", {"a": {"fid": {"value": 1.0, "low": 0, "high": 2, "blocks": "AADAfwAAwH8="}}}, "not two finite"),
-        ("costs", {"a": {"nfe": "1"}}, "'costs' is no table of numbers"),
-        ("costs", [1], "'costs' is no table of numbers"),
-        ("digests", {"protocol": 1}, "'digests' is no table"),
-        ("seed", -1, "'seed' is no number"),
-        ("cfg", ["1"], "'cfg' is no list"),
+        ("costs", {"a": {"nfe": "1"}}, "'costs' is not a table of numbers"),
+        ("costs", [1], "'costs' is not a table of numbers"),
+        ("digests", {"protocol": 1}, "'digests' is not a table"),
+        ("seed", -1, "'seed' is not a number"),
+        ("cfg", ["1"], "'cfg' is not a list"),
         ("options", [], None),
-        ("options", "x", "'options' is no table"),
+        ("options", "x", "'options' is not a table"),
     ],
 )
 def test_a_baseline_with_nothing_to_check_is_refused_before_work(tmp_path, key, value, reason):
@@ -101,7 +101,11 @@ def test_a_tolerance_takes_the_place_of_the_statistics():
     for size, passed in ((0.03, True), (0.01, False)):
         (check,) = compare(one(was), Measured({"c": {"fid": moved}}, {}), tolerances={"fid": size})
         assert (check.rule, check.passed) == ("tolerance", passed)
-    for name, size, reason in (("fidd", 0.1, "did you mean fid"), ("fid", -1.0, "number from 0"), ("fid", np.inf, "0")):
+    for name, size, reason in (
+        ("fidd", 0.1, "did you mean fid"),
+        ("fid", -1.0, "number of at least 0"),
+        ("fid", np.inf, "0"),
+    ):
         with pytest.raises(BenchError, match=reason):
             compare(one(was), Measured({}, {}), tolerances={name: size})
 

@@ -31,12 +31,16 @@ def test_rows_of_other_rankings_are_not_compared_and_a_seed_tells_two_apart(synt
         for model in ("one", "other"):
             database.add(model, {"fid": 3.0}, {"fid": 3.0 + LEFT}, seed=seed, ranking=f"k{seed}")
     path = database.write()
-    with pytest.raises(BenchError, match=r"'one' matches 2 cells: .* seed 0\); .* seed 7\); give one id, .* or --seed"):
+    with pytest.raises(
+        BenchError,
+        match=r"'one' matches 2 rows: .* seed 0\); .* seed 7\); use one cell id, .* or "
+        "--seed",
+    ):
         compare_cells(path, "one", "other")
     assert "seed 7" in compare_cells(path, "one@1", "other@1@1.0", seed=7).title_a
     with pytest.raises(BenchError, match="were not measured alike"):
         compare_cells(path, "0" * 20, "0" * 19 + "3")
-    with pytest.raises(BenchError, match="no finished cell 'one' of seed 9"):
+    with pytest.raises(BenchError, match="no finished row 'one' of seed 9"):
         compare_cells(path, "one", "other", seed=9)
 
 
@@ -76,7 +80,7 @@ def test_figures_of_another_n_reference_or_protocol_are_said_not_to_compare(synt
     database.add("imf-xl", {"fid": 1.9, "is": 282.0}, cfg=8.0, sampler="plain")
     claims = published_claims(database.write(), "imf-xl").claims
     by_metric = {claim.metric: claim.not_comparable for claim in claims}
-    assert "N is 2,000, published figures take 50,000" in by_metric["is"]
+    assert "N is 2,000, published figures use 50,000" in by_metric["is"]
     assert any("the reference is 'imagenet-val-256-adm-crop'" in line for line in by_metric["fid"])
     assert not any("reference" in line for line in by_metric["is"])  # it needs none
     assert any("the sampler is 'plain'" in line for line in by_metric["fid"])
@@ -114,14 +118,14 @@ def test_the_command_says_when_nothing_was_published(synthetic, capsys, tmp_path
         return stop.value.code, *capsys.readouterr()
 
     code, out, _ = bench("compare", "digits-flow", "--published")
-    assert code == 0 and out == "digits-flow: no published figure for what is measured\n"
+    assert code == 0 and out == "digits-flow: no published figure for the measured metrics\n"
     code, out, _ = bench("compare", "soflow-xl-2", "--published")
     assert code == 0 and "2.9617" in out and "+0.4" in out and "Not comparable: N is 2,000" in out
     code, out, _ = bench("compare", "soflow-xl-2", "--published", "--json")
     assert json.loads(out)[0]["published"] == 2.9617
     for words in (("compare", "digits-flow"), ("compare", "digits-flow", "soflow-xl-2", "--published")):
         code, _, err = bench(*words)
-        assert code == 2 and err == "Error: compare: give two rows or more, or one and --published\n"
+        assert code == 2 and err == "Error: compare: name two or more rows, or one row and --published\n"
 
 
 def several(synthetic, count=12):
@@ -151,12 +155,12 @@ def test_several_rows_make_a_matrix_that_names_ties(synthetic, capsys):
     with pytest.raises(SystemExit):
         main(["compare", *names, "--runs-dir", str(path.parent)])
     printed = capsys.readouterr().out
-    assert "a, b and 9 more lead, tied" in printed and "row beside column: > better" in printed
+    assert "a, b and 9 more lead, tied" in printed and "row compared with column: > better" in printed
 
 
 def test_a_row_is_not_compared_with_itself(synthetic):
     path = several(synthetic, 3)
-    with pytest.raises(BenchError, match=r"are the same row, 0{20}: a row does not differ from itself"):
+    with pytest.raises(BenchError, match=r"are the same row, 0{20}: there is nothing to compare"):
         compare_cells(path, "model-0", "model-0@1")
     with pytest.raises(BenchError, match="'model-1' and 'model-1@1' are the same row"):
         compare_several(path, ["model-0", "model-1", "model-1@1"])
@@ -185,8 +189,8 @@ def test_pairs_that_fids_bias_puts_in_order_are_named(synthetic, capsys):
     for words in (["leaderboard"], ["compare", "varied", "collapsed"], ["compare", "varied", "collapsed", "bad"]):
         with pytest.raises(SystemExit):
             main([*words, "--runs-dir", str(path.parent)])
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FID less its bias")]
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Without FID's bias")]
         assert "varied" in line and "collapsed" in line and "bad" not in line
     with pytest.raises(SystemExit):
         main(["compare", "varied", "bad", "--runs-dir", str(path.parent)])
-    assert "FID less its bias" not in capsys.readouterr().out
+    assert "Without FID's bias" not in capsys.readouterr().out

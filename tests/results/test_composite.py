@@ -57,8 +57,8 @@ def test_columns_go_by_any_of_their_names():
 @pytest.mark.parametrize(
     "broken,words",
     [
-        ({"FID": [1.0]}, "lacks IS, CLIP Score, Pick Score"),
-        ({**table(*ROWS.values()), "is_mean": [1, 2, 3, 4]}, "given twice"),
+        ({"FID": [1.0]}, "has no IS, CLIP Score, Pick Score"),
+        ({**table(*ROWS.values()), "is_mean": [1, 2, 3, 4]}, "appears twice"),
         ({**table(*ROWS.values()), "IS": [1.0]}, "differ in length"),
         (table(), "no rows"),
     ],

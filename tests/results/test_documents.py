@@ -44,9 +44,9 @@ def test_a_baseline_with_a_byte_order_mark_is_read_as_json(tmp_path):
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf \r\n", "is empty"),
-        (b"\x00\x01\x02", "no UTF-8 text"),
-        ('name = "\xe9"'.encode("latin-1"), "no UTF-8 text (byte 8)"),
-        ('name = "a"'.encode("utf-16"), "no UTF-8 text"),
+        (b"\x00\x01\x02", "not UTF-8 text"),
+        ('name = "\xe9"'.encode("latin-1"), "not UTF-8 text (byte 8)"),
+        ('name = "a"'.encode("utf-16"), "not UTF-8 text"),
         (b"name = ", "not valid TOML"),
         (b"x = " + b"9" * 5000, "not valid TOML"),
         (b"x = " + b"[" * 100_000, "nested too deeply"),
@@ -77,9 +77,9 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path, name):
 def test_a_device_without_end_is_not_read():
     from pathlib import Path
 
-    with pytest.raises(BenchError, match="no file"):
+    with pytest.raises(BenchError, match="not a file"):
         read_toml(Path("/dev/zero"), "card")
-    with pytest.raises(BenchError, match="no file"):
+    with pytest.raises(BenchError, match="not a file"):
         read_text(Path("/dev/zero"), "list")
 
 

@@ -123,7 +123,7 @@ def test_rank_sets_are_wider_than_what_single_pairs_say(found):
     [
         ({"bounds": {"fid": [0.365]}}, "composite.bounds.fid: [0.365] is not a pair of numbers"),
         ({"eps": "small"}, "composite.eps: 'small' is not a number of at least 0"),
-        ({"metrics": ["fid", "kid"]}, "composite.metrics: ['fid', 'kid'] asked for"),
+        ({"metrics": ["fid", "kid"]}, "composite.metrics: ['fid', 'kid'] requested"),
         (["bounds"], "composite: not a table"),
     ],
 )

@@ -39,7 +39,7 @@ def test_merged_rows_have_directories_so_that_a_rebuilt_database_keeps_them(tmp_
 def test_a_merge_adds_nothing_when_one_source_cannot_be_read(tmp_path, runs_with, only_rows, cells):
     runs = runs_with(tmp_path / "mine", "a")
     (tmp_path / "page").write_text("<html>")
-    with pytest.raises(StoreError, match="a page of HTML"):
+    with pytest.raises(StoreError, match="an HTML or XML page"):
         merge(runs, [only_rows(tmp_path / "other.duckdb", "b"), tmp_path / "page"])
     assert cells(runs) == ["a"] and [path.name for path in (runs / "cells").iterdir()] == ["a"]
 
@@ -61,11 +61,11 @@ def test_a_merge_that_the_database_refuses_takes_its_directories_back(
 def test_rows_without_a_directory_are_kept_by_name_or_dropped_when_asked(tmp_path, capsys, only_rows, cells):
     only_rows(tmp_path / "bench.duckdb", "a", "b")
     assert command("reindex", "--runs-dir", tmp_path) == 0
-    assert "a: had no readable record but a row, which is kept" in " ".join(capsys.readouterr().err.split("\n"))
+    assert "a: had a row but no readable record; the row is kept" in " ".join(capsys.readouterr().err.split("\n"))
     assert cells(tmp_path) == ["a", "b"]
     (tmp_path / "cells/a/result.json").unlink()
     assert command("reindex", "--drop", "--runs-dir", tmp_path) == 0
-    assert "a: had a row but no record: dropped" in capsys.readouterr().err
+    assert "a: had a row but no readable record; dropped" in capsys.readouterr().err
     assert cells(tmp_path) == ["b"]
 
 

@@ -73,7 +73,7 @@ def test_no_number_of_samples_finds_what_the_reference_hides():
     [
         ({"samples": 0}, "--n: 0"), ({"difference": -1.0, "metric": "pick"}, "--difference: -1"),
         ({"difference": float("nan"), "metric": "pick"}, "--difference: nan"),
-        ({"difference": 1.0}, "name it with --metric"), ({"metric": "fid"}, "no paired values of 'fid'"),
+        ({"difference": 1.0}, "name the metric with --metric"), ({"metric": "fid"}, "no paired values of 'fid'"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_one_line(options, reason):

@@ -55,7 +55,7 @@ def test_ranking_fills_the_table_of_published_figures(tmp_path):
     [
         ("a,,,x,,1,,,2,,,,,,,paper,,", "line 2: invalid literal"),
         ("a,,,8,,1,,,low,,,,,,,paper,,", "line 2: could not convert"),
-        ("a,,,8,,1,,,2,,,,,,,,,", "line 2: a figure needs its system and its source"),
+        ("a,,,8,,1,,,2,,,,,,,,,", "line 2: a figure needs a system and a source"),
         ("a,b", "line 2"),
     ],
 )

@@ -180,7 +180,7 @@ def test_mmhm_takes_fid_less_its_bias_where_the_protocol_says_so(synthetic):
                 metric["corrected"] = metric["value"] - bias if metric["metric"] == "fid" else None
         table, facts = read(database.write())
         found[fid] = {row.cell["model"]: row for row in table}
-        assert facts["k"]["bounds_source"].endswith(", FID less its bias") is (fid == "corrected")
+        assert facts["k"]["bounds_source"].endswith(", FID without its bias") is (fid == "corrected")
     assert found["raw"]["collapsed"].rank["mmhm"] > found["raw"]["varied"].rank["mmhm"]
     varied, collapsed = (found["corrected"][model].rank for model in ("varied", "collapsed"))
     assert varied["mmhm"] == pytest.approx(collapsed["mmhm"])
@@ -204,5 +204,5 @@ def test_too_few_blocks_leave_the_score_and_withhold_its_order(synthetic):
     for row in read(database.write())[0]:
         assert row.rank["mmhm"] > 0 and row.rank["low"] is None and row.rank["high"] is None
         assert row.rank["rank_low"] is None and row.rank["p_first"] is None
-        assert row.rank["withheld"] == "4 blocks; 5 say something of an order"
+        assert row.rank["withheld"] == "4 blocks, but an order needs 5"
         assert row.metrics["fid"].rank_low is None

@@ -67,7 +67,7 @@ def test_a_connection_reaches_no_other_file(tmp_path):
         ({"nfe": float("inf")}, "cell.nfe: inf is not a finite number"),
         ({"settings": "DROP"}, "cell.settings: 'DROP' is not a table of keys and values"),
         ({"started": "yesterday"}, "cell.started: 'yesterday' is not a date and time"),
-        ({"model": "\ud800"}, "is not text in UTF-8"),
+        ({"model": "\ud800"}, "is not UTF-8 text"),
         ({"model": None}, "cell.model: missing"),
         ({"off_regime": 1}, "cell.off_regime: 1 is not true or false"),
         ({"status": "maybe"}, "cell.status: 'maybe' is not one of done, failed, unsupported"),
@@ -117,7 +117,7 @@ def foreign(only_rows):
         (["CREATE MACRO list_contains(a, b) AS true"], "'list_contains' is a macro"),
         (["CREATE TABLE more (a INTEGER, b INTEGER GENERATED ALWAYS AS (a + 1))"], "'more' is a table with computed"),
         (["UPDATE schema_version SET version = 99"], "its schema is version 99"),
-        (["DROP TABLE metrics"], "its tables are not ours"),
+        (["DROP TABLE metrics"], "its tables have another layout"),
     ],
 )
 def test_a_foreign_database_is_only_plain_tables(tmp_path, statements, message, foreign):
@@ -146,12 +146,12 @@ def test_rows_of_a_foreign_database_are_held_against_the_schema(tmp_path, foreig
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b"SQLite format 3\0" + bytes(200), "begins like an SQLite database"),
+        (b"SQLite format 3\0" + bytes(200), "starts like an SQLite database"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (b"<!doctype html>", "a page of HTML"),
+        (b"<!doctype html>", "an HTML or XML page"),
         (b"PK\3\4" + bytes(100), "a zip archive"),
         (b"", "not a readable database"),
-        (b"nothing known" * 99, "it is no DuckDB file"),
+        (b"nothing known" * 99, "it is not a DuckDB file"),
     ],
 )
 def test_a_file_that_is_no_database_is_told_by_its_first_bytes(tmp_path, content, kind):

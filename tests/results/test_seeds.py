@@ -126,7 +126,7 @@ def test_every_cell_is_planned_on_every_seed(digits_request):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--seed", "1", "--seeds", "1,2"], "--seed measures one seed, --seeds several: give one of the two"),
+        (["--seed", "1", "--seeds", "1,2"], "--seed measures one seed, --seeds several: use one of the two"),
         (["--seeds", "a"], "--seeds: 'a' is no integer"),
         (["--seeds", ","], "--seeds: the list is empty"),
         (["--seeds", "-1"], "--seeds: '-1' is no integer"),

@@ -42,7 +42,7 @@ def test_a_view_narrows_and_orders(database):
 def test_what_a_view_cannot_show_is_refused(database):
     with pytest.raises(StoreError, match="unknown metric 'fjd'"):
         shown(database, sort="fjd")
-    with pytest.raises(StoreError, match="no finished cell of seed 9"):
+    with pytest.raises(StoreError, match="no finished row of seed 9"):
         shown(database, select_on=9)
-    with pytest.raises(BenchError, match="give one of the two"):
+    with pytest.raises(BenchError, match="use one of the two"):
         View(every=True, select_on=0)

@@ -30,7 +30,7 @@ def test_a_cell_is_replaced_whole(database, cell, metric):
 def test_a_cell_that_cannot_be_written_leaves_nothing(database, cell, metric):
     broken = {"cell": cell("c"), "metrics": [metric("fid", 1.0), metric("fid", 1.0)]}
     with connect(database, write=True) as connection:
-        with pytest.raises(StoreError, match="metrics: 'fid' is there twice"):
+        with pytest.raises(StoreError, match="metrics: 'fid' appears twice"):
             write_cell(connection, broken)
         assert connection.execute("SELECT count(*) FROM metrics WHERE cell_id = 'c'").fetchone() == (0,)
 
@@ -45,7 +45,10 @@ def test_the_best_setting_depends_on_the_metric(database):
 
 
 def test_a_missing_database_says_how_to_make_one(tmp_path):
-    with pytest.raises(StoreError, match="no database here; 'bench run' makes one"), connect(tmp_path / "none.duckdb"):
+    with (
+        pytest.raises(StoreError, match="no database here; 'bench run' creates one"),
+        connect(tmp_path / "none.duckdb"),
+    ):
         pass
 
 

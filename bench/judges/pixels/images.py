@@ -2,7 +2,7 @@
 
 Decoding follows what published FID tools do, `Image.open(file).convert("RGB")`: grey and palette images are expanded,
 CMYK is converted, an alpha channel is dropped (not composited), an EXIF orientation tag is ignored, and of several
-frames the first counts. What was dropped or ignored is told with the pixels. More than 8 bits a channel are refused,
+frames the first counts. What was dropped or ignored is told with the pixels. More than 8 bits per channel are refused,
 grey or colour: Pillow would clip the one and cut the other, and neither is what the file shows.
 """
 
@@ -42,14 +42,14 @@ KNOWN_STARTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the image: run 'git lfs pull'"),
     (b"<!doctype html", "is an HTML page, not an image: the download failed"),
     (b"<html", "is an HTML page, not an image: the download failed"),
-    (b"<?xml", "is an XML text (a drawing or an error page), not an image"),
-    (b"<svg", "is an SVG drawing, which is not read"),
+    (b"<?xml", "is an XML document (a drawing or an error page), not an image"),
+    (b"<svg", "is an SVG drawing, which is not supported"),
     (b"pk\x03\x04", "is a zip archive, not an image"),
-    (b"\x1f\x8b", "is compressed by gzip, not an image"),
+    (b"\x1f\x8b", "is a gzip archive, not an image"),
     (b"%pdf", "is a PDF document, not an image"),
-    (b"%!ps", "is a PostScript document, which is not read"),
+    (b"%!ps", "is a PostScript document, which is not supported"),
     (b"\x93numpy", "is a numpy array, not an image"),
-    (b"{", "is a JSON text, not an image"),
+    (b"{", "is a JSON document, not an image"),
 )
 IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"P5", b"P6")
 
@@ -81,8 +81,8 @@ class Notes(NamedTuple):
 def decode(content: bytes, side: int | None = None) -> tuple[np.ndarray, Notes]:
     """Return uint8 [H, W, 3] by the module's rule; `side`: the width and height the image must have, by its header.
 
-    Raises Unreadable for what is no image, is damaged, has more than MAX_PIXELS pixels, or more than 8
-    bits a channel, and WrongSize for another size than `side`.
+    Raises Unreadable for what is not an image, is damaged, has more than MAX_PIXELS pixels, or more than 8
+    bits per channel, and WrongSize for another size than `side`.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -90,15 +90,15 @@ def decode(content: bytes, side: int | None = None) -> tuple[np.ndarray, Notes]:
             if width * height > MAX_PIXELS:
                 raise Unreadable(f"declares {width}x{height} pixels; at most {MAX_PIXELS:,} are decoded")
             if side is not None and (width, height) != (side, side):
-                raise WrongSize(f"is {width}x{height} pixels and must be {side}x{side} as it is")
+                raise WrongSize(f"is {width}x{height} pixels and must be {side}x{side}")
             if image.mode in DEEP_MODES or _deep_colour(image):
-                raise Unreadable(f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+                raise Unreadable(f"has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
             image.load()
             grey = image.mode in ("1", "L", "LA")
             notes = Notes(f"{width}x{height}", grey, _transparent(image), _rotated(image))
             return np.array(image.convert("RGB")), notes
     except Image.DecompressionBombError as error:
-        raise Unreadable(f"declares more than {MAX_PIXELS:,} pixels, the most that are decoded") from error
+        raise Unreadable(f"declares more than {MAX_PIXELS:,} pixels, the most that can be decoded") from error
     except DECODE_ERRORS as error:
         raise Unreadable(_what_it_is(content, error)) from error
 
@@ -158,15 +158,15 @@ def _what_it_is(content: bytes, error: Exception) -> str:
     if not content:
         return "is empty"
     if not content.strip(b"\0"):
-        return "holds nothing but zero bytes"
+        return "contains nothing but zero bytes"
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for known, reason in KNOWN_STARTS:
         if start.startswith(known):
             return reason
     if content[4:8] == b"ftyp":
-        return f"is of a kind that is not read ({content[8:12].decode('ascii', 'replace')}: AVIF, HEIC or a video)"
+        return f"is of a kind that is not supported ({content[8:12].decode('ascii', 'replace')}: AVIF, HEIC or a video)"
     if not content.startswith(IMAGE_STARTS):
-        return f"cannot be decoded (it starts with {content[:12]!r}, as no image does that is read)"
+        return f"cannot be decoded (it starts with {content[:12]!r}, which no supported image format does)"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "cannot identify" in reason:
         reason = "its header is damaged or cut short"

@@ -49,7 +49,7 @@ def npz_header(path: Path, key: str) -> Header:
         declared, held = _declared(header), archive.getinfo(f"{key}.npy").file_size - stream.tell()
     if not header.dtype.hasobject and declared != held:
         raise BenchError(
-            f"{path}: {key} declares {header}, {declared:,} bytes, and holds {held:,}; it is damaged, copy it again"
+            f"{path}: {key} declares {header}, {declared:,} bytes but has {held:,}; it is damaged, copy it again"
         )
     return header
 
@@ -95,7 +95,7 @@ class ImageArchive:
         names = npz_keys(path)
         if "arr_0" not in names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise BenchError(f"{path}: has no arr_0 but {shown or 'nothing'}; images go under arr_0")
+            raise BenchError(f"{path}: has no arr_0 (it has {shown or 'nothing'}); images go under arr_0")
         self.shape = self._image_shape()
         key = next((key for key in LABEL_KEYS if key in names), None)
         self.labels = None if key is None else self._read_labels(key)
@@ -123,10 +123,10 @@ class ImageArchive:
     def _image_shape(self) -> tuple[int, ...]:
         header = npz_header(self.path, "arr_0")
         if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[-1] != 3 or 0 in header.shape:
-            raise BenchError(f"{self.path}: arr_0 holds {header}; it must be uint8 [N, H, W, 3]")
+            raise BenchError(f"{self.path}: arr_0 contains {header}; it must be uint8 [N, H, W, 3]")
         if header.shape[1] * header.shape[2] > MAX_PIXELS:
             raise BenchError(
-                f"{self.path}: arr_0 holds {header}; images of more than {MAX_PIXELS:,} pixels are not read"
+                f"{self.path}: arr_0 contains {header}; images of more than {MAX_PIXELS:,} pixels are not read"
             )
         if header.fortran:
             raise BenchError(f"{self.path}: arr_0 is in Fortran order; save numpy.ascontiguousarray of it")
@@ -138,7 +138,7 @@ class ImageArchive:
         labels = npz_array(self.path, key) if fits or header.dtype.hasobject else None
         if labels is None or labels.min() < 0 or labels.max() >= 2**31:
             raise BenchError(
-                f"{self.path}: {key} holds {header}; labels must be integers >= 0 of shape [{self.shape[0]}]"
+                f"{self.path}: {key} contains {header}; labels must be integers >= 0 of shape [{self.shape[0]}]"
             )
         return labels.astype(np.int64)
 

@@ -55,7 +55,7 @@ class Preprocess:
         known = {"geometry": GEOMETRIES, "backend": BACKENDS, "kernel": tuple(PILLOW_KERNELS.values())}
         for key, names in known.items():
             if getattr(self, key) not in names:
-                raise BenchError(f"image preprocessing: {key} '{getattr(self, key)}' is none of {', '.join(names)}")
+                raise BenchError(f"image preprocessing: {key} '{getattr(self, key)}' is not one of {', '.join(names)}")
         if self.edge is not None and self.edge < self.size:
             raise BenchError(f"image preprocessing: shortest edge {self.edge} is below the crop of {self.size} pixels")
 

@@ -70,22 +70,22 @@ def finished(tmp_path_factory):
         (["run", "--model", "digits-flow", "--option", "speed=2"], "unknown sampler setting 'speed'; it takes:"),
         (
             ["run", "--model", "sit-xl", "--protocol", "digits"],
-            "model 'sit-xl' makes 256 pixel images, protocol 'digits' judges 8",
+            "model 'sit-xl' makes 256-pixel images, protocol 'digits' judges 8",
         ),
         (["run", "--model", "meanflow-cifar10"], "its card names no home protocol; choose one with --protocol"),
-        (["fetch"], "fetch: give --model or --protocol"),
+        (["fetch"], "fetch: name models with --model or a protocol"),
         (["run", "--executor", "slurm"], "unknown executor 'slurm'"),
         (["run", "--num-samples", "1"], "--num-samples"),
         (["run", "--unknown"], "No such option"),
         (["show", "digits-fow"], "did you mean digits-flow"),
-        (["leaderboard"], "no database here; 'bench run' makes one"),
+        (["leaderboard"], "no database here; 'bench run' creates one"),
         (["report"], "no database here"),
         (["compare", "a", "b"], "no database here"),
         (["export", "metrics"], "no database here"),
         (["reindex"], "no finished cells to index"),
         (["parity", "nowhere"], "no case.json here"),
         (["score", "nowhere"], "does not exist"),
-        (["check"], "give either --baseline FILE to compare, or --write FILE"),
+        (["check"], "use either --baseline FILE to compare, or --write FILE"),
         (["check", "--baseline", "nowhere.json"], "baseline nowhere.json: cannot be read"),
         (["models", "--family", "digits-flw"], "unknown family 'digits-flw'"),
         (["adapter", "new", "Bad Name"], "must be lower-case letters"),
@@ -108,10 +108,10 @@ def test_debug_shows_the_traceback(bench):
 def test_a_run_says_what_it_did_and_what_to_type_next(bench):
     code, out, err = bench(*SMALL)
     assert code == 0 and out == ""
-    assert "2 cells, 400 samples to draw" in err
+    assert "2 rows, 400 samples to draw" in err
     assert "Best setting of each model by MMHM" in err and "digits-flow-small" in err
     assert "Database: " in err and "Next: bench report" in err
-    assert "2 cells, 2 already measured" in bench(*SMALL)[2]
+    assert "2 rows, 2 already measured" in bench(*SMALL)[2]
 
 
 def test_a_dry_run_measures_nothing(bench, tmp_path):
@@ -200,7 +200,7 @@ def test_compare_pairs_the_same_noise(bench, finished):
     assert set(differences) >= {"fid", "is", "clip", "pick"}
     assert all(row["low"] <= row["difference"] <= row["high"] for row in differences.values())
     ambiguous = bench("compare", "digits-flow-small@2", "digits-flow-small@2@1", "--runs-dir", finished)
-    assert "matches 2 cells" in ambiguous[2]
+    assert "matches 2 rows" in ambiguous[2]
 
 
 def test_power_says_what_more_samples_of_a_pilot_would_find(bench, finished):
@@ -212,7 +212,7 @@ def test_power_says_what_more_samples_of_a_pilot_would_find(bench, finished):
     code, out, _ = bench("power", *rows, "--metric", "clip", "--difference", "0.5", "--runs-dir", finished)
     assert code == 0 and "samples needed" in out
     code, _, error = bench("power", *rows, "--difference", "0.5", "--runs-dir", finished)
-    assert code == 2 and "name it with --metric" in error
+    assert code == 2 and "name the metric with --metric" in error
 
 
 def test_a_stored_command_repeats_its_row(bench, finished, tmp_path):
@@ -243,7 +243,7 @@ def test_merge_reindex_and_export(bench, finished, tmp_path):
     code, _, err = bench("export", "cells", "--format", "csv", "--output", tmp_path / "cells.csv")
     assert code == 0 and err.startswith("2 rows")
     shutil.copytree(finished, tmp_path / "copy")
-    assert "2 cells indexed" in bench("reindex", "--runs-dir", tmp_path / "copy")[2]
+    assert "2 rows indexed" in bench("reindex", "--runs-dir", tmp_path / "copy")[2]
 
 
 def test_doctor_finds_the_embedded_default_ready(bench):
@@ -281,11 +281,11 @@ def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        ({"digests": {"protocol": "0"}}, [], "no longer comparable, for what it rests on has changed: protocol (0 ->"),
+        ({"digests": {"protocol": "0"}}, [], "no longer comparable, because its inputs have changed: protocol (0 ->"),
         ({"digests": {"protocol": "0"}}, ["--accept", "weights,harness"], "--accept protocol"),
         ({}, ["--seed", "3"], "--seed: is the baseline's"),
         ({}, ["--model", "digits-dmd"], "has no digits-dmd, but digits-flow-small"),
-        ({}, ["--cfg", "7"], "holds nothing of this part"),
+        ({}, ["--cfg", "7"], "contains nothing of this subset"),
         ({}, ["--tolerance", "fid"], "not of the form METRIC=SIZE"),
         ({}, ["--tolerance", "fld=1"], "the baseline has no 'fld'; did you mean fid?"),
         ({}, ["--accept", "wieghts"], "did you mean weights?"),
@@ -396,7 +396,7 @@ def test_adapter_check_names_what_does_not_hold(bench, monkeypatch):
     honest = DigitsFlow.generate
     monkeypatch.setattr(DigitsFlow, "generate", lambda self, *a, **k: honest(self, *a, **k) + 0.1 * torch.randn(1))
     code, out, err = bench("adapter", "check", "digits-flow-small")
-    assert code == 1 and "clauses do not hold" in err
+    assert code == 1 and "clauses failed" in err
     failed = [line for line in out.splitlines() if line.startswith("FAIL")]
     assert any("draws no random numbers" in line for line in failed)
     assert any("any batch split" in line for line in failed)

@@ -79,13 +79,13 @@ def test_a_row_without_a_metric_has_no_score(score, tmp_path):
     ("text", "message"),
     [
         ("", "t.csv: the file is empty"),
-        ("fid,is,clip,pick\n", "t.csv: a header but no rows"),
-        ("model,fid,is\na,1,2\n", "t.csv: the table lacks CLIP Score, Pick Score: it has model, fid, is"),
+        ("fid,is,clip,pick\n", "t.csv: has a header but no rows"),
+        ("model,fid,is\na,1,2\n", "t.csv: the table has no CLIP Score, Pick Score: it has model, fid, is"),
         ("fid,is,clip,pick\n1,2,3,4\n1,high,3,4\n", "t.csv, line 3, column 'is': 'high' is not a number"),
         ("fid,is,clip,pick\n1,nan,3,4\n", "t.csv, line 2, column 'is': 'nan' is not a number"),
         ("fid,is,clip,pick\n1,2,3\n", "t.csv, line 2: 3 cells under 4 columns"),
-        ("fid,fid,is,clip,pick\n1,1,2,3,4\n", "t.csv: column 'fid' is given twice"),
-        ("fid,is,is_mean,clip,pick\n1,1,2,3,4\n", "t.csv: column 'IS' is given twice, the second time as 'is_mean'"),
+        ("fid,fid,is,clip,pick\n1,1,2,3,4\n", "t.csv: column 'fid' appears twice"),
+        ("fid,is,is_mean,clip,pick\n1,1,2,3,4\n", "t.csv: column 'IS' appears twice, the second time as 'is_mean'"),
         ("fid,is,clip,pick\n1,,3,4\n", "column 'IS' has no bounds"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_malformed_table_is_one_line(score, tmp_path, text, message):
     ("bounds", "message"),
     [
         ('{"FID": {"min": 9, "max": 1}}', "bounds of 'FID': min 9 is above max 1; fix"),
-        ("[]", "holds no object"),
+        ("[]", "does not contain an object"),
         ('{"FID": {"min": "low"}}', "entry 'FID'"),
         (None, "cannot be read"),
     ],
@@ -121,8 +121,8 @@ def test_malformed_bounds_are_one_line(score, tmp_path, bounds, message):
     ("cells", "reason"),
     [
         ("2_27,278,30,20", "'2_27' is not a number"),
-        ("-0.5,278,30,20", "-0.5 is impossible, FID is never below 0"),
-        ("2.27,0.3,30,20", "0.3 is impossible, IS is never below 1"),
+        ("-0.5,278,30,20", "-0.5 is impossible: FID is never below 0"),
+        ("2.27,0.3,30,20", "0.3 is impossible: IS is never below 1"),
         ("2.27,278,0.311,20", "CLIP scores are in 0..1 or in 0..100, not in both"),
     ],
 )
@@ -143,5 +143,5 @@ def test_columns_separated_otherwise_are_named(tmp_path):
 def test_bounds_of_some_columns_are_refused(tmp_path, score):
     (tmp_path / "table.csv").write_text("model,FID,IS,CLIP Score,Pick Score\na,2,278,30,20\nb,3,250,31,21\n")
     (tmp_path / "bounds.json").write_text('{"FID": {"min": 1, "max": 9}}')
-    with pytest.raises(BenchError, match="no bounds of IS, CLIP Score, Pick Score"):
+    with pytest.raises(BenchError, match="no bounds for IS, CLIP Score, Pick Score"):
         score("--bounds", tmp_path / "bounds.json", tmp_path / "table.csv")

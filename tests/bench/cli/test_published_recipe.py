@@ -111,4 +111,4 @@ def test_the_command_typed_on_an_empty_machine_ends_with_rows(machine, hub, tmp_
         (f"tiny-{name}", steps, "done") for name, steps in (("few", 1), ("few", 2), ("few", 4), ("many", 40))
     ]
     again = machine("fetch", "--model", "tiny-pair", HF_HUB_OFFLINE="1")
-    assert again.returncode == 0 and "were here already and are unaltered" in again.stderr
+    assert again.returncode == 0 and "were already here and are unaltered" in again.stderr

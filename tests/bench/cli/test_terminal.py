@@ -87,4 +87,4 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(runs):
     code, _, errors = bench("show", os.fsdecode(b"a\xff"), directory=runs)
     assert code == 2
     assert errors.count(b"\n") == 1
-    assert b"is not text in UTF-8" in errors
+    assert b"is not UTF-8 text" in errors

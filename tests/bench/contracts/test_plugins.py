@@ -138,7 +138,7 @@ def test_doctor_lists_every_broken_distribution_with_what_to_do(all_broken, tmp_
     assert all(f"pip uninstall {finding['subject'].split()[1]}" in finding["detail"] for finding in broken)
     assert all(len(finding["detail"].splitlines()) == 1 for finding in broken)
     taken = [finding["detail"] for finding in broken if "twice" in finding["subject"]]
-    assert all("is given by 'fewstep-bench' already" in detail for detail in taken)
+    assert all("is already provided by 'fewstep-bench'" in detail for detail in taken)
     (own,) = [finding for finding in found if finding["subject"] == "plug-ins of fewstep-bench"]
     assert all(group in own["detail"] for group in ("cards", *GROUPS))
     assert done.returncode == 1
@@ -168,7 +168,9 @@ def test_the_first_distribution_by_name_keeps_a_name(tmp_path, install):
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )
     assert done.stdout.strip() == "['alpha']"
-    assert done.stderr.count("Warning") == 1 and "'zeta'" in done.stderr and "given by 'alpha' already" in done.stderr
+    assert (
+        done.stderr.count("Warning") == 1 and "'zeta'" in done.stderr and "already provided by 'alpha'" in done.stderr
+    )
 
 
 def test_a_broken_plug_in_that_is_asked_for_is_one_line_with_its_distribution(tmp_path, install, run_bench):

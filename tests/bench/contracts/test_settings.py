@@ -53,7 +53,8 @@ class Example(SamplerSettings):
     ({"gaps": [0.5]}, "m: sampler setting gaps must be a list of 2 numbers each in [0, 1), found [0.5]"),
     ({"gaps": (0, 1)}, "m: sampler setting gaps must be a list of 2 numbers each in [0, 1), found [0, 1]"),
     ({"gaps": "ab"}, "m: sampler setting gaps must be a list of 2 numbers each in [0, 1), found 'ab'"),
-    ({"times": 1.0}, "m: sampler setting times must be a list of numbers or null, found 1.0; write a list of one as"),
+    ({"times": 1.0}, "m: sampler setting times must be a list of numbers or null, found 1.0; write a list with one "
+        "element as"),
     ({"clamp": 1}, "m: sampler setting clamp must be true or false, found 1"),
     ({"times": [1, 0], "shift": 2}, "m: times and shift exclude each other; leave one out"),
 ])  # fmt: skip

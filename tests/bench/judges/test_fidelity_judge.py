@@ -87,7 +87,7 @@ def test_pickled_code_in_weights_is_refused_and_not_run(tmp_path):
             return (tmp_path.joinpath("ran").write_text, ("executed",))
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(BenchError, match="is no plain file of tensors"):
+    with pytest.raises(BenchError, match="is not a plain file of tensors"):
         load_judge(spec(weights="weights.pth"), device="cpu", root=tmp_path)
     assert not (tmp_path / "ran").exists()
 

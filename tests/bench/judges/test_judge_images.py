@@ -42,8 +42,8 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (bytes(500), "holds nothing but zero bytes"),
-        (b"this is no image", "cannot be decoded"),
+        (bytes(500), "contains nothing but zero bytes"),
+        (b"this is not an image", "cannot be decoded"),
         (encoded("PNG")[:300], "cannot be decoded"),
         (encoded("JPEG")[:600], "cannot be decoded"),
         (encoded("PNG")[:20], "cannot be decoded"),
@@ -53,9 +53,9 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
         (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
         (png_header(100_000, 100_000), "more than 89,478,485 pixels"),
         (png_header(12_000, 10_000), "declares 12000x10000 pixels"),
-        (png_header(2, 2, depth=16), "more than 8 bits a channel"),
-        (png_header(2, 2, depth=16, colour=6), "more than 8 bits a channel"),
-        (b"P6 2 2 65535\n" + bytes(24), "more than 8 bits a channel"),
+        (png_header(2, 2, depth=16), "more than 8 bits per channel"),
+        (png_header(2, 2, depth=16, colour=6), "more than 8 bits per channel"),
+        (b"P6 2 2 65535\n" + bytes(24), "more than 8 bits per channel"),
     ],
 )
 def test_what_is_no_image_is_named_by_what_it_is(tmp_path, content, reason):
@@ -80,7 +80,7 @@ def test_an_array_that_declares_more_than_its_file_holds_is_refused_before_it_is
                     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
                     np.lib.format.write_array_header_1_0(stream, header | ({"shape": shape} if name == key else {}))
                     stream.write(array.tobytes())
-        with pytest.raises(BenchError, match=rf"{key} declares .* and holds"):
+        with pytest.raises(BenchError, match=rf"{key} declares .* but has"):
             ImageArchive(tmp_path / "bomb.npz")
 
 
@@ -120,16 +120,16 @@ def test_statistics_beside_the_images_are_no_labels(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"images": PIXELS}, "has no arr_0 but images"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "has no arr_0 but mu, sigma"),
-        ({"arr_0": PIXELS.astype(np.float32)}, r"arr_0 holds float32 \[7, 6, 5, 3\]"),
-        ({"arr_0": PIXELS.transpose(0, 3, 1, 2)}, r"arr_0 holds uint8 \[7, 3, 6, 5\]"),
-        ({"arr_0": PIXELS[0]}, r"arr_0 holds uint8 \[6, 5, 3\]"),
-        ({"arr_0": PIXELS[:0]}, r"arr_0 holds uint8 \[0, 6, 5, 3\]"),
-        ({"arr_0": np.array([{"a": 1}], dtype=object)}, "arr_0 holds pickled objects"),
+        ({"images": PIXELS}, "has no arr_0 \\(it has images\\)"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "has no arr_0 \\(it has mu, sigma\\)"),
+        ({"arr_0": PIXELS.astype(np.float32)}, r"arr_0 contains float32 \[7, 6, 5, 3\]"),
+        ({"arr_0": PIXELS.transpose(0, 3, 1, 2)}, r"arr_0 contains uint8 \[7, 3, 6, 5\]"),
+        ({"arr_0": PIXELS[0]}, r"arr_0 contains uint8 \[6, 5, 3\]"),
+        ({"arr_0": PIXELS[:0]}, r"arr_0 contains uint8 \[0, 6, 5, 3\]"),
+        ({"arr_0": np.array([{"a": 1}], dtype=object)}, "arr_0 contains pickled objects"),
         ({"arr_0": np.asfortranarray(PIXELS)}, "Fortran order"),
-        ({"arr_0": PIXELS, "arr_1": np.arange(6)}, r"arr_1 holds int64 \[6\]"),
-        ({"arr_0": PIXELS, "labels": np.zeros(7)}, "labels holds float64"),
+        ({"arr_0": PIXELS, "arr_1": np.arange(6)}, r"arr_1 contains int64 \[6\]"),
+        ({"arr_0": PIXELS, "labels": np.zeros(7)}, "labels contains float64"),
         ({"arr_0": PIXELS, "arr_1": np.array([None] * 7, dtype=object)}, "Object arrays cannot be loaded"),
     ],
 )

@@ -125,7 +125,7 @@ def test_classifier_logits_are_transformers_own(judge_files, images, labels):
     judge = loaded(CLASSIFIER, judge_files)
     assert (judge(squares, labels)["logits"] - expected).abs().max() < 1e-5
     assert judge.needs_labels  # says nothing of a reference
-    with pytest.raises(BenchError, match="tells 3 classes apart, the protocol has 2; choose a classifier"):
+    with pytest.raises(BenchError, match="distinguishes 3 classes, the protocol has 2; choose a classifier"):
         judge.prepare(PROMPTS[:2])
 
 
@@ -154,7 +154,7 @@ def test_weights_that_lack_a_tensor_are_refused(judge_files, tmp_path):
     state = load_file(tmp_path / "preference" / "model.safetensors")
     del state["visual_projection.weight"]
     save_file(state, tmp_path / "preference" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BenchError, match=r"lacks 1 weights, the first is visual_projection\.weight"):
+    with pytest.raises(BenchError, match=r"is missing 1 of the model's weights, the first visual_projection\.weight"):
         loaded(PICK, tmp_path)
 
 
@@ -314,12 +314,12 @@ def test_hub_files_of_earlier_versions_are_found_in_the_cache_directory(judge_fi
         ),
         (JudgeSpec("clip", "open-clip", {"model": "ViT-B-16", "pretrained": "opnai"}), "did you mean openai"),
         (JudgeSpec("pick", "transformers-clip", {}), "set 'path' .* or 'hub'"),
-        (with_options(CLIP, merges="clip/model.json"), "is no gzipped list of merges"),
+        (with_options(CLIP, merges="clip/model.json"), "is not a gzipped list of merges"),
         (with_options(CLIP, weights="preference/model.safetensors"), "does not fit the model"),
-        (with_options(CLIP, config="preference/config.json"), "lacks 'embed_dim'"),
+        (with_options(CLIP, config="preference/config.json"), "has no 'embed_dim'"),
         (with_options(PICK, path="dino", processor_path="preference"), "is of type 'dinov2'"),
-        (with_options(CLASSIFIER, path="preference"), "lacks 2 weights, the first is classifier.bias"),
-        (with_options(DINO, size=57), "no multiple of its patch of 14"),
+        (with_options(CLASSIFIER, path="preference"), "is missing 2 of the model's weights, the first classifier.bias"),
+        (with_options(DINO, size=57), "not a multiple of its patch of 14"),
         (with_options(DINO, resize="nearest"), "backend 'nearest'"),
         (
             JudgeSpec("reward", "image-reward"),

@@ -138,7 +138,7 @@ def test_infinity_undoes_the_bias_of_few_samples():
     assert result.value == pytest.approx(jackknife(full, left).corrected, abs=0.25 * (full - result.value))
     assert abs(result.value - truth) < abs(frechet_infinity(reference, x[:1000]).distances[0] - truth)
     assert result.value == frechet_infinity(reference, x, draws=2).value and result.slope > 0
-    with pytest.raises(ValueError, match="5 images a dimension"):
+    with pytest.raises(ValueError, match="5 images per dimension"):
         frechet_infinity(reference, x[:20])
 
 

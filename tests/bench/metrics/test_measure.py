@@ -111,7 +111,7 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others():
     reasons = {skip.name: skip.reason for skip in result.skipped}
     assert reasons["is"] == "10 splits need at least 10 samples, got 8"
     assert "subsets of 1000" in reasons["kid_subsets"] and "80 for d = 16; got 8" in reasons["fid_infinity"]
-    assert "not finite for 1 of 8 images" in reasons["pick"] and "no judge gave" in reasons["fd_dinov2"]
+    assert "not finite for 1 of 8 images" in reasons["pick"] and "no judge produced" in reasons["fd_dinov2"]
 
 
 def test_features_of_another_judge_are_refused():

@@ -101,7 +101,8 @@ def test_a_small_reference_is_named_and_its_bias_not_removed_where_it_cannot_be(
 
     few, skipped = frechet(99)
     assert few.corrected is None and few.low < few.value < few.high
-    assert skipped["fid_corrected"] == "99 reference images in 20 dimensions are too few to remove the bias: 100 do"
+    too_few = "99 reference images in 20 dimensions are too few to remove the bias; it takes 100"
+    assert skipped["fid_corrected"] == too_few
     rough, skipped = frechet(150)
     assert rough.corrected is not None and "rough: 150 reference images in 20 dimensions" in rough.method
     assert not skipped

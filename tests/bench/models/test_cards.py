@@ -114,11 +114,11 @@ FIGURE = '[[published]]\nmetric = "fid"\nvalue = 2.5\nsteps = 1\nsource = "paper
             '[[members]]\nmodel = "b"\nsteps = [1]\n[[members]]\nmodel = "c"\nsteps = 4',
             "'members[1].steps' must not",
         ),
-        (WEIGHTS + '[[members]]\nmodel = "b"\nsteps = [1]', "key 'members' cannot be given beside weights"),
+        (WEIGHTS + '[[members]]\nmodel = "b"\nsteps = [1]', "key 'members' cannot be used together with weights"),
         ("architecture = { born = 1979-05-27 }", "key 'architecture.born' must be text, a number, true or false"),
         ("sampler = { a = [0, { b = -inf }] }", "key 'sampler.a[1].b' must be a finite number"),
         ('home = ""', "key 'home' must not be empty"),
-        ('teacher = "a"', "key 'teacher' must name another card, found the card itself"),
+        ('teacher = "a"', "key 'teacher' must name another card, found this card"),
     ],
 )
 def test_a_wrong_value_at_any_depth_names_file_key_found_and_allowed(tmp_path, extra, message):

@@ -63,7 +63,7 @@ FAULTS = {
     "labels": "labels matter",
     "exit": "steps matter",
     "steps": "steps matter",
-    "guidance": "guidance matters where there is any",
+    "guidance": "guidance changes the image if there is any",
     "evaluations": "guidance 1.0 equals no guidance",
     "item": "never waits for the device between steps",
     "branch": "never waits for the device between steps",

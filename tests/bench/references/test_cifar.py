@@ -124,9 +124,9 @@ class Hostile:
     [
         (pickle.dumps({"data": Hostile()}), "names builtins.exec"),
         (b"\x80\x02}q", "is no batch of CIFAR-10|cannot be read"),
-        (pickle.dumps([1, 2]), "holds no dictionary"),
-        (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"holds no 'data'"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "holds no 'labels' for its 2 images"),
+        (pickle.dumps([1, 2]), "contains no dictionary"),
+        (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"contains no 'data'"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "contains no 'labels' for its 2 images"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 77]}), "its labels are not 0 .. 9"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": ["a", "b"]}), "its labels are not 0 .. 9"),
     ],

@@ -40,7 +40,7 @@ def test_damaged_facts_name_the_file(reference, case):
     directory, features = reference
     (directory / "facts.json").write_text(FACTS[case])
     with pytest.raises(
-        BenchError, match=r"facts\.json: is damaged .*; remove .* which the next run makes anew"
+        BenchError, match=r"facts\.json: is damaged .*; remove .* which the next run creates again"
     ) as said:
         features()
     assert "\n" not in str(said.value)

@@ -89,9 +89,9 @@ def test_development_kit_numbers_without_their_order_are_refused(tmp_path):
     ("text", "reason"),
     [
         ("", "is empty"),
-        ("hello\n", "no known file of labels"),
-        (f"{TENCH}\n", "has 1 lines and none for image"),
-        (f"{val(1)} 2\n", "says nothing of image"),
+        ("hello\n", "not a label file of a known form"),
+        (f"{TENCH}\n", "has 1 lines but none for image"),
+        (f"{val(1)} 2\n", "does not list image"),
         (f"{val(1)} 1000\n", "not one of the 1000 synsets"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_bad_file_of_labels_is_named_with_the_reason(tmp_path, text, reason):
 
 def test_a_flat_folder_without_labels_is_refused(tmp_path):
     touch(tmp_path / "deep" / "er" / "and" / "deeper" / "val", val(1))
-    with pytest.raises(DatasetError, match="without a file that says their classes"):
+    with pytest.raises(DatasetError, match="without a label file"):
         open_image_set("imagenet-val", tmp_path / "deep" / "er" / "and" / "deeper")
 
 
@@ -119,13 +119,13 @@ def test_imagenetv2_folders_count_as_numbers_not_as_text(tmp_path):
     with pytest.raises(DatasetError, match="not the variant 'top-images'"):
         open_image_set("imagenetv2", root, variant="top-images")
     touch(root, "1000/e.jpeg")
-    with pytest.raises(DatasetError, match="1000: its name is no class number"):
+    with pytest.raises(DatasetError, match="1000: its name is not a class number"):
         open_image_set("imagenetv2", root)
 
 
 def test_several_variants_side_by_side_must_be_told_apart(tmp_path):
     touch(tmp_path, "imagenetv2-top-images-format-val/0/a.jpeg", "imagenetv2-threshold0.7-format-val/1/a.jpeg")
-    with pytest.raises(DatasetError, match="give one of them"):
+    with pytest.raises(DatasetError, match="name one of them"):
         open_image_set("imagenetv2", tmp_path)
     assert open_image_set("imagenetv2", tmp_path, variant="threshold-0.7").labels.tolist() == [1]
 
@@ -157,7 +157,7 @@ def test_a_plain_folder_has_classes_only_if_it_has_folders(tmp_path):
     with pytest.raises(DatasetError, match="'two' does not match any class"):
         open_image_set("folder", classes, class_names=("one", "three"))
     touch(classes, "loose.png")
-    with pytest.raises(DatasetError, match=r"loose.png: lies beside class folders"):
+    with pytest.raises(DatasetError, match=r"loose.png: lies next to class folders"):
         open_image_set("folder", classes)
 
 
@@ -168,10 +168,10 @@ def test_a_folder_is_named_by_published_names_or_synsets_where_the_classes_are_i
 
 
 def test_nothing_there_is_one_clear_line(tmp_path):
-    with pytest.raises(DatasetError, match="does not exist; give the data set's folder"):
+    with pytest.raises(DatasetError, match="does not exist; name the data set's folder"):
         open_image_set("folder", tmp_path / "none")
     for kind in ("folder", "relaionet", "imagenetv2", "imagenet-val"):
-        with pytest.raises(DatasetError, match="holds no images"):
+        with pytest.raises(DatasetError, match="contains no images"):
             open_image_set(kind, tmp_path)
     with pytest.raises(BenchError, match="unknown kind"):
         open_image_set("imagenet", tmp_path)

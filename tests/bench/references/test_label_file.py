@@ -32,19 +32,23 @@ def test_every_spelling_is_read_alike(tmp_path, text):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (f"ImageId,PredictionString\n{IMAGE}\n", "line 2 has 1 cells and not 2"),
-        (f"{IMAGE} 65\n{OTHER}\n", "line 2 has 1 cells and not 2"),
+        (f"ImageId,PredictionString\n{IMAGE}\n", "line 2 has 1 fields instead of 2"),
+        (f"{IMAGE} 65\n{OTHER}\n", "line 2 has 1 fields instead of 2"),
         (f"{IMAGE} 65 extra\n", "line 1 has 3 cells"),
         (f"{IMAGE} 65\n{IMAGE}.JPEG 66\n", "lines 1 and 2 give image .* two classes, 65 and 66"),
         (f"{IMAGE} -1\n", r"line 1: -1 is not one of the 1000 synsets' numbers 0\.\.999"),
-        (f"{IMAGE} 65.0\n", r"line 1: 65\.0 is no whole number"),
+        (f"{IMAGE} 65.0\n", r"line 1: 65\.0 is not a whole number"),
         (f"{IMAGE} n00000001\n", "line 1: 'n00000001' is not one of the 1000 synsets"),
-        (f"{SYNSET}\n\n{SYNSET}\n", "line 2 is blank, and line k is for image k"),
-        ("".join(f"a{n} {n}\n" for n in range(1, 1001)), "look counted from 1 .1000 is there.*--first-label"),
-        ("".join(f"a{n} {n}\n" for n in range(1, 1000)), r"look counted from 1 .1\.\.999 are there.*--first-label"),
+        (f"{SYNSET}\n\n{SYNSET}\n", "line 2 is blank, but line k is for image k"),
+        ("".join(f"a{n} {n}\n" for n in range(1, 1001)), "seem to be numbered from 1 .1000 is present.*--first-label"),
+        (
+            "".join(f"a{n} {n}\n" for n in range(1, 1000)),
+            r"seem to be numbered from 1 .1\.\.999 are "
+            "present.*--first-label",
+        ),
         (f"{IMAGE} 1\n".encode("utf-16"), "is in UTF-16"),
         (f"{IMAGE} 1\n{OTHER} \xe9\n".encode("latin-1"), "line 2 is not UTF-8"),
-        (b"\0\0\0", "is no text"),
+        (b"\0\0\0", "is not text"),
         (b"", "is empty"),
     ],
 )

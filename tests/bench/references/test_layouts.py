@@ -128,7 +128,7 @@ def test_hidden_files_and_what_systems_leave_behind_are_no_part_of_a_set(tmp_pat
     value, source = distance(root)
     assert value == pytest.approx(DISTANCE, abs=1e-8)
     said = source.describe()
-    assert said == "300 images, 10 classes; passed over: 2 (1 .webm, 1 .txt), each of which is no image file"
+    assert said == "300 images, 10 classes; passed over: 2 (1 .webm, 1 .txt), each of which is not an image file"
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path, folder, distance):
@@ -206,7 +206,7 @@ def test_archives_are_read_where_they_lie(tmp_path, distance, name):
     value, source = distance(path)
     assert value == pytest.approx(DISTANCE, abs=1e-8)
     assert source.labels is not None and [entry.name for entry in tmp_path.iterdir()] == [name]
-    assert ("../0/evil.png leads out of the archive" in source.describe()) == (name == "wrapped.zip")
+    assert ("../0/evil.png points outside the archive" in source.describe()) == (name == "wrapped.zip")
 
 
 def test_arrays_are_read_with_their_labels_or_say_that_they_have_none(tmp_path, distance):
@@ -217,8 +217,8 @@ def test_arrays_are_read_with_their_labels_or_say_that_they_have_none(tmp_path, 
     assert distance(tmp_path / "a.npz")[0] == pytest.approx(DISTANCE, abs=1e-8)
     value, source = distance(tmp_path / "b.npz")
     assert value == pytest.approx(DISTANCE, abs=1e-8) and source.labels is None
-    assert source.unlabelled == "no labels (arr_1, labels or label); the file also holds: y"
-    with pytest.raises(BenchError, match=r"look counted from 1.*--first-label"):
+    assert source.unlabelled == "no labels (arr_1, labels or label); the file also contains: y"
+    with pytest.raises(BenchError, match=r"seem to be numbered from 1.*--first-label"):
         distance(tmp_path / "c.npz")
     assert distance(tmp_path / "c.npz", first_label=1)[1].labels.tolist() == labels.tolist()
 
@@ -233,20 +233,20 @@ def touched(root, *names):
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["train/0/a.png", "val/1/b.png"], "holds the parts train and val; give the folder of one"),
+        (["train/0/a.png", "val/1/b.png"], "contains the parts train and val; name the folder of one"),
         (["4/0/a.png", "4/1/b.png"], "two levels of folders name classes"),
             (
                 ["zero/a.png", "thre/b.png"],
                 r"'thre' does not match any class \(near: three\).*its number 0..9 \(leading zeros",
             ),
         (["9/a.png", "11/b.png"], r"'11' does not match any class \(they are numbered 0..9\)"),
-        ([f"{n}/a.png" for n in range(1, 11)], "look counted from 1 .*--first-label 1"),
-        ([f"{n:03d}/a.png" for n in range(1, 10)], "look counted from 1 .*--first-label 1"),
-        (["0/a.png", "1/b.png", "grid.png"], r"grid\.png: lies beside class folders"),
+        ([f"{n}/a.png" for n in range(1, 11)], "seem to be numbered from 1 .*--first-label 1"),
+        ([f"{n:03d}/a.png" for n in range(1, 10)], "seem to be numbered from 1 .*--first-label 1"),
+        (["0/a.png", "1/b.png", "grid.png"], r"grid\.png: lies next to class folders"),
         (["a.png", "b.png", "c.png", "old/d.png"], r"/old: is a folder with 1 images beside 3 loose ones"),
-        (["0/a.txt"], "holds no images.*passed over: 0/a.txt is no image file"),
-        (["a.tar", "b.tar"], r"holds no images but 2 archives \(the first a.tar\)"),
-        (["0/a.png"], "holds 1 image; a score needs at least 2 images"),
+        (["0/a.txt"], "contains no images.*passed over: 0/a.txt is not an image file"),
+        (["a.tar", "b.tar"], r"contains no images but 2 archives \(the first a.tar\)"),
+        (["0/a.png"], "contains 1 image; a score needs at least 2"),
     ],
 )  # fmt: skip
 def test_layouts_that_leave_a_doubt_are_refused_in_one_line(tmp_path, names, reason):
@@ -272,11 +272,11 @@ def test_folders_of_imagenet_are_named_by_synset_number_or_name_and_never_guesse
     ("name", "content", "reason"),
     [
         ("a.png", PNG[0, 0], "is a single image"),
-        ("a.rar", b"Rar!\x1a\x07", "unpack it and give the folder"),
-        ("a.tar.xz", b"\xfd7zXZ\0", "unpack it and give the folder"),
+        ("a.rar", b"Rar!\x1a\x07", "unpack it and name the folder"),
+        ("a.tar.xz", b"\xfd7zXZ\0", "unpack it and name the folder"),
         ("a.npy", b"\x93NUMPY\x01\0", "is a single numpy array"),
         ("a.zip", b"", "is empty"),
-        ("a.zip", b"<html>", r"is no \.zip file"),
+        ("a.zip", b"<html>", r"is not a \.zip file"),
         ("a.zip", b"PK\x03\x04" + bytes(99), "cannot be read"),
         ("a.parquet", b"PAR1" + bytes(99), "cannot be read as parquet"),
         ("a.tar.gz", b"\x1f\x8b" + bytes(99), "cannot be read"),

@@ -44,7 +44,7 @@ def test_unusable_statistics_are_named_with_the_reason(tmp_path, arrays, reason)
 
 def test_what_is_no_archive_is_one_clear_line(tmp_path):
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
-    with pytest.raises(DatasetError, match=r"is no \.npz file"):
+    with pytest.raises(DatasetError, match=r"is not a \.npz file"):
         read_statistics(tmp_path / "s.npz")
 
 

@@ -155,7 +155,7 @@ def test_a_worker_that_dies_costs_its_cell_alone(breaking, tmp_path, run_bench):
         found = {row.cell["steps"]: row.cell for row in rows(connection, status=None)}
     reasons = {steps: cell["reason"] for steps, cell in found.items()}
     assert [steps for steps, reason in reasons.items() if reason is None] == [1, 2], reasons
-    assert "worker process died while it sampled 0..39, and again in a fresh one: seg" in found[3]["reason"]
+    assert "worker process died while it sampled 0..39, and again in a new one: seg" in found[3]["reason"]
     assert "was ended while it sampled 0..39: a batch took longer than 6 s (--timeout)" in found[4]["reason"]
     assert set(Path(tempfile.gettempdir()).glob("bench-workers-*")) <= before
 

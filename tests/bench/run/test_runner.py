@@ -211,7 +211,7 @@ BROKEN = {
         "the adapter returned (50, 1, 8, 8), expected a tensor of shape (50, 3, 8, 8)",
     ),
     "dtype": (lambda images: images.double(), "the adapter returned torch.float64, expected torch.float32"),
-    "nan": (lambda images: images.log(), "hold NaN or infinite values"),
+    "nan": (lambda images: images.log(), "contain NaN or infinite values"),
     "array": (lambda images: images.numpy(), "the adapter returned ndarray"),
 }
 

@@ -78,14 +78,14 @@ def test_a_row_tells_its_command_what_is_missing_and_what_its_pixels_look_like(t
     assert words[:6] == ["bench", "score", "--protocol", "digits", "--name", "x; rm -r y"]
     assert words[6:] == ["--nfe", "4", "--device", "cpu", "--", str(source)]
     reasons = {row["metric"]: row["reason"] for row in record["skipped_metrics"]}
-    why = "no labels (arr_1, labels or label); the file also holds: y"
+    why = "no labels (arr_1, labels or label); the file also contains: y"
     assert reasons == {"clip": why, "pick": why, "accuracy": why}
     assert record["cell"]["pixels"]["remarks"][0] == "all pixels are 0 or 1: scale to 0..255"
     with connect(tmp_path / "runs" / "bench.duckdb") as connection:
         (row,) = rows(connection)
         assert row.remarks == record["cell"]["pixels"]["remarks"]
         assert missing_metrics(connection, [row]) == [
-            "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also holds: y"
+            "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also contains: y"
         ]
 
 

@@ -74,8 +74,8 @@ def test_a_setting_that_is_not_measured_on_the_other_seed_is_named(lucky, board)
     code, _, err = board("--select-on", "7")
     assert code == 0 and "alone, 1 steps, cfg 1: chosen on seed 7, but not measured on another" in err
     code, _, err = board("--select-on", "9")
-    assert code == 2 and "no finished cell of seed 9 to choose on; 'bench run --select-on 9' measures them" in err
-    assert "give one of the two" in board("--select-on", "7", "--all")[2]
+    assert code == 2 and "no finished row of seed 9 to choose by; 'bench run --select-on 9' measures them" in err
+    assert "use one of the two" in board("--select-on", "7", "--all")[2]
 
 
 def test_random_weights_are_never_chosen(lucky):
@@ -99,8 +99,8 @@ def test_models_meet_at_equal_evaluations_seconds_and_steps(lucky, board):
     assert best(seconds=0.1) == [("steady", 1), ("lucky", 1)]
     assert best(steps=4) == [("lucky", 4), ("steady", 4)]
     code, text, _ = board("--at-nfe", "1")
-    assert code == 0 and "at most 1 network evaluations an image" in text
-    assert "no finished cells" in board("--at-nfe", "0.5")[2]
+    assert code == 0 and "at most 1 network evaluations per image" in text
+    assert "no finished rows" in board("--at-nfe", "0.5")[2]
 
 
 def test_without_mmhm_rows_are_ordered_and_chosen_by_fid(synthetic, board):
@@ -143,7 +143,7 @@ def test_failed_samples_have_their_own_column_and_failed_cells_a_line(synthetic,
     database = synthetic(composite=FROZEN)
     database.add("sound", values(1.0))
     database.add("broken", values(2.0), failures=3)
-    database.add("dead", {}, status="failed", failures=5, reason="5 of samples 0..9 hold NaN or infinite values")
+    database.add("dead", {}, status="failed", failures=5, reason="5 of samples 0..9 contain NaN or infinite values")
     database.write()
     _, text, err = board()
     header, first, second = text.splitlines()[1:4]

@@ -202,7 +202,7 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, monke
     (tmp_path / "half.pkl").write_bytes((tmp_path / "whole.pkl").read_bytes()[:9999])
     before = sorted(tmp_path.iterdir())
     assert "is an HTML page" in bench("weights", "convert", "page.pkl", code=2)
-    assert "it holds no arrays" in bench("weights", "convert", "none.pkl", code=2)
+    assert "it contains no arrays" in bench("weights", "convert", "none.pkl", code=2)
     assert "names os.system, which is no data" in bench("weights", "convert", "code.pkl", code=2)
     assert "truncated or damaged" in bench("weights", "convert", "half.pkl", code=2)
     assert "neither a file nor a model" in bench("weights", "convert", "nothing.pkl", code=2)

@@ -139,7 +139,7 @@ def test_a_body_shorter_than_announced_is_no_file(repository, cache, monkeypatch
         original(self, status, headers | ({"X-Linked-Size": "2000"} if "X-Linked-Size" in headers else {}))
 
     monkeypatch.setattr(repository.RequestHandlerClass, "_end", longer)
-    assert "should be of size 2000 but has size 1000" in refused(source)
+    assert "should have 2000 bytes but has 1000" in refused(source)
     with pytest.raises(BenchError, match="not on this machine"):
         locate(source, "model")
 
@@ -241,7 +241,7 @@ def test_a_server_without_head_is_taken_as_it_is_and_a_page_is_no_file(repositor
     url = f"{repository.url}/content/folder/model.safetensors"
     source = WeightsSource(format="safetensors", file="model.safetensors", url=url)
     repository.content_type = "text/html; charset=utf-8"
-    assert "answers with a page, not with a file" in refused(source)
+    assert "returned a web page instead of a file" in refused(source)
     repository.knows_head = False
     assert fetch_model(card(source))[0].path.read_bytes() == CONTENT
 
@@ -251,14 +251,14 @@ def test_a_page_that_says_it_is_a_file_is_refused_by_its_first_bytes(repository,
     repository.files["folder/model.safetensors"] = b"<!DOCTYPE html>\n<html><body>quota exceeded</body></html>"
     for sha256 in (None, SHA256):
         source = WeightsSource(format="safetensors", file="model.safetensors", url=url, sha256=sha256)
-        assert "answers with a page, not with a file" in refused(source)
+        assert "returned a web page instead of a file" in refused(source)
         assert not [path for path in cache.rglob("*") if path.is_file() and b"quota" in path.read_bytes()]
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/outside", "folder/../../../../x"])
 def test_a_name_that_leads_out_of_the_cache_is_refused(repository, cache, name):
-    assert "is no name of a file to fetch" in refused(replace(SOURCE, file=name))
-    assert "is no name of a file to fetch" in refused(replace(BY_HAND, file=name))
+    assert "is not the name of a file to fetch" in refused(replace(SOURCE, file=name))
+    assert "is not the name of a file to fetch" in refused(replace(BY_HAND, file=name))
 
 
 def test_an_altered_file_is_refused_on_load_and_named_by_verify(repository, cache):

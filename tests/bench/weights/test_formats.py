@@ -125,7 +125,7 @@ def test_a_directory_that_holds_one_file_and_an_archive_stand_for_it(tmp_path):
     for path in (upstream, tmp_path / "packed.zip"):
         assert "Dense_0/kernel" in read(path, "pickle", tree="train_state/params_ema")
     (upstream / "second").write_bytes(b"")
-    with pytest.raises(BenchError, match="holds 2 entries; give the checkpoint itself"):
+    with pytest.raises(BenchError, match="holds 2 entries; use the checkpoint itself"):
         read(upstream, "pickle")
 
 
@@ -176,7 +176,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, writer, place, evil):
                 read(path, format, tree=tree)
             assert "\n" not in str(raised.value)
             assert not mark.exists()
-    with pytest.raises(BenchError, match=r"is a pickle that names .*nothing of it was run"):
+    with pytest.raises(BenchError, match=r"is a pickle that names .*nothing in it was run"):
         read(path, writer.split(",")[0])
 
 

@@ -117,7 +117,7 @@ def test_a_folder_of_one_weights_file_and_shards_with_their_index_are_read(tmp_p
     for path in (tmp_path, tmp_path / "pytorch_model.bin.index.json"):
         assert torch.equal(load(path)["0.weight"], STATE["0.weight"])
     (tmp_path / "model-1.bin").unlink()
-    with pytest.raises(BenchError, match=r"its shard model-1\.bin is not beside it"):
+    with pytest.raises(BenchError, match=r"its shard model-1\.bin is not next to it"):
         load(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../other.bin"}}))
     with pytest.raises(BenchError, match="names a shard outside its folder"):
@@ -136,16 +136,16 @@ NO_CHECKPOINT = {
     "run git lfs pull",
     b"<!DOCTYPE html><html>Google Drive - Virus scan warning": "is an HTML page",
     b"\xef\xbb\xbf  <html>": "is an HTML page",
-    b'{"error": "quota"}': "is a JSON text",
+    b'{"error": "quota"}': "is a JSON document",
     b"": "is empty",
-    b"\0" * 999: "begins with nothing but zero bytes",
+    b"\0" * 999: "starts with nothing but zero bytes",
     b"Access denied": r"is a text \('Access denied'\)",
     gzip.compress(b"x"): "is a gzip archive",
     b"\x89HDF\r\n\x1a\n" + b"\0" * 99: "is an HDF5 file",
     b"GGUF\x03" + b"\0" * 99: "is a GGUF file",
     b"\x89PNG\r\n\x1a\n" + b"\0" * 99: "is a PNG image",
     b"\x08\x08\x12\x07pytorch\x1a": "is an ONNX graph",
-    b"\x82\xa1a\x01\xa1b\x02": "is no (torch|safetensors) file",
+    b"\x82\xa1a\x01\xa1b\x02": "is not a (torch|safetensors) file",
     struct.pack("<Q", 2**60) + b'{"a":' + b" " * 50: "is damaged: its safetensors header would be",
     struct.pack("<Q", 200) + b'{"a":' + b" " * 50: r"is truncated \(63 of at least 208 bytes",
     b"PK\x03\x04 rest is missing": "is truncated: a zip",
@@ -175,7 +175,7 @@ def test_truncated_files_say_how_much_is_there(tmp_path):
 def test_a_zip_that_unpacks_to_a_multiple_of_itself_is_refused_unread(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("weights.pt", b"\0" * 2**26)
-    with pytest.raises(BenchError, match="as a bomb does"):
+    with pytest.raises(BenchError, match="as a decompression bomb does"):
         load(tmp_path / "a.zip")
 
 

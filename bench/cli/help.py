@@ -1,0 +1,65 @@
+"""How `--help` looks: arguments in capitals as manual pages write them, types by one word, no technical limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+_TYPES = {"str": "TEXT", "list[str]": "TEXT", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
+_LIMIT = 1_000_000
+"""An upper bound from here on only keeps numbers inside what the database can store, and needs no mention."""
+
+
+class Command(TyperCommand):
+    """A command whose help does not depend on how a version of typer spells arguments and types."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words after the command in the usage line."""
+        return ["[OPTIONS]", *(_spelled(argument) for argument in _arguments(self, ctx))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of arguments and options."""
+        arguments = [(_spelled(argument), argument.help or "") for argument in _arguments(self, ctx)]
+        records = [
+            option.get_help_record(ctx) for option in self.get_params(ctx) if option not in _arguments(self, ctx)
+        ]
+        options = [(_typed(names), _bounded(text)) for names, text in filter(None, records)]
+        for title, rows in (("Arguments", arguments), ("Options", options)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class App(typer.Typer):
+    """A Typer application whose commands are `Command`s."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Return the decorator that adds a command."""
+        settings.setdefault("cls", Command)
+        return super().command(name, **settings)
+
+
+def _arguments(command: TyperCommand, ctx: Any) -> list[Any]:
+    return [parameter for parameter in command.get_params(ctx) if parameter.param_type_name == "argument"]
+
+
+def _spelled(argument: Any) -> str:
+    return (argument.metavar or argument.name).upper() + ("..." if argument.nargs != 1 else "")
+
+
+def _typed(names: str) -> str:
+    """Return `--steps INTEGER` for `--steps <int range>`."""
+    return re.sub(r"<(.+?)(?: range)?>", lambda found: _TYPES.get(found[1].lower(), found[1].upper()), names)
+
+
+def _bounded(text: str) -> str:
+    """Return the help of an option without an upper bound that is a technical limit."""
+
+    def lower(found: re.Match[str]) -> str:
+        return found[0] if float(found[2]) < _LIMIT else f"x>={found[1]}"
+
+    return re.sub(r"([\d.]+)<=x<=([\d.]+)", lower, text)
