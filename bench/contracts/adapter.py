@@ -47,6 +47,11 @@ class Adapter(ABC):
     autoencoder: Decoder | None = None
     """What turns a latent family's samples into images; None for a model of pixels."""
 
+    evaluations_differ: ClassVar[bool] = False
+    """Whether the evaluations of one sample cost different amounts: operations are then counted over a whole sample."""
+    discrete: ClassVar[bool] = False
+    """Whether a sample is drawn from a finite vocabulary, so that a rounding may turn a part of it into another."""
+
     def __init__(self, card: ModelCard) -> None:
         """Build the networks of `card.architecture`, float32 on the CPU; weights come later through `load`."""
         self.card = card

@@ -31,6 +31,10 @@ class NoiseSource(ABC):
         `draw` 0 is the initial noise; a stochastic sampler takes 1, 2, ... for its later draws.
         """
 
+    def uniform(self, shape: Sequence[int], draw: int = 0) -> Tensor:
+        """Return the same draw as uniform numbers in [0, 1), float64 [B, *shape], for those who draw from a list."""
+        return torch.special.ndtr(self.normal(shape, draw).double())
+
     def __len__(self) -> int:
         """Return the number of samples in the batch."""
         raise TypeError("this noise source does not know its batch size")
@@ -48,14 +52,17 @@ class PhiloxNoise(NoiseSource):
 
     def normal(self, shape: Sequence[int], draw: int = 0) -> Tensor:
         """Return float32 [B, *shape]: element e of sample i is normal(seed, i, draw, e)."""
+        return inverse_normal(self.uniform(shape, draw)).float()
+
+    def uniform(self, shape: Sequence[int], draw: int = 0) -> Tensor:
+        """Return float64 [B, *shape], of which `normal` is the quantile."""
         size = prod(shape)
         block = torch.arange((size + 3) // 4, dtype=torch.int64, device=self.indices.device)
         sample = self.indices[:, None]
         counter = (block[None, :], torch.full_like(sample, draw), sample & MASK32, (sample >> 32) & MASK32)
         words = philox4x32(counter, (self.seed & MASK32, (self.seed >> 32) & MASK32))
         bits = torch.stack(words, dim=-1).reshape(len(self.indices), -1)[:, :size]
-        uniform = (bits.double() + 0.5) * 2.0**-32
-        return inverse_normal(uniform).float().reshape(len(self.indices), *shape)
+        return ((bits.double() + 0.5) * 2.0**-32).reshape(len(self.indices), *shape)
 
 
 class RecordedNoise(NoiseSource):
@@ -70,6 +77,13 @@ class RecordedNoise(NoiseSource):
 
     def normal(self, shape: Sequence[int], draw: int = 0) -> Tensor:
         """Return the recorded tensor of `draw`; draws beyond the recording raise IndexError."""
+        return self._recorded(shape, draw)
+
+    def uniform(self, shape: Sequence[int], draw: int = 0) -> Tensor:
+        """Return the recorded tensor of `draw`: the recording of one who draws uniform numbers holds those."""
+        return self._recorded(shape, draw).double()
+
+    def _recorded(self, shape: Sequence[int], draw: int) -> Tensor:
         if draw == 0:
             value = self.initial
         elif self.injected is not None and draw <= len(self.injected):

@@ -35,8 +35,9 @@ class Counter:
 
     def __init__(self, card: ModelCard) -> None:
         self.adapter = skeleton(card).to("meta")
-        for network in filter(None, (self.adapter.network, self.adapter.guide)):
-            _shorten(network)
+        if not self.adapter.evaluations_differ:
+            for network in filter(None, (self.adapter.network, self.adapter.guide)):
+                _shorten(network)
 
     def count(self, steps: int, cfg: float, settings: Any) -> Count | None:
         """Return the evaluations of `steps` at scale `cfg` with a record of the family's `Settings`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
-from bench.contracts.evaluations import batch_rows
+from bench.contracts.evaluations import Evaluations, batch_rows
 from bench.contracts.noise import PhiloxNoise
 from bench.models.meter import clock
 from bench.run.plan import Cell
@@ -27,7 +27,7 @@ class Operations(NamedTuple):
     """Floating-point operations for one sample, a multiply-add counting two: products, convolutions and attention.
 
     Attributes:
-        network: of one evaluation of the network.
+        network: of one evaluation of the network, of a mean one where they differ.
         guide: of one evaluation of the guide; 0 where there is none.
         decoder: of one decoding; 0 for a model of pixels.
     """
@@ -65,9 +65,21 @@ def sample_costs(cell: Cell, adapter: Adapter, labels: np.ndarray) -> SampleCost
     key = (cell.card.name, cell.dtype)
     # A setting may leave a part out (a guidance interval, say), so what is known may lack it.
     if key not in _operations or (_operations[key].guide == 0.0 and "guide" in calls):
-        _operations[key] = count_operations(adapter, calls)
+        counted = count_operations(adapter, calls)
+        _operations[key] = counted._replace(network=_mean(adapter, sample)) if adapter.evaluations_differ else counted
     seconds = [sample() for _ in range(LATENCY_REPEATS)]
     return SampleCosts(float(np.median(seconds)), _operations[key])
+
+
+def _mean(adapter: Adapter, sample: Callable[[], object]) -> float:
+    """Return the operations of a mean evaluation of the network in `sample`, for a decoder whose own are left out."""
+    vars(adapter)["decode"] = lambda latents: latents
+    try:
+        with Evaluations(adapter.network) as evaluations, operation_counter() as counter:
+            sample()
+    finally:
+        del vars(adapter)["decode"]
+    return float(counter.get_total_flops() / evaluations.rows)
 
 
 class Call(NamedTuple):
