@@ -134,7 +134,7 @@ Work = Callable[[], dict[str, float]]
 
 def floor(setting: Setting) -> Work:
     """One forward pass of each network of `ours`, on inputs that are already of its size."""
-    from bench.judges.pixels.precision import full_precision
+    from bench.contracts.precision import full_precision
     from bench.run.worker import load_judges
     from protocols import load_protocol
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.contracts.precision import full_precision
 from bench.judges.files import PATH_OPTIONS, facts_digest, of_judge
 from bench.judges.options import JUDGES, JudgeKind, check_judges
-from bench.judges.pixels.precision import full_precision
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile, here
 from protocols import Protocol as Definition

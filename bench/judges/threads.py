@@ -47,3 +47,9 @@ def fixed_threads(device: str | torch.device) -> Iterator[None]:
 
 def _count(device: str | torch.device) -> int:
     return PROCESSOR_THREADS if torch.device(device).type == "cpu" else ACCELERATOR_THREADS
+
+
+def accelerator(device: str | torch.device) -> torch.device | None:
+    """Return the device on which metrics are reduced too, in float64; None for a processor, where numpy does it."""
+    found = torch.device(device)
+    return found if found.type == "cuda" else None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.contracts.precision import full_precision
 from bench.judges.base import Judge, Prompt
-from bench.judges.pixels.precision import full_precision
 from bench.judges.pixels.preprocess import Preprocess
 from results.errors import BenchError
 

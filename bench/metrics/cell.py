@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.metrics import manifold
+from bench.metrics import downdates, manifold
 from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.facts import MetricFact
@@ -142,15 +142,22 @@ class Cell:
             features, known = self.array(name), self.reference(name)
             reference = known.frechet
             self.check_width(name, reference.mu.size)
+            decomposed = None
             if self.blocks is None:
                 found, left = reference.distance_from_features(features), np.empty(0)
             else:
-                found, left = reference.leave_one_out(features, self.blocks)
+                found, left, decomposed = downdates.leave_one_out(reference, features, self.blocks)
             without, blocks = None, self.reference_blocks(name)
             if blocks is not None and len(left):
                 real = self.reference_features(name)
-                sides = known.keep(("sides", int(blocks.max())), lambda: sides_without_blocks(real, blocks))
-                without = distances_to_sides(features, sides)
+                if decomposed is not None:
+                    key = ("blocks out", int(blocks.max()))
+                    without = decomposed.without_reference_blocks(
+                        known.keep(key, lambda: downdates.reference_blocks_out(reference, real, blocks))
+                    )
+                if without is None:
+                    sides = known.keep(("sides", int(blocks.max())), lambda: sides_without_blocks(real, blocks))
+                    without = distances_to_sides(features, sides)
             self._frechet[name] = Frechet(found, left, without, tail_share(_squared_deviations(features)))
         return self._frechet[name]
 

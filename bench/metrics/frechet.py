@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.metrics import algebra
+
 ROWS = 4096  # rows converted to float64 at once; features may be a memory map far larger than memory
 
 
@@ -69,7 +71,7 @@ class Moments:
         for block in row_blocks(features):
             x = block - origin
             total += x.sum(axis=0)
-            outer += x.T @ x
+            outer += algebra.product(x.T, x)
         return cls(len(features), total, outer, origin)
 
     def about(self, shift: np.ndarray) -> Moments:
@@ -166,8 +168,7 @@ def distances_to_sides(features: np.ndarray, sides: Iterable[FrechetSide]) -> np
         trace = float(np.trace(covariance))
 
         def root_trace(root: np.ndarray) -> float:
-            product = root.T @ covariance @ root
-            values = np.linalg.eigvalsh((product + product.T) / 2)
+            values = algebra.eigvalsh(algebra.sandwich(root, covariance))
             return float(np.sqrt(np.clip(values, 0.0, None)).sum())
     else:
         b = np.asarray(features, dtype=np.float64)
@@ -176,7 +177,7 @@ def distances_to_sides(features: np.ndarray, sides: Iterable[FrechetSide]) -> np
         trace = float((b * b).sum()) / (n - 1)
 
         def root_trace(root: np.ndarray) -> float:
-            return float(np.linalg.svd(b @ root, compute_uv=False).sum()) / float(np.sqrt(n - 1))
+            return float(algebra.singular_values(algebra.product(b, root)).sum()) / float(np.sqrt(n - 1))
 
     found = []
     for side in sides:
@@ -220,8 +221,7 @@ class FrechetReference:
     def distance(self, moments: Moments) -> float:
         """Return the squared Frechet distance to `moments` (n > d is assumed for accuracy; at n <= d it is close)."""
         covariance = moments.covariance
-        product = self.root.T @ covariance @ self.root
-        values = np.linalg.eigvalsh((product + product.T) / 2)
+        values = algebra.eigvalsh(algebra.sandwich(self.root, covariance))
         return self._assemble(moments.mean, np.trace(covariance), np.sqrt(np.clip(values, 0.0, None)).sum())
 
     def distance_from_features(self, features: np.ndarray) -> float:
@@ -234,7 +234,7 @@ class FrechetReference:
         b = np.asarray(features, dtype=np.float64)
         mean = b.mean(axis=0)
         b = b - mean
-        nuclear = np.linalg.svd(b @ self.root, compute_uv=False).sum()
+        nuclear = algebra.singular_values(algebra.product(b, self.root)).sum()
         return self._assemble(mean, (b * b).sum() / (n - 1), nuclear / np.sqrt(n - 1))
 
     def leave_one_out(self, features: np.ndarray, blocks: np.ndarray) -> tuple[float, np.ndarray]:
@@ -266,7 +266,7 @@ class FrechetReference:
             n, mean = len(rest), (total - x[rows].sum(axis=0)) / len(rest)
             g = gram[np.ix_(rest, rest)]
             g = g - g.mean(axis=0) - g.mean(axis=1)[:, None] + g.mean()
-            values = np.linalg.eigvalsh(g)[1:]
+            values = algebra.eigvalsh(g)[1:]
             root_trace = np.sqrt(np.clip(values, 0.0, None)).sum() / np.sqrt(n - 1)
             trace = (squares[rest].sum() - n * (mean @ mean)) / (n - 1)
             return self._assemble(self.mu + mean, float(trace), root_trace)
@@ -278,16 +278,16 @@ class FrechetReference:
         outer = np.zeros((self.root.shape[1], self.root.shape[1]))
         for block in row_blocks(features):
             x = block - self.mu
-            y = x @ self.root
+            y = algebra.product(x, self.root)
             total += x.sum(axis=0)
             squares += float(np.vdot(x, x))
-            outer += y.T @ y
+            outer += algebra.product(y.T, y)
         return _ProjectedSums(len(features), total, squares, outer)
 
     def _distance(self, sums: _ProjectedSums) -> float:
         n, mean = sums.n, sums.sum / sums.n
         projected_mean = mean @ self.root
-        values = np.linalg.eigvalsh((sums.outer - n * np.outer(projected_mean, projected_mean)) / (n - 1))
+        values = algebra.eigvalsh((sums.outer - n * np.outer(projected_mean, projected_mean)) / (n - 1))
         trace = (sums.squares - n * float(mean @ mean)) / (n - 1)
         return self._assemble(self.mu + mean, trace, np.sqrt(np.clip(values, 0.0, None)).sum())
 
@@ -300,8 +300,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     """Return the squared Frechet distance between N(mu1, sigma1) and N(mu2, sigma2); means [d], covariances [d, d]."""
     first = FrechetReference(mu1, sigma1)
     second = FrechetReference(mu2, sigma2)
-    product = first.root.T @ second.sigma @ first.root
-    values = np.linalg.eigvalsh((product + product.T) / 2)
+    values = algebra.eigvalsh(algebra.sandwich(first.root, second.sigma))
     return first._assemble(second.mu, np.trace(second.sigma), np.sqrt(np.clip(values, 0.0, None)).sum())
 
 

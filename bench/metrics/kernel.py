@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.metrics import algebra
 from bench.metrics.frechet import release, row_blocks, rows_of
 
 TILE = 1024  # a tile of the kernel matrix is TILE x TILE float64, 8 MiB
 
-Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Kernel = Callable[[Any, Any], Any]
+"""Of float64 rows [n, d] and [m, d] to [n, m]: numpy's arrays, or torch's where `algebra.on` says so."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class PolynomialKernel:
     gamma: float | None = None
     coef0: float = 1.0
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Any, y: Any) -> Any:
         """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
         base = x @ y.T
         base *= 1.0 / x.shape[1] if self.gamma is None else self.gamma
         base += self.coef0
-        power = base.copy()
+        power = base
         for _ in range(self.degree - 1):
-            power *= base
+            power = power * base
         return power
 
 
@@ -46,19 +48,20 @@ class GaussianKernel:
 
     sigma: float = 10.0
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Any, y: Any) -> Any:
         """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
         squared = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2.0 * (x @ y.T)
-        return np.expm1(np.clip(squared, 0.0, None) / (-2.0 * self.sigma**2))
+        exponent = squared.clip(0.0, None) / (-2.0 * self.sigma**2)
+        return np.expm1(exponent) if isinstance(exponent, np.ndarray) else exponent.expm1()
 
 
 @dataclass(frozen=True)
 class UnitGaussianKernel(GaussianKernel):
     """The Gaussian kernel of rows brought to unit length: CMMD's, whatever the length of the embeddings."""
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Any, y: Any) -> Any:
         """Return the kernel matrix of `x` [n, d] and `y` [m, d], [n, m]."""
-        return super().__call__(unit_rows(x), unit_rows(y))
+        return super().__call__(_unit(x), _unit(y))
 
 
 class SubsetDistance(NamedTuple):
@@ -235,8 +238,12 @@ def clip_maximum_mean_discrepancy(
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """Return `features` [n, d] as float64 rows of unit length."""
-    x = np.asarray(features, dtype=np.float64)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    return _unit(np.asarray(features, dtype=np.float64))
+
+
+def _unit(x: Any) -> Any:
+    """Return float64 rows [n, d] at unit length, numpy's or torch's."""
+    return x / (np.linalg.norm(x, axis=1, keepdims=True) if isinstance(x, np.ndarray) else x.norm(dim=1, keepdim=True))
 
 
 def sliced_wasserstein(features_1: np.ndarray, features_2: np.ndarray, directions: np.ndarray) -> float:
@@ -280,21 +287,21 @@ def _self_sums(features: np.ndarray, kernel: Kernel, *assignments: np.ndarray) -
     n = len(features)
     counts = [int(blocks.max()) + 1 for blocks in assignments]
     by_block = [np.zeros((n, count)) for count in counts]
-    one_hot = [np.eye(count) for count in counts]
+    one_hot = [algebra.array(np.eye(count)) for count in counts]
     diagonal = np.zeros(n)
     for i in _tiles(n):
-        x = np.asarray(features[i], dtype=np.float64)
+        x = algebra.array(features[i])
         for j in _tiles(n):
             if j.start < i.start:
                 continue
-            tile = kernel(x, x if i == j else np.asarray(features[j], dtype=np.float64))
+            tile = kernel(x, x if i == j else algebra.array(features[j]))
             release(features)
             for sums, eye, blocks in zip(by_block, one_hot, assignments, strict=True):
-                sums[i] += tile @ eye[blocks[j]]
+                sums[i] += algebra.host(tile @ eye[blocks[j]])
                 if i != j:
-                    sums[j] += tile.T @ eye[blocks[i]]
+                    sums[j] += algebra.host(tile.T @ eye[blocks[i]])
             if i == j:
-                diagonal[i] = tile.diagonal()
+                diagonal[i] = algebra.host(tile.diagonal())
     return [
         _SelfSums(sums.sum(axis=1), diagonal, sums[np.arange(n), blocks])
         for sums, blocks in zip(by_block, assignments, strict=True)
@@ -305,9 +312,10 @@ def _column_sums(features: np.ndarray, columns: np.ndarray, kernel: Kernel, row_
     """Return the sums over `features` [n, d] of the kernel with each column; add those over columns to `row_sums`."""
     total = np.zeros(len(columns))
     start = 0
+    across = algebra.array(columns)
     for rows in row_blocks(features, TILE):
-        tile = kernel(rows, columns)
-        total += tile.sum(axis=0)
-        row_sums[start : start + len(rows)] += tile.sum(axis=1)
+        tile = kernel(algebra.array(rows), across)
+        total += algebra.host(tile.sum(axis=0))
+        row_sums[start : start + len(rows)] += algebra.host(tile.sum(axis=1))
         start += len(rows)
     return total

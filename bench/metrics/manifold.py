@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from bench.metrics import algebra
 from bench.metrics.frechet import release
 
 TILE = 1024
@@ -215,7 +216,7 @@ def _tiles(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 def _squared_distances(x: np.ndarray, y: np.ndarray, centre: np.ndarray) -> np.ndarray:
     x, y = x - centre, y - centre
-    squared = x @ y.T
+    squared = algebra.product(x, y.T)
     squared *= -2.0
     squared += (x * x).sum(axis=1)[:, None]
     squared += (y * y).sum(axis=1)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import GUIDANCE_KINDS, SAMPLERS, ModelCard
 from bench.contracts.noise import PhiloxNoise
+from bench.contracts.precision import full_precision
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
 from bench.models.registry import skeleton
@@ -104,7 +105,7 @@ def check_adapter(
     findings = []
     for clause, check in checks:
         try:
-            with guard():
+            with guard(), full_precision():  # as in a run: TF32 alone would move images by more than a split may
                 detail = check()
             findings.append(Finding(clause, True, detail))
         except AssertionError as failure:

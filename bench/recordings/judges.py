@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.contracts.precision import full_precision
 from bench.contracts.recording import Call, Case
 from bench.judges.open_clip import OpenClipTowers, build_model
-from bench.judges.pixels.precision import full_precision
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.pixels.resize import resize
 from bench.judges.towers import Towers, cosine_scores

@@ -15,6 +15,8 @@ import numpy as np
 
 from bench.contracts.card import ModelCard
 from bench.judges.pixels.sanity import Pixels
+from bench.judges.threads import accelerator
+from bench.metrics import algebra
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
 from bench.metrics.registry import fact_of
 from bench.references.stored import Reference
@@ -61,15 +63,16 @@ def measure_arrays(
     protocol = context.protocol
     outputs = {name: array for name, array in arrays.items() if name != "thumbnails"}
     options = {"num_classes": len(protocol.class_names), **protocol.metric_options}
-    return measure(
-        outputs,
-        context.reference_features(),
-        protocol.metrics,
-        labels=labels,
-        blocks=protocol.blocks,
-        options=options,
-        order=order,
-    )
+    with algebra.on(accelerator(context.device)):
+        return measure(
+            outputs,
+            context.reference_features(),
+            protocol.metrics,
+            labels=labels,
+            blocks=protocol.blocks,
+            options=options,
+            order=order,
+        )
 
 
 def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]:

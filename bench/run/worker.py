@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.contracts.adapter import Adapter
+from bench.contracts.precision import full_precision
 from bench.judges.base import Judge, judge_specs, load_judge
-from bench.judges.pixels.precision import full_precision
 from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit

@@ -18,7 +18,7 @@ from adapters.edm import EDM
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.judges.pixels.precision import full_precision
+from bench.contracts.precision import full_precision
 from bench.models.cards import cards, find_card
 from bench.models.conformance import check_adapter
 from bench.models.counting import Counter

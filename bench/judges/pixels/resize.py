@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.judges.pixels.precision import full_precision
+from bench.contracts.precision import full_precision
 from results.errors import unknown
 
 PILLOW_WEIGHT_BITS = 22

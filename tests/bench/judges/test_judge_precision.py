@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bench.judges.pixels.precision import full_precision
+from bench.contracts.precision import full_precision
 
 BACKENDS = torch.backends
 FINE = [

@@ -141,3 +141,26 @@ def test_what_stays_on_its_side_is_no_copy(call):
     with torch.inference_mode(), conformance._Copies() as counter:
         FREE[call]()
     assert counter.copies == 0
+
+
+def test_clauses_are_checked_under_the_precision_of_a_run(monkeypatch):
+    seen = set()
+
+    class Watched(Sound):
+        fault = ""
+
+        def generate(self, *inputs):
+            seen.add(torch.backends.cudnn.conv.fp32_precision)
+            return super().generate(*inputs)
+
+    for module in (families, conformance):
+        monkeypatch.setattr(module, "skeleton", lambda card: Watched(card).to("meta"), raising=False)
+    monkeypatch.setattr("bench.models.loading.family_class", lambda family: Watched)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    try:
+        card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=Guidance("classifier-free", 2.0))
+        check_adapter(card)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert seen == {"ieee"}

@@ -1,4 +1,4 @@
-"""Float32 without shortcuts: judges and resizes compute the same on every device."""
+"""Float32 without shortcuts: a run's samples, judges and resizes compute the same on every device."""
 
 from __future__ import annotations
 

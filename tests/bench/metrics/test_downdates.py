@@ -1,0 +1,119 @@
+"""Frechet distances without small blocks, from one decomposition, and the algebra of an accelerator."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.metrics import algebra, downdates
+from bench.metrics.frechet import FrechetReference, distances_to_sides, sides_without_blocks
+from bench.metrics.kernel import UnitGaussianKernel, kernel_distance
+from bench.metrics.manifold import precision_recall_leave_one_out
+from bench.metrics.measure import ReferenceFeatures, measure
+
+DIMENSION, SAMPLES = 512, 1300
+
+
+def samples(seed, n=SAMPLES, d=DIMENSION, shift=0.0):
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((n, d)) * np.linspace(1, d, d) ** -0.5 + shift).astype(np.float32)
+
+
+BLOCKS = np.arange(SAMPLES) % 20
+
+
+def test_distances_without_blocks_of_either_side_are_those_of_their_own_eigenvalues():
+    real, made = samples(0), samples(1, shift=0.02)
+    reference = FrechetReference.of(real)
+    value, left, decomposed = downdates.leave_one_out(reference, made, BLOCKS)
+    assert decomposed is not None
+    expected, expected_left = reference.leave_one_out(made, BLOCKS)
+    assert value == pytest.approx(expected, abs=1e-9)
+    np.testing.assert_allclose(left, expected_left, rtol=0, atol=1e-9)
+    sides = downdates.reference_blocks_out(reference, real, BLOCKS)
+    found = decomposed.without_reference_blocks(sides)
+    expected = distances_to_sides(made, sides_without_blocks(real, BLOCKS))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e10, 1e16])
+def test_the_integral_holds_for_any_condition(condition):
+    random = np.random.default_rng(2)
+    x = random.standard_normal((300, 120)) * np.geomspace(1, condition**-0.5, 120)
+    values, vectors = np.linalg.eigh(x.T @ x)
+    w = x[:15] @ vectors
+    rest = np.linalg.eigvalsh(x[15:].T @ x[15:])
+    expected = np.sqrt(np.clip(values, 0, None)).sum() - np.sqrt(np.clip(rest, 0, None)).sum()
+    assert downdates.root_trace_drop(np.clip(values, 0, None), w) == pytest.approx(expected, rel=1e-8, abs=3e-7)
+
+
+def test_a_dead_feature_goes_the_exact_way():
+    real, made = samples(3), samples(4)
+    made[:, 7] = real[:, 7] = 0.25
+    reference = FrechetReference.of(real)
+    value, left, _ = downdates.leave_one_out(reference, made, BLOCKS)
+    expected, expected_left = reference.leave_one_out(made, BLOCKS)
+    assert value == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(left, expected_left, rtol=0, atol=1e-6)
+
+
+def test_large_blocks_and_small_dimensions_are_not_worth_it():
+    assert not downdates.pays(1300, 64, BLOCKS)
+    assert not downdates.pays(1300, 512, BLOCKS % 5)
+    assert not downdates.pays(500, 512, BLOCKS[:500])
+    assert downdates.pays(1300, 512, BLOCKS)
+
+
+def test_a_cell_with_wide_features_takes_the_same_values_either_way(monkeypatch):
+    real, made, labels = samples(5), samples(6, shift=0.02), np.arange(SAMPLES) % 10
+    names, options = ["fid"], {"per_class": False}
+
+    def fid():
+        reference = ReferenceFeatures.of(real, labels)
+        (value,) = measure({"inception.features": made}, reference, names, labels=labels, options=options).values
+        return value
+
+    quick = fid()
+    monkeypatch.setattr(downdates, "pays", lambda *facts: False)
+    exact = fid()
+    for key in ("value", "low", "high", "jackknife", "jackknife_reference"):
+        np.testing.assert_allclose(
+            getattr(quick, key), getattr(exact, key), rtol=0, atol=1e-7 if "j" not in key else 1e-9
+        )
+
+
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_the_algebra_of_an_accelerator_gives_the_same_values(device):
+    real, made, blocks = samples(7, 90, 24), samples(8, 80, 24, 0.1), np.arange(80) % 8
+    reference = FrechetReference.of(real)
+
+    def reduce():
+        few = samples(9, 20, 24)
+        return [
+            *reference.leave_one_out(made, blocks),
+            *reference.leave_one_out(few, np.arange(20) % 4),
+            distances_to_sides(made, sides_without_blocks(real, np.arange(90) % 5)),
+            *kernel_distance(real, made, blocks=blocks, blocks_1=np.arange(90) % 5),
+            *kernel_distance(real, made, kernel=UnitGaussianKernel(10.0), biased=True, blocks=blocks),
+            np.array(precision_recall_leave_one_out(made, real, blocks)[0]),
+            np.array(precision_recall_leave_one_out(made, real, blocks)[1]),
+        ]
+
+    expected = reduce()
+    with algebra.on(device):
+        found = reduce()
+    assert algebra.device() is None
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_full_accelerator_leaves_the_metrics_to_the_processor(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    matrix = np.diag([1.0, 2.0])
+    monkeypatch.setattr(torch.linalg, "eigvalsh", full)
+    with algebra.on(torch.device("cpu")), pytest.warns(UserWarning, match="too little free memory"):
+        assert algebra.eigvalsh(matrix).tolist() == [1.0, 2.0]
