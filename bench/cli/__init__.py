@@ -29,6 +29,8 @@ _PYTHON_SHOWS = warnings.showwarning
 DATA_OPTIONS = {"--json", "--schema"}
 """With one of them stdout holds the data and nothing else, whatever is imported or run."""
 INTERRUPTED = 130
+_interrupts: list[int] = []
+"""Signals taken by the command: DuckDB, stopped by one in a query, raises an error that does not say so by its type."""
 INTERRUPTED_MESSAGE = "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
 
 app = App(
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     warnings.showwarning = _show_warning
+    _interrupts.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
@@ -92,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_line(line)
         sys.exit(2)
     except Exception as error:
+        if _interrupts:
+            _interrupted()
         from bench.contracts.plugins import faults
 
         faults()  # names a distribution with unreadable entry points: torch, triton and pydantic fail on one
@@ -140,6 +145,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but end at once while a library is imported: compiled modules abort on an exception."""
+    _interrupts.append(number)
     while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
         frame = frame.f_back
     if frame is None:

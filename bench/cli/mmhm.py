@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,6 +16,10 @@ from results.errors import BenchError
 
 if TYPE_CHECKING:
     from results.composite import Bounds, PartialBounds
+
+
+LARGEST_TABLE = 16 * 2**20
+"""Bytes of a table; a device would give more for ever."""
 
 
 class ScoreTable(NamedTuple):
@@ -104,9 +109,12 @@ def read_table(path: Path) -> ScoreTable:
     from results.composite import column_of
 
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TABLE + 1)
+        if len(content) > LARGEST_TABLE:
+            raise BenchError(f"{path}: is larger than {LARGEST_TABLE >> 20} MiB, too large for a table; check the path")
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except OSError as error:
         raise BenchError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -149,7 +157,7 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
     lowest = next((fact.lowest for fact in CATALOG.values() if fact.mmhm == metric), None)
     if lowest is not None and value < lowest:
         raise BenchError(
-            f"{path}, line {line}, column '{column}': {text} is impossible, {metric} is never below "
+            f"{path}, line {line}, column '{column}': {text} is impossible: {metric} is never below "
             f"{lowest:g}; fix it or leave it empty"
         )
     return value + 0.0  # -0.0 is 0.0

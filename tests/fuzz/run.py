@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile import CANARY, OUTSIDE, Case, Generator
 
-SECONDS = 40
+SECONDS, WAITING_SECONDS = 40, 300
+"""Of computing, which another process does not lengthen, and of waiting."""
 GROWTH_BYTES = 1 << 30
 FILE_BYTES = 200 << 20
 ADDRESS_BYTES = 8 << 30
@@ -33,7 +34,7 @@ CONTROLS = {chr(code) for code in [*range(32), *range(127, 160)]} - {"\n"} | set
 
 
 class Hang(BaseException):
-    """A case took longer than SECONDS."""
+    """A case took longer than it may."""
 
 
 def ring(number, frame):
@@ -73,7 +74,8 @@ def faults(case: Case, place: Path) -> tuple[list[str], int | None, str]:
     found = []
     code, out, err = None, "", ""
     before = resident()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
     try:
         code, out, err = call(case.words)
     except Hang as hang:
@@ -81,6 +83,7 @@ def faults(case: Case, place: Path) -> tuple[list[str], int | None, str]:
     except BaseException:
         found.append(f"escaped: {traceback.format_exc(limit=-4)}")
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     if resident() - before > GROWTH_BYTES:
         found.append(f"memory: {(resident() - before) >> 20} MiB more")
@@ -127,6 +130,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGPROF, ring)
     started, failures, codes, kinds = time.monotonic(), [], Counter(), Counter()
     for index in range(asked.cases) if asked.only is None else [asked.only]:
         place = root / "case" / "work"

@@ -109,6 +109,7 @@ BREAKING = """
 import ctypes
 import itertools
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -124,8 +125,15 @@ def killed_once():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def out_of_memory():
+    limit = 12 << 30  # of address space, so that the machine keeps its own
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    bytearray(1 << 40)
+
+
 FAULTS = {
     2: killed_once,
+    5: out_of_memory,
     3: lambda: ctypes.string_at(0),
     4: lambda: sum(itertools.repeat(1)),  # never returns to the interpreter: no handler of a signal runs
 }
@@ -158,6 +166,18 @@ def test_a_worker_that_dies_costs_its_cell_alone(breaking, tmp_path, run_bench):
     assert "worker process died while it sampled 0..39, and again in a new one: seg" in found[3]["reason"]
     assert "was ended while it sampled 0..39: a batch took longer than 6 s (--timeout)" in found[4]["reason"]
     assert set(Path(tempfile.gettempdir()).glob("bench-workers-*")) <= before
+
+
+def test_the_culprit_is_found_among_several_workers(breaking, tmp_path, run_bench):
+    """A worker's death takes what the others were at; each goes again alone, and one cell is to blame."""
+    words = ["--protocol", "gaussian", "--steps", "1,3,5", "--cfg", "1", "--num-samples", "40", "--workers", "2"]
+    runs = tmp_path / "runs"
+    done = run_bench(breaking, "run", "--model", "breaking", *words, "--runs-dir", runs, MARK=str(tmp_path / "mark"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    with connect(runs / "bench.duckdb") as connection:
+        reasons = {row.cell["steps"]: row.cell["reason"] for row in rows(connection, status=None)}
+    assert sorted(steps for steps, reason in reasons.items() if reason is None) == [1], reasons
+    assert "worker process died" in reasons[3] and "MemoryError" in reasons[5]
 
 
 def test_processes_that_cannot_start_are_one_line(tmp_path, digits_request, quiet, monkeypatch):

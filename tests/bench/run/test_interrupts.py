@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,3 +84,22 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_running(tmp_path, moment):
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(process.pid)
+
+
+def test_ctrl_c_in_a_query_is_an_interruption(tmp_path, capsys, monkeypatch):
+    """DuckDB turns the KeyboardInterrupt of a signal that arrives in a query into a RuntimeError."""
+    import duckdb
+
+    import results.store
+    from bench.cli import main
+
+    def slow(*arguments, **options):
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        query = "SELECT count(*) FROM range(100000) a, range(1000000) b WHERE a.range * b.range % 7 = 3"
+        duckdb.execute(query).fetchall()
+
+    monkeypatch.setattr(results.store, "export", slow)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "cells", "--output", str(tmp_path / "x"), "--runs-dir", str(tmp_path)])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Interrupted. Nothing is lost: the same command continues where it stopped.\n"
