@@ -121,7 +121,7 @@ DIRECT = [
 @pytest.mark.parametrize(
     "attend",
     [nn.functional.scaled_dot_product_attention, grouped, masked, of_rank_three, without_fused_kernels, *DIRECT],
-    ids=str,
+    ids=lambda attend: getattr(attend, "__name__", str(attend)),
 )
 def test_attention_counts_once_whichever_operator_runs_it(attend):
     assert counted(Sampler(Heads(attend))).network == 2 * (2 * 1 * 5 * 1 + 2 * 1 * 1 * 5)
