@@ -111,6 +111,11 @@ class Measurements:
         """Return the cells that nothing beats by `metric` at lower or equal cost, cheapest first."""
         return [cell_of(row) for row in costs.pareto_front(self._chosen(among), metric, cost)]
 
+    def unsure_of_front(self, front: Iterable[str], metric: str, cost: costs.Cost, among: Iterable[str]) -> list[str]:
+        """Return the cells of a front that may owe their place to the noise of timing."""
+        rows = self._chosen(among)
+        return [cell_of(row) for row in costs.unsure_of_front(self._chosen(front), rows, metric, cost)]
+
     def with_metric(self, metric: str) -> pd.DataFrame:
         """Return the ranked cells that have `metric`, joined with its value, low, high and ranks."""
         values = self.values[self.values["metric"] == metric].set_index("cell_id")

@@ -105,10 +105,12 @@ def curve(data: Measurements, metric: str) -> str:
     )
 
 
-def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str) -> str:
-    """Describe the ends of the Pareto front."""
+def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str, unsure: int = 0) -> str:
+    """Describe the ends of the Pareto front; of `unsure` rows the intervals of the times leave open who is on it."""
     edge = rows.loc[list(on_front)]
     count = f"{len(edge)} of {plural(len(rows), 'row')}"
+    if unsure:
+        return f"Up to {count} are on the Pareto front: the times of {unsure} are not told apart from a better row's"
     if len(edge) == 1:
         return f"One row is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
     ends = [f"{edge['label'].iloc[end]} ({seconds(edge[cost].iloc[end])})" for end in (0, -1)]

@@ -161,7 +161,8 @@ class Page:
             f"Only rows measured on {device.iloc[0]}. No row beats those on the line; the others are pale. Labels: "
             "steps."
         )
-        title = findings.front(rows, front, cost)
+        unsure = data.unsure_of_front(front, metric, cost, rows.index)
+        title = findings.front(rows, front, cost, len(unsure))
         return _section("pareto", "Quality against time", title, controls, self.figure("pareto", drawn, caption))
 
     def guidance(self) -> Markup | None:

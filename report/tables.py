@@ -10,7 +10,7 @@ import pandas as pd
 from report import students, text
 from report.data import Measurements, cell_of, decoded
 from report.markup import Markup, element, escape
-from results import numbers
+from results import numbers, timing
 from results.budgets import Budget
 from results.catalog import FACTS
 from results.published import Claim
@@ -32,9 +32,9 @@ BEFORE = (
     Column("cfg", "cfg", text.plain, "guidance scale, 1 = none"),
 )
 AFTER = (
-    Column("images_per_second", "images/s", text.number, "sampling and decoding, after the first batch"),
-    Column("latency_seconds", "latency", text.seconds, "one image at batch 1, after warm-up"),
-    Column("peak_memory", "memory", text.memory, "peak memory"),
+    Column("images_per_second", "images/s", text.number, "sampling and decoding in batches, median of repetitions"),
+    Column("latency_seconds", "latency", text.seconds, "one image at batch 1, median of repetitions"),
+    Column("peak_memory", "memory", text.memory, "the model's own at most: weights and what sampling keeps"),
     Column("parameters", "param.", text.parameters, "parameters of the sampled network"),
 )
 
@@ -140,6 +140,7 @@ def _details(
         "not finite": row["failures"] or None,
         "noise shape": row["latent_shape"],
         "device": row["device"],
+        "timed": timing.described(data.rows[cell].cell) or None,
         "FLOPs per image": text.size(row["flops"], ("", "k", "M", "G", "T", "P"), 1000),
         "guide NFE": text.number(row["guide_nfe"]) if text.known(row["guide_nfe"]) and row["guide_nfe"] else None,
         "substeps without the network": text.number(row["substeps"]) if text.known(row["substeps"]) else None,

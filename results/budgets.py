@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from results.comparing import tied_with_best
 from results.leaderboard import Row, best_of_each, within_budget
+from results.timing import Interval, timed
 
 Cost = Literal["nfe", "seconds", "latency_seconds"]
 
@@ -22,12 +23,8 @@ class Budget(NamedTuple):
 
 def cost_of(row: Row, cost: Cost) -> float | None:
     """Return evaluations of networks per image, seconds per image in batches, or seconds of one image alone."""
-    costs: dict[Cost, Callable[[], float | None]] = {
-        "nfe": lambda: row.evaluations,
-        "seconds": lambda: row.seconds,
-        "latency_seconds": lambda: row.value("latency_seconds"),
-    }
-    return costs[cost]()
+    price = price_of(row, cost)
+    return None if price is None else price.value
 
 
 def budgets(found: Sequence[Row], metric: str, cost: Literal["nfe", "seconds"] = "nfe", most: int = 8) -> list[Budget]:
@@ -66,8 +63,42 @@ def _round_levels(low: float, high: float, digits: tuple[int, ...]) -> list[floa
     return [number for number in numbers if low <= number <= last]
 
 
+def price_of(row: Row, cost: Cost) -> Interval | None:
+    """Return a cost with its interval; evaluations are exact."""
+    if cost != "nfe":
+        return timed(row.cell, cost)
+    count = row.evaluations
+    return None if count is None else Interval(count, count, count)
+
+
+def unsure_of_front(front: Sequence[Row], found: Sequence[Row], metric: str, cost: Cost) -> list[Row]:
+    """Return the rows of a Pareto front that may owe their place to the noise of timing.
+
+    A row is sure of its place when each better row of `found` surely costs more: the intervals of the two costs do not
+    overlap. A time without an interval is sure of nothing, and the best row of all needs no such proof.
+    """
+    unsure = []
+    for row in front:
+        price, value = price_of(row, cost), row.value(metric)
+        sign = row.fact(metric).sign
+        better = [
+            other
+            for other in found
+            if (theirs := other.value(metric)) is not None
+            and value is not None
+            and sign * theirs > sign * value
+            and price_of(other, cost) is not None
+        ]
+        if price is None or any(not price.surely_less(p) for o in better if (p := price_of(o, cost)) is not None):
+            unsure.append(row)
+    return unsure
+
+
 def pareto_front(found: Sequence[Row], metric: str, cost: Cost) -> list[Row]:
-    """Return the rows that no other row beats by `metric` at lower or equal cost, cheapest first."""
+    """Return the rows that no other row beats by `metric` at lower or equal cost, cheapest first.
+
+    Times have intervals: `unsure_of_front` tells which of the rows may owe their place to them.
+    """
     priced = []
     for row in found:
         price, value = cost_of(row, cost), row.value(metric)

@@ -56,7 +56,9 @@ def index_cells(
     with connect(database, write=True, retry=retry) as connection:
         known: set[str] = set()
         if only_new:
-            found = connection.execute("SELECT cell_id FROM cells WHERE status = 'done'").fetchall()
+            found = connection.execute(
+                "SELECT cell_id FROM cells WHERE status = 'done' AND (latency_seconds IS NOT NULL OR steps IS NULL)"
+            ).fetchall()
             known = {cell_id for (cell_id,) in found}
         return index_records(connection, _results(directories, known))
 

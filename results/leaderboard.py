@@ -13,6 +13,7 @@ from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.errors import StoreError
 from results.facts import MetricFact, ordered
 from results.store import dictionaries
+from results.timing import timed
 from results.training import OF_CELL, READS_THEM, SPACES
 
 COMPOSITE = "mmhm"
@@ -24,6 +25,8 @@ SETTING = (
     "weights_sha256",
 )  # fmt: skip
 """What two cells of different seeds share when they measure the same setting."""
+ACCELERATORS = ("NVIDIA", "Tesla", "AMD Instinct")
+"""How the names of devices begin whose memory was always the model's own."""
 ROUNDING = 0.005
 """Evaluations per image by which a row may exceed a budget: budgets are written with two decimals."""
 
@@ -177,7 +180,10 @@ def rows(
     query = f"SELECT {columns} FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
     found = dictionaries(connection, query, values)
     for cell in found:
-        cell["pixels"] = json.loads(cell["pixels"]) if cell.get("pixels") else None
+        for column in ("pixels", "timing"):
+            cell[column] = json.loads(cell[column]) if cell.get(column) else None
+        if cell["timing"] is None and not cell["device"].startswith(ACCELERATORS):
+            cell["peak_memory"] = None  # of the whole process, as older versions measured it
         cell["settings"], cell["options"] = json.loads(cell["settings"]), json.loads(cell["options"])
         cell["measurement"] = cell["measurement"] or cell["protocol_digest"]
         cell["trained_on"] = [space for space in cell["trained_on"] if space]
@@ -357,13 +363,14 @@ def within_budget(
 ) -> list[Row]:
     """Return the rows of at most `nfe` evaluations and `seconds` per image, and of exactly `steps` steps.
 
-    Rows whose cost was not measured are in no budget.
+    Rows whose cost was not measured are in no budget, nor are those whose time may be above it: the whole interval of
+    the time must be within.
     """
 
     def fits(row: Row) -> bool:
         if nfe is not None and (row.evaluations is None or row.evaluations > nfe + ROUNDING):
             return False
-        if seconds is not None and (row.seconds is None or row.seconds > seconds):
+        if seconds is not None and ((time := timed(row.cell, "seconds")) is None or not time.surely_below(seconds)):
             return False
         return steps is None or row.cell["steps"] == steps
 

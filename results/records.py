@@ -24,6 +24,7 @@ import duckdb
 from results.catalog import CATALOG
 from results.digests import measurement_digest
 from results.errors import StoreError, one_line
+from results.timing import checked_timing
 
 SINGLE = {"cell": "cells", "run": "runs", "model": "models", "protocol": "protocols"}
 """Parts of a record that are one row, and their tables."""
@@ -189,6 +190,11 @@ def _value(table: str, column: Column, value: Any) -> Any:
             raise _NotThis("an integer" if not isinstance(value, int) else f"an integer below 2^{end.bit_length() - 1}")
     elif column.type in CHECKS:
         value = CHECKS[column.type](value)
+    if (table, column.name) == ("cells", "timing"):
+        try:
+            checked_timing(value)
+        except ValueError as error:
+            raise _NotThis(f"a timing: {error}") from None
     least = LEAST.get((table, column.name))
     if least is not None and value < least:
         raise _NotThis(f"a number of at least {least}")

@@ -1,4 +1,4 @@
--- Version 4. One row of `cells` is one measured setting; everything else hangs on its cell_id.
+-- Version 6. One row of `cells` is one measured setting; everything else hangs on its cell_id.
 
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 
@@ -73,9 +73,10 @@ CREATE TABLE cells (
   network_seconds DOUBLE,
   decode_seconds DOUBLE,
   judge_seconds DOUBLE,
-  images_per_second DOUBLE,            -- sampling and decoding, after the first batch
-  latency_seconds DOUBLE,              -- one image, batch 1, after warm-up
-  peak_memory BIGINT,                  -- bytes while sampling: the model on an accelerator, the process otherwise
+  images_per_second DOUBLE,            -- sampling and decoding in batches, median of repetitions
+  latency_seconds DOUBLE,              -- one image, batch 1, likewise
+  timing JSON,                         -- intervals, repetitions, threads, load, clock; NULL: timed while others worked
+  peak_memory BIGINT,                  -- bytes of the model while sampling, weights included
   device VARCHAR NOT NULL,
   latent_shape VARCHAR NOT NULL,       -- rows of equal shape share their noise
   command VARCHAR NOT NULL,            -- repeats this row to the same digits

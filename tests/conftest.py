@@ -101,6 +101,9 @@ class Quiet:
     def plan(self, cells, reused, samples, cost):
         self.planned = (cells, reused, samples)
 
+    def timing(self, done, total):
+        pass
+
     def shard(self, cell, done, total, samples):
         self.shards += 1
         if self.shards == self.stop_after:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -206,8 +206,18 @@ def _count(column: str, row: Row) -> str:
 
 
 def _rate(row: Row) -> str:
-    rate = row.cell["images_per_second"]
-    return "-" if rate is None else f"{rate:,.0f}"
+    return rate_of(row.cell)
+
+
+def rate_of(cell: Mapping[str, Any]) -> str:
+    """Return images per second with their interval: `1,234 ± 20`."""
+    from results.numbers import with_interval as written
+    from results.timing import timed
+
+    rate, time = cell["images_per_second"], timed(cell, "seconds")
+    if rate is None or time is None or not time.low or not time.high:
+        return "-" if rate is None else f"{rate:,.0f}"
+    return written(rate, 1 / time.high, 1 / time.low)
 
 
 def _value(name: str, row: Row) -> str:
@@ -254,13 +264,13 @@ def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     That is: clipped to the bounds of MMHM (`clip`, where it is known), training on features that a metric reads, order
     by bias, heavy tails, and images that look like a mistake.
     """
-    from results import training
+    from results import timing, training
 
     outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
     how = {None: "", True: ", clipped to them: differences beyond are invisible", False: ", not clipped"}[clip]
     lines = [f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}){how}"] if outside else []
     lines += [f"{TRAINED} {line}" for line in training.remarks(shown)]
-    lines += [*reversed_by_bias(shown), *heavy_tails(shown)]
+    lines += [*reversed_by_bias(shown), *heavy_tails(shown), *timing.remarks(shown)]
     return lines + [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
 
 

@@ -87,6 +87,16 @@ class RunProgress:
                 visible=True,
             )
 
+    def timing(self, done: int, total: int) -> None:
+        """All samples are drawn; `done` of `total` rows have been timed."""
+        if done == 0 and total and not self.console.is_terminal:
+            self.console.print(f"timing {total} row{'s' if total != 1 else ''}, one at a time")
+        if self.overall is not None and self.current is not None:
+            self.bars.update(self.overall, note="")
+            self.bars.update(
+                self.current, description="  timing, alone", completed=done, total=total, note="rows", visible=True
+            )
+
     def cell(self, cell: Cell, status: str, reason: str | None) -> None:
         """A cell was finished, failed or is unsupported."""
         self.finished += 1

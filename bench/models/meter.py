@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -62,10 +61,10 @@ def clock(device: torch.device) -> float:
 
 
 class PeakMemory:
-    """The most memory in use from its making to `read`, in bytes.
+    """The most of an accelerator's memory that the model used from its making to `read`, in bytes.
 
-    On an accelerator the model's own: its weights and what sampling allocates besides. On a processor all that is
-    resident in this process, libraries and judges included.
+    That is its weights and what sampling allocates besides; 0 on a processor, where a process's memory says nothing of
+    one model.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -76,18 +75,9 @@ class PeakMemory:
             own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.others = max(0, torch.cuda.memory_allocated(self.device) - own)
-        else:
-            # Linux forgets the process's peak on this; elsewhere the peak of its whole life stands in.
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def read(self) -> int:
         """Return the peak so far."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device)) - self.others
-        with suppress(OSError, StopIteration):
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.max_memory_allocated(self.device)) - self.others

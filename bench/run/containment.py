@@ -143,8 +143,10 @@ def time_limit(seconds: float | None, what: str = "a batch") -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise TimedOut(too_long(seconds, what))
 
-    kept = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    alarm = hasattr(signal, "SIGALRM")  # Windows has none: there the worker is ended after the grace alone
+    kept = signal.signal(signal.SIGALRM, ring) if alarm else None
+    if alarm:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
     note = last_words()
     if note is not None:
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=note)
@@ -152,8 +154,9 @@ def time_limit(seconds: float | None, what: str = "a batch") -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, kept)
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, kept)
 
 
 def too_long(seconds: float, what: str = "a batch") -> str:

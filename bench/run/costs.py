@@ -1,4 +1,4 @@
-"""What one sample costs by itself: floating-point operations, and seconds at batch 1."""
+"""What one sample costs in floating-point operations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from bench.contracts.adapter import Adapter
 from bench.contracts.evaluations import Evaluations, batch_rows
 from bench.contracts.noise import PhiloxNoise
-from bench.models.meter import clock
 from bench.run.plan import Cell
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
-
-LATENCY_REPEATS = 3
 
 
 class Operations(NamedTuple):
@@ -41,24 +38,16 @@ class Operations(NamedTuple):
         return self.network * nfe + self.guide * (guide_nfe or 0.0) + self.decoder
 
 
-class SampleCosts(NamedTuple):
-    """Median seconds of one sample at batch 1 after a warm-up, and its operations."""
-
-    latency_seconds: float
-    operations: Operations
-
-
 _operations: dict[tuple[str, str], Operations] = {}
 
 
-def sample_costs(cell: Cell, adapter: Adapter, labels: np.ndarray) -> SampleCosts:
-    """Measure the cell's first sample alone; operations are counted once for a checkpoint and dtype in a process."""
+def sample_operations(cell: Cell, adapter: Adapter, labels: np.ndarray) -> Operations:
+    """Return the operations of the cell's samples, counted once for a checkpoint and dtype in a process."""
     label = adapter.own_labels(torch.from_numpy(labels[:1]))
 
-    def sample() -> float:
-        began = clock(adapter.device)
-        adapter.sample(label, cell.steps, cell.cfg, noise=PhiloxNoise(cell.seed, [0], adapter.device), **cell.settings)
-        return clock(adapter.device) - began
+    def sample() -> Tensor:
+        noise = PhiloxNoise(cell.seed, [0], adapter.device)
+        return adapter.sample(label, cell.steps, cell.cfg, noise=noise, **cell.settings)
 
     with first_calls(adapter) as calls:
         sample()
@@ -67,8 +56,7 @@ def sample_costs(cell: Cell, adapter: Adapter, labels: np.ndarray) -> SampleCost
     if key not in _operations or (_operations[key].guide == 0.0 and "guide" in calls):
         counted = count_operations(adapter, calls)
         _operations[key] = counted._replace(network=_mean(adapter, sample)) if adapter.evaluations_differ else counted
-    seconds = [sample() for _ in range(LATENCY_REPEATS)]
-    return SampleCosts(float(np.median(seconds)), _operations[key])
+    return _operations[key]
 
 
 def _mean(adapter: Adapter, sample: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import warnings
@@ -101,7 +102,8 @@ class Processes(Executor):
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Queue the task; a process that is started for it leaves Ctrl-C to this one from its first moment."""
-        resource_tracker.ensure_running()  # starting it would let the signal through again
+        if sys.platform != "win32":  # there is none
+            resource_tracker.ensure_running()  # starting it would let the signal through again
         with _interrupts_deferred():
             return self.pool.submit(function, *arguments)
 
@@ -204,11 +206,13 @@ def _interrupts_deferred() -> Iterator[None]:
     deferred = callable(handler) and threading.current_thread() is threading.main_thread()
     if deferred:
         signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    masks = hasattr(signal, "pthread_sigmask")  # Windows has no masks: there the workers ignore the signal once started
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        if kept is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         if deferred:
             signal.signal(signal.SIGINT, handler)
             if came and callable(handler):

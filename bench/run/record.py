@@ -203,7 +203,7 @@ def cost_facts(facts: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
         "decode_seconds": total["decode_seconds"],
         "judge_seconds": total["judge_seconds"],
         "images_per_second": rate,
-        "peak_memory": max(shard["peak_memory"] for shard in facts),
+        "peak_memory": max(shard["peak_memory"] for shard in facts) or None,
     }
 
 

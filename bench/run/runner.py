@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -24,11 +25,12 @@ from bench.run.provenance import run_record
 from bench.run.readiness import preflight
 from bench.run.record import Context, cell_record, model_row, ranking_of
 from bench.run.shard import SHARD_FACTS, CellFailure, Layout, judged_layout
+from bench.run.timing import time_task
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
 from protocols.labels import plan_labels
 from results.cells import CellDirectory, run_lock, sweep_runs
-from results.errors import BenchError, DatabaseInUseError
+from results.errors import BenchError, BenchWarning, DatabaseInUseError
 from results.index import Indexer, index_cells
 from results.ranking import rank_all
 from results.store import connect, finish_runs, now
@@ -51,6 +53,9 @@ class Progress(Interface):
 
     def cell(self, cell: Cell, status: str, reason: str | None) -> None:
         """A cell was finished."""
+
+    def timing(self, done: int, total: int) -> None:
+        """Of `total` cells that are timed after all sampling, `done` were."""
 
 
 @dataclass
@@ -140,11 +145,47 @@ def run(
         for cell, reason in summary.unsupported:
             progress.cell(cell, "unsupported", reason)
         _execute(pool, work, context, runs, progress, summary)
+        _time(pool, context, runs, progress, summary)
         try:
             _finish(summary, context.run["run_id"], runs)
         except DatabaseInUseError as error:  # the measured cells are safe, and the next run adds them
             summary.behind = error
     return summary
+
+
+def _time(pool: Executor, context: Context, runs: Path, progress: Progress, summary: Summary) -> None:
+    """Time the cells that are measured but not timed, one at a time: an interrupted run's among them."""
+    untimed = [
+        cell for cell in [*summary.measured, *summary.reused] if not _is_timed(CellDirectory(runs, cell.cell_id))
+    ]
+    for done, cell in enumerate(untimed):
+        progress.timing(done, len(untimed))
+        labels = _labels(cell, context)
+        try:
+            reason = _submit(pool, time_task, context, cell, labels, runs).result()
+        except pool.deaths:
+            reason = f"its worker process died: {_reopen(pool)}"
+        if reason is None:
+            summary.indexer.add(CellDirectory(runs, cell.cell_id))
+        else:
+            warnings.warn(f"{cell.label} could not be timed: {reason}", BenchWarning, stacklevel=2)
+    if untimed:
+        progress.timing(len(untimed), len(untimed))
+
+
+def _is_timed(directory: CellDirectory) -> bool:
+    record = directory.read_result()
+    return record is not None and record["cell"].get("latency_seconds") is not None
+
+
+def _labels(cell: Cell, context: Context) -> np.ndarray:
+    return plan_labels(
+        context.protocol.label_plan,
+        cell.num_samples,
+        len(context.protocol.class_names),
+        seed=cell.seed,
+        reference=context.reference.labels,
+    )
 
 
 def _finish(summary: Summary, run_id: str, runs: Path) -> None:
@@ -214,14 +255,7 @@ def _sort(
         if layout is None and next(directory.path.glob("shard-*"), None) is not None:
             layout = judged()
         missing = [span for span in ranges if not _continues(directory, span, cell.batch_size, layout or {})]
-        labels = plan_labels(
-            context.protocol.label_plan,
-            cell.num_samples,
-            len(context.protocol.class_names),
-            seed=cell.seed,
-            reference=context.reference.labels,
-        )
-        work.append(_Work(cell, labels, ranges, missing, _row(cell, context)))
+        work.append(_Work(cell, _labels(cell, context), ranges, missing, _row(cell, context)))
     return work
 
 

@@ -16,7 +16,7 @@ from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
-from bench.run.costs import sample_costs
+from bench.run.costs import sample_operations
 from bench.run.plan import Cell
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
@@ -86,7 +86,7 @@ def measure_task(
     try:
         with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():
             adapter = load_cell_adapter(cell, context.device)
-            alone = sample_costs(cell, adapter, labels)
+            operations = sample_operations(cell, adapter, labels)
     except CellFailure as failure:
         return failure
     cell_row = {
@@ -96,8 +96,7 @@ def measure_task(
         **cost,
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
-        "latency_seconds": alone.latency_seconds,
-        "flops": alone.operations.per_sample(cost["nfe"], cost["guide_nfe"]),
+        "flops": operations.per_sample(cost["nfe"], cost["guide_nfe"]),
         "pixels": pixel_facts(facts),
         "finished": now().isoformat(),
     }

@@ -1,6 +1,5 @@
 """Costs of a row: operations against arithmetic, and memory that does not grow with the number of samples."""
 
-import mmap
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.models.meter import PeakMemory
+from bench.models.timing import TensorMemory
 from bench.run.costs import attention_operations, count_operations, first_calls
 from results.cells import CellDirectory
 from results.leaderboard import rows
@@ -146,15 +145,15 @@ def test_a_row_states_operations_in_proportion_to_its_evaluations(measure):
     assert all(cell["peak_memory"] > 0 for cell in cells)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
-def test_a_peak_is_of_its_own_time():
-    adapter = Sampler(nn.Identity())
-    large = mmap.mmap(-1, 50_000_000)  # memory of its own, which closing gives back for certain
-    large.write(b"1" * len(large))
-    before = PeakMemory(adapter).read()
-    large.close()
-    after = PeakMemory(adapter).read()
-    assert after < before - 40_000_000
+def test_memory_is_that_of_weights_and_of_tensors_alive_at_once():
+    layers = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(5)))
+    x = torch.zeros(50, 100)
+    with torch.inference_mode(), TensorMemory(layers.parameters()) as memory:
+        layers(x)
+        kept = [layers(x) for _ in range(3)]
+    assert len(kept) == 3
+    # five matrices; at most three results kept (two of them), an input of a layer and its output
+    assert memory.peak == 4 * (5 * 100 * 100 + 4 * 50 * 100)
 
 
 MEASURE = """

@@ -43,7 +43,9 @@ def test_a_run_leaves_a_complete_row(measure):
         assert connection.execute("SELECT count(DISTINCT label) FROM per_class WHERE metric = 'clip'").fetchone() == (
             10,
         )
-    assert set(names) == {"fid", "is", "clip", "pick", "kid", "precision", "recall", "accuracy"}
+    assert set(names) == {
+        "fid", "is", "clip", "pick", "kid", "precision", "recall", "accuracy", "fd_cross_check",
+    }  # fmt: skip
     assert set(names.values()) == {200}
     assert row.cell["nfe"] == 2.0
     assert row.cell["images_per_second"] > 0 and row.cell["latency_seconds"] > 0

@@ -148,7 +148,7 @@ def test_failed_samples_have_their_own_column_and_failed_cells_a_line(synthetic,
     _, text, err = board()
     header, first, second = text.splitlines()[1:4]
     assert header.split()[-1] == "failed" and first.split()[-1] == "0" and second.split()[-1] == "3"
-    assert "failed: dead, 1 steps, cfg 1: 5 of samples 0..9 hold NaN" in err
+    assert "failed: dead, 1 steps, cfg 1: 5 of samples 0..9 contain NaN" in err
 
 
 def test_a_run_counts_the_samples_that_broke_a_cell(measure, monkeypatch):
