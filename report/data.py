@@ -68,7 +68,7 @@ class Measurements:
 
     @property
     def distance(self) -> str:
-        """The metric that figures begin with: FID less its bias, else FID, else the headline."""
+        """The metric that figures begin with: FID without its bias, else FID, else the headline."""
         return next((name for name in leaderboard.DISTANCES if name in self.metrics), self.headline)
 
     @property

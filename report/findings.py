@@ -45,7 +45,7 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
             f"best model, with any of its settings: {model:.0%}."
         )
     if rank.get("withheld"):
-        sentences.append(f"Nothing is said of the order: {rank['withheld']}.")
+        sentences.append(f"The order has no intervals: {rank['withheld']}.")
     row = data.rows[first]
     if row.trained_on:
         trained = row.measured(metric)

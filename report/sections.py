@@ -359,7 +359,7 @@ class Page:
         if not parts:
             return None
         title = findings.claims(found) if found else "Nothing measured here was published for the same setting"
-        return _section("published", "Beside the papers", title, *parts)
+        return _section("published", "Compared with the papers", title, *parts)
 
     def _budget_head(self, strip: list[Budget]) -> Markup:
         unit = element(

@@ -19,7 +19,7 @@ from results.training import OF_CELL, READS_THEM, SPACES
 COMPOSITE = "mmhm"
 """The composite that orders rows where it is known."""
 DISTANCES = ("fid_corrected", "fid")
-"""What orders rows without the composite: FID less its bias, which depends on the model, else as published."""
+"""What orders rows without the composite: FID without its bias, which depends on the model, else as published."""
 SETTING = (
     "protocol", "measurement", "num_samples", "model", "checkpoint", "steps", "cfg", "sampler", "settings", "dtype",
     "weights_sha256",
@@ -283,7 +283,7 @@ def measured_facts(found: Sequence[Row]) -> list[MetricFact]:
 def headline(found: Sequence[Row]) -> str:
     """Return the metric that orders these rows unless told otherwise: MMHM, else FID, else the first of the tables.
 
-    FID less its bias goes before raw FID.
+    FID without its bias goes before raw FID.
     """
     measured = [fact.name for fact in measured_facts(found)]
     return next((name for name in (COMPOSITE, *DISTANCES) if name in measured), measured[0] if measured else "fid")

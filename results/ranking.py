@@ -316,10 +316,10 @@ def _intervals(
     found = [empty | {"rank": int(place)} for place in rankdata(-full, method="min")]
     lengths = {_length(row["jackknife"]) for rows in measured for row in rows}
     if len(lengths) > 1 or min(lengths) < 2:
-        return [row | {"withheld": "the rows are not measured on the same blocks"} for row in found]
+        return [row | {"withheld": "the rows were not measured on the same blocks"} for row in found]
     blocks = min(lengths)
     if blocks < FEWEST_BLOCKS:
-        return [row | {"withheld": f"{blocks} blocks; {FEWEST_BLOCKS} say something of an order"} for row in found]
+        return [row | {"withheld": f"{blocks} blocks, but an order needs {FEWEST_BLOCKS}"} for row in found]
     without = _without(values, measured, "jackknife", score)
     assert without is not None
     reference = _without(values, measured, "jackknife_reference", score)

@@ -1,7 +1,7 @@
 """Feature spaces beside each other: do they order the rows of a ranking alike, and do they agree on the first?
 
 A space is what judges of one kind of network see (`clip`, `clip_l14`). It speaks through the first distance to the
-reference that is measured in it, FID less its bias before FID.
+reference that is measured in it, FID without its bias before FID.
 """
 
 from __future__ import annotations

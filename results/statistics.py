@@ -285,7 +285,7 @@ def difference_of_shares(one: Sequence[float], other: Sequence[float]) -> tuple[
     """Return the 95 % interval of the difference of two shares, each (share, low, high) with its own 95 % interval.
 
     By squares of the two distances that count at each end (Newcombe, Statistics in Medicine 17, 1998): 50 of 50 beside
-    50 of 50 is no certainty. For shares that no block moves; it makes nothing of pairing.
+    50 of 50 is not a certainty. For shares that no block moves; it makes nothing of pairing.
     """
     (a, low_a, high_a), (b, low_b, high_b) = one, other
     return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)

@@ -262,7 +262,7 @@ def _check_columns(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         for column in columns_of(table):
             if there.get(column.name) != column.type:
                 kind = f"is {there[column.name]}, not {column.type}" if column.name in there else "is not there"
-                raise _damaged(path, f"its tables are not ours: {table}.{column.name} {kind}")
+                raise _damaged(path, f"its tables have another layout: {table}.{column.name} {kind}")
 
 
 def check_foreign(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -78,7 +78,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds = []
     for word in _words(text, "seeds"):
         if not re.fullmatch(r"[0-9]{1,19}", word) or int(word) > LARGEST_SEED:
-            raise BenchError(f"--seeds: '{word}' is no integer from 0 to 2^63 - 1; write for example 0,1,2")
+            raise BenchError(f"--seeds: '{word}' is not an integer from 0 to 2^63 - 1; write for example 0,1,2")
         seeds.append(int(word))
     return tuple(dict.fromkeys(seeds))
 

@@ -146,7 +146,7 @@ class Adapter(ABC):
         """Raise BenchError for labels, int64 [B], that the model does not have."""
         last = max(self.num_classes - 1, 0)
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) > last):
-            allowed = "is unconditional: its one label is 0" if self.unconditional else f"labels must lie in 0..{last}"
+            allowed = "is unconditional: its one label is 0" if self.unconditional else f"labels must be in 0..{last}"
             found = sorted({int(label) for label in labels.tolist() if not 0 <= label <= last})
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise BenchError(f"{self.card.name}: {allowed}, found {', '.join(map(str, found[:5]))}{more}")

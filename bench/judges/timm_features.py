@@ -36,7 +36,7 @@ def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     if weights is not None:
         if weights.suffix != ".safetensors":
             raise BenchError(
-                f"judge '{spec.name}': {weights} is no .safetensors file; convert it, others may hold code"
+                f"judge '{spec.name}': {weights} is not a .safetensors file; convert it, others may hold code"
             )
         return [NeededFile("weights", path=weights)]
     if not known.hf_hub_id:
@@ -118,8 +118,8 @@ def _load(spec: JudgeSpec, weights: Path) -> Any:
         raise BenchError(f"judge '{spec.name}': {weights} does not fit '{name}' ({reason})") from error
     if absent:
         raise BenchError(
-            f"judge '{spec.name}': {weights} does not fit '{name}': it lacks {len(absent)} weights, the first is "
-            f"{absent[0]}"
+            f"judge '{spec.name}': {weights} does not fit '{name}': it is missing {len(absent)} of the model's "
+            f"weights, the first {absent[0]}"
         )
     return model
 

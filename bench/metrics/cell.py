@@ -43,7 +43,7 @@ class Unavailable(ValueError):
     """The metric cannot be computed; the message says why."""
 
 
-UNLABELLED = "needs the class asked for of every image"
+UNLABELLED = "needs the requested class of every image"
 """Why there is no value where nobody says which class the images are of."""
 
 

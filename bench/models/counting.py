@@ -54,7 +54,7 @@ def count_on_meta(adapter: Adapter, steps: int, cfg: float, settings: Any) -> Co
     try:
         with torch.inference_mode(), meter.installed():
             adapter.generate(labels, steps, cfg, _NoMemory(), settings)
-    except Exception:  # whatever a sampler needs values for, it is no fault of a plan that it has none
+    except Exception:  # whatever a sampler needs values for, it is not a fault of a plan that it has none
         return None
     return Count(meter.rows, meter.guide_rows)
 

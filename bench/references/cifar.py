@@ -70,7 +70,7 @@ def _cifar10(root: Path, wanted: Wanted) -> ImageSet:
             return ordered("cifar10", found, Sorted(found.images, found.numbers, [], []))
     packed = next((name for name in PACKED if (root / name).is_file() or root.name == name), None)
     if packed is not None:
-        raise DatasetError(f"{root}: holds {packed} alone; unpack it and give the folder")
+        raise DatasetError(f"{root}: holds {packed} alone; unpack it and name the folder")
     return DATASETS.load("folder").list_images(root / part if (root / part).is_dir() else root, wanted)
 
 
@@ -82,7 +82,7 @@ def _read_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DatasetError(f"{file}: cannot be read ({error.strerror}); change its permissions") from error
     if len(content) == 0 or len(content) % (PIXELS + 1):
         raise DatasetError(
-            f"{file}: {len(content):,} bytes are no whole number of records of {PIXELS + 1}; copy the batch again"
+            f"{file}: {len(content):,} bytes are not a whole number of records of {PIXELS + 1}; copy the batch again"
         )
     records = content.reshape(-1, PIXELS + 1)
     return _checked(file, records[:, 1:], records[:, 0])
@@ -95,9 +95,9 @@ def _read_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         batch = load_arrays(file)
     except CodeRefused as error:
-        raise DatasetError(f"{file}: names {error}, which is no data; nothing of it was run, do not use it") from error
+        raise DatasetError(f"{file}: names {error}, which is not data; nothing in it was run, do not use it") from error
     except BenchError as error:
-        raise DatasetError(f"{file}: is no batch of CIFAR-10: {error}") from error
+        raise DatasetError(f"{file}: is not a batch of CIFAR-10: {error}") from error
     except Exception as error:  # the unpickler meets damaged bytes with exceptions of every kind
         raise DatasetError(
             f"{file}: cannot be read as a batch of CIFAR-10 ({type(error).__name__}); copy it again"

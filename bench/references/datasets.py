@@ -261,7 +261,7 @@ def _imagenetv2(root: Path, asked: Wanted) -> ImageSet:
 
     found = sort_by_folder(root, container.images, number, fault, advice="")
     if container.images and found.labels is None:
-        raise DatasetError(f"{root}: has no folders 0 .. 999; give the folder that holds those")
+        raise DatasetError(f"{root}: has no folders 0..999; name the folder that contains those")
     return ordered("imagenetv2", container, found)
 
 

@@ -124,7 +124,7 @@ def _left_out(contents: Any, trees: Mapping[str, int], chosen: str) -> list[str]
     if isinstance(contents, Mapping) and chosen:
         roots = {tree.partition("/")[0] for tree in trees}
         rest = [str(key) for key in contents if str(key) not in roots]
-        lines += [f"entries that are no weights: {_listed(rest)}"] if rest else []
+        lines += [f"entries that are not weights: {_listed(rest)}"] if rest else []
     return [*lines, *getattr(contents, "notes", ())]
 
 

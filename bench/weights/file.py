@@ -222,7 +222,7 @@ def reading(title: str, path: Path, format: str) -> Iterator[None]:
         yield
     except CodeRefused as error:
         raise BenchError(
-            f"{named}{path} is a pickle that names {error}, which is no data; nothing of it was run, do not use it"
+            f"{named}{path} is a pickle that names {error}, which is not data; nothing in it was run, do not use it"
         ) from error
     except NotACheckpoint as error:
         raise BenchError(f"{named}{path} {error}") from error

@@ -127,9 +127,9 @@ def test_every_cell_is_planned_on_every_seed(digits_request):
     ("words", "reason"),
     [
         (["--seed", "1", "--seeds", "1,2"], "--seed measures one seed, --seeds several: use one of the two"),
-        (["--seeds", "a"], "--seeds: 'a' is no integer"),
+        (["--seeds", "a"], "--seeds: 'a' is not an integer"),
         (["--seeds", ","], "--seeds: the list is empty"),
-        (["--seeds", "-1"], "--seeds: '-1' is no integer"),
+        (["--seeds", "-1"], "--seeds: '-1' is not an integer"),
         (["--seeds", "1,2", "--select-on", "2"], "--select-on: 2 is a seed that results are reported on"),
     ],
 )

@@ -234,8 +234,8 @@ def test_show_tells_all_of_a_cell(bench, finished):
 
 
 def test_merge_reindex_and_export(bench, finished, tmp_path):
-    assert bench("merge", finished / "bench.duckdb")[2].startswith("2 cells added")
-    assert bench("merge", finished / "bench.duckdb")[2].startswith("0 cells added")
+    assert bench("merge", finished / "bench.duckdb")[2].startswith("2 rows added")
+    assert bench("merge", finished / "bench.duckdb")[2].startswith("0 rows added")
     code, out, err = bench("compare", "digits-flow-small@2@1", "digits-flow-small@2@1.5")
     assert code == 0 and "fid" in out + err
     code, out, err = bench(*SMALL)

@@ -130,7 +130,7 @@ def test_fdr6_has_a_paired_jackknife_and_names_the_judge_that_is_missing():
     assert len(value.jackknife) == 10 and value.low < value.value < value.high and value.corrected < value.value
     del generated["mae.features"]
     (skipped,) = measure(generated, real, ["fdr6"], blocks=10).skipped
-    assert skipped.reason == "no judge gave 'mae.features'; add its judge to the protocol"
+    assert skipped.reason == "no judge produced 'mae.features'; add its judge to the protocol"
 
 
 def test_cmmd_is_the_discrepancy_of_embeddings_of_unit_length(pictures, tmp_path):

@@ -110,7 +110,7 @@ def test_a_missing_batch_another_variant_and_packed_archives_are_told(tmp_path):
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "cifar-10-python.tar.gz").write_bytes(b"")
-    with pytest.raises(DatasetError, match="unpack it and give the folder"):
+    with pytest.raises(DatasetError, match="unpack it and name the folder"):
         open_image_set("cifar10", packed)
 
 
@@ -123,7 +123,7 @@ class Hostile:
     ("content", "reason"),
     [
         (pickle.dumps({"data": Hostile()}), "names builtins.exec"),
-        (b"\x80\x02}q", "is no batch of CIFAR-10|cannot be read"),
+        (b"\x80\x02}q", "is not a batch of CIFAR-10|cannot be read"),
         (pickle.dumps([1, 2]), "contains no dictionary"),
         (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"contains no 'data'"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "contains no 'labels' for its 2 images"),
@@ -142,7 +142,7 @@ def test_a_batch_that_is_none_is_refused_in_one_line_and_runs_nothing(tmp_path, 
 def test_a_damaged_binary_batch_is_refused(tmp_path):
     folder = write(tmp_path, "binary") / "cifar-10-batches-bin"
     (folder / "data_batch_1.bin").write_bytes(b"12345")
-    with pytest.raises(DatasetError, match="no whole number of records of 3073"):
+    with pytest.raises(DatasetError, match="not a whole number of records of 3073"):
         open_image_set("cifar10", tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_the_converted_form_is_what_is_loaded_and_an_altered_one_is_refused(serv
     card = load_card(served)
     (state,) = fetch_model(card)
     assert "converted to safetensors: tree ema (EDMPrecond), " in state.detail
-    assert "entries that are no weights: step" in state.detail and "never run" in state.detail
+    assert "entries that are not weights: step" in state.detail and "never run" in state.detail
     assert fetch_model(card)[0].detail == ""
     monkeypatch.setattr("bench.weights.torch_file.read_pickle", None)
     found = read_state(locate(card.weights, card.name), card.weights, card.name)
@@ -138,7 +138,7 @@ def test_recorded_pickles_convert_to_their_recorded_weights(tmp_path, monkeypatc
     recorded = read_file(GOLDEN / name / "weights.safetensors", WeightsSource("safetensors"))
     assert sorted(found) == sorted(recorded)
     assert all(torch.equal(found[key], recorded[key]) for key in found)
-    assert "left out: names that are not here, kept as inert data: " in said
+    assert "left out: unknown names, kept as inert data: " in said
     told = json.loads(bench("weights", "convert", source, "--dry-run", "--json"))
     assert (told["tree"], told["tensors"]) == ("ema", len(recorded))
     assert (told["trees"].get("net") == len(recorded)) == (name == "pfgmpp-a")
@@ -203,7 +203,7 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, monke
     before = sorted(tmp_path.iterdir())
     assert "is an HTML page" in bench("weights", "convert", "page.pkl", code=2)
     assert "it contains no arrays" in bench("weights", "convert", "none.pkl", code=2)
-    assert "names os.system, which is no data" in bench("weights", "convert", "code.pkl", code=2)
+    assert "names os.system, which is not data" in bench("weights", "convert", "code.pkl", code=2)
     assert "truncated or damaged" in bench("weights", "convert", "half.pkl", code=2)
     assert "neither a file nor a model" in bench("weights", "convert", "nothing.pkl", code=2)
     assert "is the checkpoint itself" in bench("weights", "convert", "whole.pkl", "-o", "whole.pkl", code=2)

@@ -121,7 +121,7 @@ EVIL = {
     "setattr": lambda: inside(Calls(setattr, Calls(Named("a", "B")), "x", 1)),
     "a storage that is a pickle": lambda: inside(tensor(Calls(LOAD, pickle.dumps(Calls(open, MARK, "w"))))),
     "a storage that is a zip": lambda: inside(tensor(Calls(LOAD, zipped()))),
-    "a storage that is not a bytes": lambda: inside(tensor(Calls(LOAD, [1, 2]))),
+    "a storage that is not bytes": lambda: inside(tensor(Calls(LOAD, [1, 2]))),
     "a storage cut short": lambda: inside(tensor(Calls(LOAD, stored(9999)[:400]))),
     "a tensor beyond its storage": lambda: inside(tensor(storage(), size=(3,))),
     "a tensor at a negative place": lambda: inside(tensor(storage(), offset=-1)),
@@ -224,7 +224,7 @@ def test_the_same_in_torchs_zip_is_refused(tmp_path, monkeypatch, shape):
 def test_code_in_a_file_without_a_network_is_refused_as_before(tmp_path):
     for value in (Calls(Named("evil", "function"), 1), {"w": Calls(Named("evil", "A")), "v": torch.ones(2)}):
         (tmp_path / "a.pkl").write_bytes(dumps(value))
-        with pytest.raises(BenchError, match=r"is a pickle that names evil\.\w+, which is not a data"):
+        with pytest.raises(BenchError, match=r"is a pickle that names evil\.\w+, which is not data"):
             attempt(tmp_path / "a.pkl")
 
 
