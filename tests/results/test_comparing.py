@@ -62,7 +62,7 @@ def test_scores_of_single_images_have_a_win_rate_with_wilsons_interval(synthetic
     assert (pick.win_low, pick.win_high) == pytest.approx((0.6042, 0.7811), abs=1e-4)
     with pytest.raises(SystemExit):
         main(["compare", "one", "other", "--runs-dir", str(path.parent)])
-    assert "pick: a's image scores above b's in 70.0 % of pairs (60.4 .. 78.1 %)" in capsys.readouterr().out
+    assert "pick: a's image scores above b's in 70.0% of pairs (60.4% to 78.1%)" in capsys.readouterr().out
 
 
 def test_a_measured_row_is_held_against_its_card_in_half_widths(synthetic):
