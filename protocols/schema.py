@@ -77,6 +77,11 @@ class Protocol:
             return [self.prompt_templates[0].replace("{name}", name) for name in self.class_names]
         return [[form.replace("{name}", name) for form in self.prompt_templates] for name in self.class_names]
 
+    @property
+    def single_prompts(self) -> list[str]:
+        """The prompt of each class in label order that a text model is given: by the first template."""
+        return [self.prompt_templates[0].replace("{name}", name) for name in self.class_names]
+
     def canonical(self) -> dict[str, Any]:
         """Return every key as plain JSON values: what the digest is taken of."""
         form = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -46,6 +47,12 @@ class Adapter(ABC):
     """A second, weaker network (autoguidance); its evaluations have their own column."""
     autoencoder: Decoder | None = None
     """What turns a latent family's samples into images; None for a model of pixels."""
+    takes_prompts: bool = False
+    """Whether labels are prompts, those of whatever protocol it runs under, given to `prepare` before the first sample;
+    its images may then be of another size than the protocol's, and are resized once."""
+    host: str = ""
+    """The library and version whose loop samples, e.g. `diffusers 0.42.1`: part of a row's identity. Empty where the
+    loop is the family's own; a hosted loop may wait for the device between steps."""
 
     evaluations_differ: ClassVar[bool] = False
     """Whether the evaluations of one sample cost different amounts: operations are then counted over a whole sample."""
@@ -91,6 +98,20 @@ class Adapter(ABC):
             return f"{self.card.name} takes {known} step{'s' if known != '1' else ''} only"
         if self.guidance == "none" and cfg != 1.0:
             return f"{self.card.name} takes no guidance (cfg must be 1)"
+        return None
+
+    def load_folder(self, folder: Path, extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Fill the networks from the folder of a pipeline (weights of format `diffusers`) and the states of `extra`.
+
+        Raises BenchError when a part of it is missing or is another system's.
+        """
+        raise BenchError(f"{self.card.name}: family '{self.card.family}' reads no folder of a pipeline")
+
+    def prepare(self, prompts: Sequence[str], store: Path | None = None) -> None:  # noqa: B027 - most take labels
+        """Take the prompts that labels stand for, in label order; `store` is a folder that may keep what is encoded."""
+
+    def declared_nfe(self, steps: int, cfg: float, settings: Any) -> float | None:
+        """Return the evaluations per image where the family can say without sampling; None: they are counted."""
         return None
 
     def substeps(self, steps: int, settings: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,11 @@ class Evaluations:
 
 
 def batch_rows(output: Any) -> int:
-    """Return the batch size of a network's output: of the tensor, or of the first of several."""
+    """Return the batch size of a network's output: of the tensor, or of the first of several.
+
+    Some networks return a record of named outputs (diffusers, transformers), some a list of one tensor a sample.
+    """
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
     first = output[0] if isinstance(output, (tuple, list)) else output
-    return int(first.shape[0])
+    return len(first) if isinstance(first, (tuple, list)) else int(first.shape[0])

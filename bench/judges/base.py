@@ -51,6 +51,9 @@ class Judge(ABC):
     needs_labels: bool = False
     """Whether its outputs are about the label asked for (prompt or class), and so say nothing of a reference."""
 
+    reads_native: bool = False
+    """Whether it sees samples at the size at which they were drawn, where that is not the protocol's."""
+
     def __init__(
         self, name: str, facts: Mapping[str, Any], device: torch.device, batch_size: int | None = None
     ) -> None:

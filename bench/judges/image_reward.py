@@ -46,6 +46,7 @@ class ImageRewardJudge(Judge):
     """`score` [B]: the package's reward, roughly standard normal over its training images."""
 
     needs_labels = True
+    reads_native = True
 
     def __init__(self, name: str, model: Any, facts: Mapping[str, Any], device: torch.device) -> None:
         super().__init__(name, facts, device)

@@ -55,6 +55,7 @@ class AlignmentJudge(Judge):
     """
 
     needs_labels = True
+    reads_native = True
 
     def __init__(
         self,

@@ -49,6 +49,11 @@ class Counter:
 
 def count_on_meta(adapter: Adapter, steps: int, cfg: float, settings: Any) -> Count | None:
     """Return what `Counter.count` does, for an adapter on the meta device."""
+    declared = adapter.declared_nfe(steps, cfg, settings)
+    if declared is not None:
+        return Count(declared, 0.0)
+    if adapter.host:
+        return None
     meter = Meter(adapter)
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     try:

@@ -13,7 +13,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.models.cards import find_card
 from bench.models.files import weights_digest
-from bench.models.registry import skeleton
+from bench.models.registry import family_class, skeleton
 from protocols import Protocol, Sweep, find_protocol
 from protocols.schema import digest_of
 from results.errors import BenchError
@@ -72,6 +72,8 @@ class Cell:
     """One of several seeds of its setting."""
     compile: bool = False
     """Whether torch.compile prepares the network; its kernels round differently."""
+    host: str = ""
+    """The library and version whose loop samples, where it is not the family's own."""
 
     @property
     def cell_id(self) -> str:
@@ -96,6 +98,8 @@ class Cell:
         }
         if self.compile:
             identity["compile"] = True
+        if self.host:
+            identity["host"] = self.host
         return digest_of(identity)[:20]
 
     @property
@@ -177,7 +181,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
     for sweep in _sweeps(request):
         for name in sweep.models:
             asked = find_card(name)
-            if asked.resolution != protocol.resolution:
+            if asked.resolution != protocol.resolution and not family_class(asked.family).takes_prompts:
                 raise BenchError(
                     f"model '{name}' makes {asked.resolution}-pixel images, protocol '{protocol.name}' judges "
                     f"{protocol.resolution}; choose another with --protocol"
@@ -281,6 +285,7 @@ def _cell(
         selection=seed == request.select_on,
         repeated=len(request.seeds) > 1,
         compile=request.compile,
+        host=adapter.host,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.contracts.card import ModelCard
+from bench.judges.pixels.resize import NATIVE_RESIZE
 from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import accelerator
 from bench.metrics import algebra
@@ -207,14 +208,18 @@ def cost_facts(facts: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
     }
 
 
-def pixel_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return what a cell's images look like, from its shards' facts; None where an older version wrote one of them."""
+def pixel_facts(facts: Sequence[Mapping[str, Any]], native: int, judged: int) -> dict[str, Any] | None:
+    """Return what a cell's images look like, from its shards' facts; None where an older version wrote one of them.
+
+    Of images that were sampled at side `native` and resized to `judged` pixels it says how.
+    """
     whole = Pixels()
     for shard in facts:
         if "pixels" not in shard:
             return None
         whole.join(Pixels.of(shard["pixels"]))
-    return whole.facts()
+    resized = {} if native == judged else {"native": native, "resize": NATIVE_RESIZE}
+    return whole.facts() | resized
 
 
 def model_row(card: ModelCard) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
 from bench.judges.base import Judge
+from bench.judges.pixels.resize import NATIVE_RESIZE, resize
 from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, clock
 from bench.run.containment import TimedOut, contained, time_limit
@@ -79,7 +80,7 @@ def sample_shard(
             batch_labels = torch.from_numpy(labels[first:last])
             memory = PeakMemory(adapter)
             began = clock(adapter.device)
-            images = _checked_sample(cell, adapter, batch_labels, first, last, protocol.resolution, timeout)
+            images = _checked_sample(cell, adapter, batch_labels, first, last, timeout)
             seconds = clock(adapter.device) - began
             sample_seconds += seconds
             peak = max(peak, memory.read())
@@ -87,8 +88,10 @@ def sample_shard(
                 timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
             warm = _WARM[adapter] = (cell.cell_id, last - first)
             began = clock(adapter.device)
-            pixels = quantise(images, protocol.quantise, protocol.levels)
-            for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device)).items():
+            native = quantise(images, protocol.quantise, protocol.levels)
+            same = native.shape[-1] == protocol.resolution
+            pixels = native if same else resize(native, protocol.resolution, NATIVE_RESIZE)
+            for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device), native).items():
                 parts.setdefault(name, []).append(values)
             facts["judge_seconds"] += clock(adapter.device) - began
             seen.add(pixels.cpu().numpy())
@@ -112,7 +115,7 @@ def sample_shard(
 
 
 def _checked_sample(
-    cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, resolution: int, timeout: float | None = None
+    cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, timeout: float | None = None
 ) -> Tensor:
     noise = PhiloxNoise(cell.seed, range(first, last), adapter.device)
     try:
@@ -131,7 +134,7 @@ def _checked_sample(
     if changes.settings:
         line = f"{cell.label}: the adapter changed {', '.join(changes.settings)}; restored, but fix the adapter"
         warnings.warn(line, BenchWarning, stacklevel=2)
-    expected = (last - first, 3, resolution, resolution)
+    expected = (last - first, 3, cell.card.resolution, cell.card.resolution)
     if not isinstance(images, Tensor) or tuple(images.shape) != expected:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise CellFailure(f"the adapter returned {found}, expected a tensor of shape {expected}")
@@ -143,9 +146,15 @@ def _checked_sample(
     return images
 
 
-def judge_batch(judges: Mapping[str, Judge], pixels: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
-    """Return what each judge says of uint8 `pixels` [B, 3, H, W], as `<judge>.<name>` [B, ...]: one pass a judge."""
-    judged = {name: judge(pixels, labels) for name, judge in judges.items()}
+def judge_batch(
+    judges: Mapping[str, Judge], pixels: Tensor, labels: Tensor, native: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """Return what each judge says of uint8 `pixels` [B, 3, H, W], as `<judge>.<name>` [B, ...]: one pass a judge.
+
+    `native` are the same images at the size at which they were sampled, for judges that read that.
+    """
+    drawn = pixels if native is None else native
+    judged = {name: judge(drawn if judge.reads_native else pixels, labels) for name, judge in judges.items()}
     return {f"{name}.{key}": values.cpu().numpy() for name, said in judged.items() for key, values in said.items()}
 
 

@@ -36,7 +36,7 @@ def time_task(context: Context, cell: Cell, labels: np.ndarray, runs: Path) -> s
     sampled = (row.get("network_seconds") or 0.0) + (row.get("decode_seconds") or 0.0)
     try:
         with no_exit(), time_limit(context.timeout and 100 * context.timeout), full_precision():
-            adapter = load_cell_adapter(cell, context.device)
+            adapter = load_cell_adapter(cell, context.protocol, context.device)
             row |= timed_facts(cell, adapter, labels, max(LEAST_SECONDS, SHARE * sampled))
     except KeyboardInterrupt:
         raise

@@ -20,8 +20,10 @@ from bench.run.costs import sample_operations
 from bench.run.plan import Cell
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
+from bench.weights.cache import cache_directory
 from protocols import Protocol
 from results.cells import CellDirectory
+from results.digests import digest_of
 from results.errors import BenchError, one_line
 from results.store import now
 
@@ -44,8 +46,8 @@ def load_judges(protocol: Protocol, device: str) -> Mapping[str, Judge]:
     return _judges[key]
 
 
-def load_cell_adapter(cell: Cell, device: str) -> Adapter:
-    """Return the adapter of a cell on `device`; the last one stays loaded."""
+def load_cell_adapter(cell: Cell, protocol: Protocol, device: str) -> Adapter:
+    """Return the adapter of a cell on `device`, given the protocol's prompts; the last one stays loaded."""
     facts = (cell.weights, cell.weights_sha256, cell.random_weights, cell.compile)
     key = (cell.card.name, *map(str, facts), cell.dtype, device)
     if key not in _adapters:
@@ -54,7 +56,12 @@ def load_cell_adapter(cell: Cell, device: str) -> Adapter:
             cell.card, device=device, dtype=cell.dtype, weights=cell.weights, random_weights=cell.random_weights,
             compile=cell.compile,
         )  # fmt: skip
-    return _adapters[key]
+    adapter = _adapters[key]
+    if adapter.takes_prompts:
+        digest = digest_of([cell.card.name, cell.weights_sha256, cell.dtype, cell.host])
+        store = None if cell.random_weights else cache_directory() / "embeddings" / digest[:16]
+        adapter.prepare(protocol.single_prompts, store)
+    return adapter
 
 
 def sample_task(
@@ -65,7 +72,7 @@ def sample_task(
     judges = load_judges(context.protocol, context.device)
     try:
         with adapter_faults(cell):
-            adapter = load_cell_adapter(cell, context.device)
+            adapter = load_cell_adapter(cell, context.protocol, context.device)
         with full_precision():
             arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
     except CellFailure as failure:
@@ -85,7 +92,7 @@ def measure_task(
     cost = cost_facts(facts, cell.num_samples)
     try:
         with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():
-            adapter = load_cell_adapter(cell, context.device)
+            adapter = load_cell_adapter(cell, context.protocol, context.device)
             operations = sample_operations(cell, adapter, labels)
     except CellFailure as failure:
         return failure
@@ -97,7 +104,7 @@ def measure_task(
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
         "flops": operations.per_sample(cost["nfe"], cost["guide_nfe"]),
-        "pixels": pixel_facts(facts),
+        "pixels": pixel_facts(facts, adapter.card.resolution, context.protocol.resolution),
         "finished": now().isoformat(),
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})

@@ -256,6 +256,10 @@ METHODS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+NATIVE_RESIZE = "lanczos"
+"""How samples of a model that draws at another size than a protocol judges become the protocol's: once, on uint8."""
+
+
 def resize(images: Tensor, size: int, method: str) -> Tensor:
     """Resize uint8 [B, 3, H, W] to [B, 3, size, size] by a named method (the module's table says what each returns).
 
