@@ -59,6 +59,11 @@ class CellDirectory:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             return None
 
+    def first_facts(self) -> dict[str, Any] | None:
+        """Return the facts of the shard that begins the cell, None when it is absent or unreadable."""
+        found = next(self.path.glob(f"shard-{0:08d}-*.safetensors"), None)
+        return None if found is None else self.shard_facts(0, int(found.stem.rpartition("-")[2]))
+
     def shard_layout(self, start: int, stop: int) -> dict[str, tuple[str, tuple[int, ...]]] | None:
         """Return (dtype as safetensors writes it, shape) of each array of a shard, None when it is unreadable."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from protocols import Protocol as Definition
 from results.errors import BenchError, unknown
 
 Prompt = str | Sequence[str]
+HALF_TYPES = {"cuda": torch.float16}
+"""What half precision is on each kind of device; elsewhere it is float32, which is no slower there."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Judge(ABC):
         batch_size: images per forward pass; None for all that it is given.
     """
 
+    takes_half: bool = True
+    """Whether it may compute in half precision; FID's own network may not, for published values are float32's."""
+    half: torch.dtype | None = None
+    """The type its network computes in where that is not float32."""
     needs_labels: bool = False
     """Whether its outputs are about the label asked for (prompt or class), and so say nothing of a reference."""
 
@@ -62,6 +69,27 @@ class Judge(ABC):
         self.device = device
         self.batch_size = batch_size
 
+    def in_half(self) -> Judge:
+        """Return the judge as `precision = "half"` has it: float16 on an accelerator, float32 on a processor.
+
+        Its digest is another: a row says which precision was asked for, and `bench.run.halves` shows what it moves.
+        """
+        found = copy.copy(self)
+        found.facts = {**self.facts, "precision": "half"}
+        found.half = HALF_TYPES.get(self.device.type)
+        vars(found).pop("digest", None)
+        return found
+
+    def strict(self) -> Judge:
+        """Return the judge in float32, with the same network and prompts."""
+        if self.half is None and "precision" not in self.facts:
+            return self
+        found = copy.copy(self)
+        found.facts = {key: value for key, value in self.facts.items() if key != "precision"}
+        found.half = None
+        vars(found).pop("digest", None)
+        return found
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over `facts`: weights bytes, preprocessing, library version."""
@@ -75,18 +103,21 @@ class Judge(ABC):
 
         Returns float32 tensors with B rows on the judge's device: `features` [B, d] and `logits` [B, C] from
         classifiers (with `spatial` [B, 2023] if asked), `score` [B] from text judges, `features` from feature judges.
-        Computed in float32 without TF32, whatever the caller's settings. Raises BenchError on images or labels of
-        another kind.
+        Computed in float32 without TF32, whatever the caller's settings, but for a network in half precision. Raises
+        BenchError on images or labels of another kind.
         """
         self._check(images, labels)
         size = self.batch_size or max(len(images), 1)
         with (
             torch.inference_mode(),
             full_precision(),
-            torch.autocast(self.device.type, enabled=False),
+            torch.autocast(self.device.type, dtype=self.half or torch.float16, enabled=self.half is not None),
         ):
             batches = zip(images.split(size), labels.split(size), strict=True)
-            parts = [self.judge(batch.to(self.device), label.to(self.device)) for batch, label in batches]
+            parts = [
+                self.judge(batch.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True))
+                for batch, label in batches
+            ]
             return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     @abstractmethod
@@ -130,8 +161,10 @@ def judge_kind(spec: JudgeSpec) -> JudgeKind:
 
 
 def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:
-    """Raise BenchError for an option the judge's kind does not have."""
+    """Raise BenchError for an option the judge's kind does not have; `precision` is every kind's."""
     for key in spec.options:
+        if key == "precision":
+            continue
         if key not in known:
             fault = unknown(f"option of judge '{spec.name}' ({spec.kind})", key, known)
             raise BenchError(f"{spec.where(key)}{fault}")
@@ -149,9 +182,15 @@ def load_judge(spec: JudgeSpec, *, device: torch.device | str, root: Path) -> Ju
     missing (naming it and the command that fetches it), altered or of another network, or an option is not known.
     """
     kind, cache = judge_kind(spec), FileCache(cache_directory())
+    half = spec.options.get("precision") == "half"
+    if half and not kind.judge.takes_half:
+        raise BenchError(
+            f"{spec.where('precision')}judge '{spec.name}': kind {spec.kind} computes in float32 alone; leave it out"
+        )
     paths = []
     for file in judge_files(spec, root=root):
         paths.append(here(file, cache))
         cache.verify(file.title, paths[-1], file.key(cache), file.sha256)
     with torch.random.fork_rng(devices=[]):
-        return kind.build(spec, root, paths, torch.device(device))
+        judge = kind.build(spec, root, paths, torch.device(device))
+    return judge.in_half() if half else judge

@@ -77,6 +77,8 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
 class FidelityJudge(Judge):
     """`features` [B, d] and `logits` [B, C] of a torch-fidelity extractor; preprocessing is the extractor's own."""
 
+    takes_half = False
+
     def __init__(
         self,
         name: str,

@@ -45,6 +45,7 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
 class ImageRewardJudge(Judge):
     """`score` [B]: the package's reward, roughly standard normal over its training images."""
 
+    takes_half = False
     needs_labels = True
     reads_native = True
 

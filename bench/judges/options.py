@@ -28,6 +28,8 @@ GEOMETRIES = ("shortest-edge", "crop-square", "squash", "longest")
 """How an image gets a judge's shape."""
 BACKENDS = ("pillow", "torchvision", "torch-float")
 """What resizes it."""
+PRECISIONS = ("float32", "half")
+"""What a judge's network computes in."""
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -35,6 +37,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 class JudgeOptions(Table):
     """Every option of the kinds of judges that come with the package."""
 
+    precision: Annotated[str, Choice(PRECISIONS)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     model: Text | None = None
     pretrained: Text | None = None

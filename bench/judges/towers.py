@@ -103,7 +103,7 @@ class AlignmentJudge(Judge):
     def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return `score` [B] of a batch."""
         assert self.prompt_features is not None
-        image_features = self.towers.image_features(self.preprocess(images))
+        image_features = self.towers.image_features(self.preprocess(images)).to(torch.float32)
         return {"score": cosine_scores(image_features, self.prompt_features[labels], self.scale)}
 
 

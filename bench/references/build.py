@@ -94,7 +94,8 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
     Judges that read prompts are passed over. Raises BenchError for a data set that does not fit the protocol (before
     anything is judged), an unreadable image (unless they are to be skipped), and a full disk; what was judged stays.
     """
-    judges = list({judge.digest: judge for judge in judges if not judge.needs_labels}.values())
+    strict = [judge.strict() for judge in judges if not judge.needs_labels]
+    judges = list({judge.digest: judge for judge in strict}.values())
     if not judges:
         raise BenchError(f"protocol '{request.protocol.name}' has no judge that reads a reference")
     if request.chosen_kind == "none":

@@ -167,8 +167,11 @@ def _read_array(path: Path, dimensions: int, *, mapped: bool = True) -> np.ndarr
 
 
 def feature_judges(judges: Mapping[str, Judge]) -> dict[str, Judge]:
-    """Return the judges that say something of reference images: those that read no prompts."""
-    return {name: judge for name, judge in judges.items() if not judge.needs_labels}
+    """Return the judges that say something of reference images: those that read no prompts, always in float32.
+
+    A reference is judged once, and what half precision moves is measured on samples alone.
+    """
+    return {name: judge.strict() for name, judge in judges.items() if not judge.needs_labels}
 
 
 def judges_digest(judges: Mapping[str, Judge]) -> str:

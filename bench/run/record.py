@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import accelerator
 from bench.metrics import algebra
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
-from bench.metrics.registry import fact_of
+from bench.metrics.registry import PER_CLASS, fact_of
 from bench.references.stored import Reference
+from bench.run.halves import remark
 from protocols import Protocol
 from results.catalog import CATALOG
 from results.cells import CellDirectory
@@ -38,6 +39,8 @@ class Context:
     device: str
     timeout: float | None = None
     """Seconds that a batch may take."""
+    halves: bool = False
+    """Whether judges compute in half precision and prove it on each cell's first shard."""
 
     def reference_features(self) -> dict[str, ReferenceFeatures]:
         """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.
@@ -55,20 +58,28 @@ _references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
 
 
 def measure_arrays(
-    context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, order: np.ndarray | None = None
+    context: Context,
+    arrays: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    order: np.ndarray | None = None,
+    judges: Collection[str] | None = None,
 ) -> CellMetrics:
     """Return all metrics of the protocol for judge outputs `arrays` [N, ...] of samples asked for with `labels` [N].
 
-    `order`: see `measure`.
+    `order`: see `measure`. `judges`: those whose metrics are wanted, without values of classes; None for all.
     """
     protocol = context.protocol
     outputs = {name: array for name, array in arrays.items() if name != "thumbnails"}
     options = {"num_classes": len(protocol.class_names), **protocol.metric_options}
+    metrics = protocol.metrics
+    if judges is not None:
+        metrics = tuple(name for name in metrics if fact_of(name).judge in judges)
+        options[PER_CLASS.name] = False
     with algebra.on(accelerator(context.device)):
         return measure(
             outputs,
             context.reference_features(),
-            protocol.metrics,
+            metrics,
             labels=labels,
             blocks=protocol.blocks,
             options=options,
@@ -76,10 +87,13 @@ def measure_arrays(
         )
 
 
-def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]:
-    """Return the rows of table `metrics`, without cell_id."""
+def metric_rows(
+    context: Context, measured: CellMetrics, proof: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of table `metrics`, without cell_id; `proof` is that of half-precision judges."""
     reference, rows = context.reference, []
     for value in measured.values:
+        precision = remark(proof or {}, value.judge, value.name)
         uses_reference = fact_of(value.name).reference != "none"
         rows.append(
             {
@@ -90,7 +104,7 @@ def metric_rows(context: Context, measured: CellMetrics) -> list[dict[str, Any]]
                 "standard_error": _finite(value.standard_error),
                 "corrected": _finite(value.corrected),
                 "n": value.n,
-                "method": value.method,
+                "method": value.method if precision is None else f"{value.method}; {precision}",
                 "judge": value.judge,
                 "judge_digest": _judge_digest(context, value.judge),
                 "reference": reference.name if uses_reference else None,
@@ -171,14 +185,18 @@ def cell_record(
 
 
 def finish_rows(
-    context: Context, directory: CellDirectory, ranges: list[tuple[int, int]], labels: np.ndarray
+    context: Context,
+    directory: CellDirectory,
+    ranges: list[tuple[int, int]],
+    labels: np.ndarray,
+    proof: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Join a cell's shards, measure them and return its rows by table."""
     arrays = directory.assemble(ranges)
     measured = measure_arrays(context, arrays, labels)
     thumbnails = arrays.get("thumbnails")
     return {
-        "metrics": metric_rows(context, measured),
+        "metrics": metric_rows(context, measured, proof),
         "skipped_metrics": [{"metric": skipped.name, "reason": skipped.reason} for skipped in measured.skipped],
         "per_class": per_class_rows(context.protocol, measured),
         "thumbnails": [] if thumbnails is None else thumbnail_rows(context.protocol, thumbnails, labels),

@@ -20,11 +20,12 @@ from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
 from bench.run.containment import too_long
 from bench.run.executors import TIMED_OUT, Executor, InProcess, open_executor
+from bench.run.halves import halves
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
 from bench.run.readiness import preflight
 from bench.run.record import Context, cell_record, model_row, ranking_of
-from bench.run.shard import SHARD_FACTS, CellFailure, Layout, judged_layout
+from bench.run.shard import SHARD_FACTS, CellFailure, Layout, judged_layout, shard_ranges
 from bench.run.timing import time_task
 from bench.run.worker import idle_task, load_judges, measure_task, sample_task
 from protocols import Protocol
@@ -34,9 +35,6 @@ from results.errors import BenchError, BenchWarning, DatabaseInUseError
 from results.index import Indexer, index_cells
 from results.ranking import rank_all
 from results.store import connect, finish_runs, now
-
-SHARD_SAMPLES = 500
-"""Samples of a shard, rounded to whole batches: what a kill at any moment can lose."""
 
 
 class Progress(Interface):
@@ -134,6 +132,7 @@ def run(
             run=run_record(arguments, request.device, threads),
             device=request.device,
             timeout=timeout,
+            halves=bool(halves(judges)),
         )
         cells = make_plan(request, conditions(judges, reference))
         summary = Summary(database, Indexer(database))
@@ -213,12 +212,6 @@ def _alone(runs: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of every shard: whole batches, about SHARD_SAMPLES samples each."""
-    size = max(1, SHARD_SAMPLES // batch_size) * batch_size
-    return [(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
-
-
 def _sort(
     cells: list[Cell],
     context: Context,
@@ -288,9 +281,11 @@ def _execute(
     """
     remaining = {item.cell.cell_id: len(item.missing) for item in work}
     failed: set[str] = set()
+    # Half-precision judges prove themselves on the first shard, and the others are judged as it says.
+    waiting = {item.cell.cell_id for item in work if context.halves and item.ranges[0] in item.missing}
     running: dict[Future[Any], _Task] = {}
     ready = [item for item in work if not item.missing]
-    queue = _shards(work, failed)
+    queue = [(item, span) for item in work for span in item.missing]
     window = 2 * pool.workers if pool.workers > 1 else 1
     died: list[_Task] = []
     suspects: list[_Task] = []
@@ -324,7 +319,7 @@ def _execute(
         elif not suspects and not died and not any(task.alone for task in running.values()):
             while ready and len(running) < window + 2:
                 start(_Task(ready.pop(), None))
-            while len(running) < window and (entry := next(queue, None)) is not None:
+            while len(running) < window and (entry := _next(queue, failed, waiting)) is not None:
                 start(_Task(*entry))
         if not running:
             break
@@ -346,6 +341,8 @@ def _execute(
                 progress.cell(item.cell, "done", None)
                 continue
             remaining[cell_id] -= 1
+            if task.span[0] == 0:
+                waiting.discard(cell_id)
             samples = task.span[1] - task.span[0]
             progress.shard(item.cell, item.total - remaining[cell_id], item.total, samples)
             if remaining[cell_id] == 0 and cell_id not in failed:
@@ -378,11 +375,15 @@ def _death(task: _Task, cause: str, timeout: float | None) -> CellFailure:
     return CellFailure(f"the worker process died while {during}, and again in a new one: {cause}")
 
 
-def _shards(work: list[_Work], failed: set[str]) -> Iterator[tuple[_Work, tuple[int, int]]]:
-    for item in work:
-        for span in item.missing:
-            if item.cell.cell_id not in failed:
-                yield item, span
+def _next(
+    queue: list[tuple[_Work, tuple[int, int]]], failed: set[str], waiting: set[str]
+) -> tuple[_Work, tuple[int, int]] | None:
+    """Take the next shard that can be sampled: those of a cell in `waiting` need what its first one shows."""
+    queue[:] = [entry for entry in queue if entry[0].cell.cell_id not in failed]
+    for index, (item, span) in enumerate(queue):
+        if span[0] == 0 or item.cell.cell_id not in waiting:
+            return queue.pop(index)
+    return None
 
 
 def _record_failure(

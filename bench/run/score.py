@@ -6,6 +6,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import fixed_threads
 from bench.metrics.cell import UNLABELLED
 from bench.metrics.inception import order_of_content
-from bench.metrics.measure import SkippedMetric
+from bench.metrics.measure import CellMetrics, SkippedMetric
 from bench.metrics.registry import fact_of
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
+from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
 from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
 from bench.run.provenance import run_record, typed_command
@@ -34,8 +36,7 @@ from bench.run.record import (
     ranking_of,
     thumbnail_rows,
 )
-from bench.run.runner import shard_ranges
-from bench.run.shard import judge_batch, shrink
+from bench.run.shard import judge_batch, shard_ranges, shrink
 from bench.run.worker import load_judges
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
@@ -105,7 +106,7 @@ def _score(
     directory = CellDirectory(runs, f"scoring-{mark()}")  # named when the images are known
     pixels = Pixels()
     try:
-        content = _judge_images(images, protocol, used, device, directory, ranges, pixels)
+        content, proof = _judge_images(images, context, used, directory, ranges, pixels)
         arrays = directory.assemble(ranges)
         directory.remove_shards()
         thumbnails = arrays.pop("thumbnails", None)
@@ -122,7 +123,7 @@ def _score(
     row["pixels"] = {**pixels.facts(), "described": images.describe()}
     needing = set(judges) - set(used)
     rows = {
-        "metrics": metric_rows(context, measured),
+        "metrics": metric_rows(context, measured, proof),
         "skipped_metrics": [
             {"metric": skipped.name, "reason": _why(skipped, images, needing)} for skipped in measured.skipped
         ],
@@ -155,14 +156,16 @@ def _why(skipped: SkippedMetric, images: ImageSource, needing: Collection[str]) 
 
 def _judge_images(
     images: ImageSource,
-    protocol: Protocol,
+    context: Context,
     judges: Mapping[str, Judge],
-    device: str,
     directory: CellDirectory,
     ranges: list[tuple[int, int]],
     seen: Pixels,
-) -> str:
-    """Judge the images in order, write a shard for each range and return the SHA-256 of all pixels."""
+) -> tuple[str, dict[str, Any]]:
+    """Judge the images in order, write a shard for each range; return the SHA-256 of all pixels, and a proof."""
+    protocol, device = context.protocol, context.device
+    doubted, proof = halves(judges), dict[str, Any]()
+    asked = with_strict(judges)
     content = hashlib.sha256()
     ends = {stop: start for start, stop in ranges}
     parts: dict[str, list[np.ndarray]] = {}
@@ -175,15 +178,26 @@ def _judge_images(
         labels = torch.zeros(len(pixels), dtype=torch.int64)
         if images.labels is not None:
             labels = torch.from_numpy(images.labels[first:last])
-        for name, values in judge_batch(judges, pixels.to(device), labels.to(device)).items():
+        for name, values in judge_batch(asked, pixels.to(device), labels.to(device)).items():
             parts.setdefault(name, []).append(values)
         if first < protocol.thumbnails:
             parts.setdefault("thumbnails", []).append(shrink(pixels[: protocol.thumbnails - first]).numpy())
         if last in ends:
             arrays = {name: np.concatenate(values) for name, values in parts.items()}
+            if doubted:
+                part = None if images.labels is None else images.labels[ends[last] : last]
+                arrays, proof = prove(arrays, partial(_measured, context, doubted, part), len(images))
+                warn_of_float32("these images", proof)
+                asked, doubted = settled(judges, proof), []
             directory.write_shard(ends[last], last, arrays, {"start": ends[last], "stop": last})
             parts = {}
-    return content.hexdigest()
+    return content.hexdigest(), proof
+
+
+def _measured(
+    context: Context, judges: Collection[str], labels: np.ndarray | None, said: Mapping[str, np.ndarray]
+) -> CellMetrics:
+    return measure_arrays(context, said, labels, judges=judges)
 
 
 def _command(

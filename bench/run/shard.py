@@ -24,6 +24,8 @@ from protocols import Protocol
 from results.errors import BenchError, BenchWarning
 
 THUMBNAIL_SIDE = 96
+SHARD_SAMPLES = 500
+"""Samples of a shard, rounded to whole batches: what a kill at any moment can lose."""
 SHARD_FACTS = (
     "network_rows", "guide_rows", "decode_seconds", "network_seconds", "judge_seconds", "timed_seconds",
     "timed_samples", "peak_memory",
@@ -48,6 +50,12 @@ class CellFailure(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CellFailure, (self.reason, self.failures)
+
+
+def shard_ranges(num_samples: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of every shard: whole batches, about SHARD_SAMPLES samples each."""
+    size = max(1, SHARD_SAMPLES // batch_size) * batch_size
+    return [(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
 
 
 def sample_shard(

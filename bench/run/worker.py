@@ -17,8 +17,9 @@ from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
 from bench.run.costs import sample_operations
+from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
 from bench.run.plan import Cell
-from bench.run.record import Context, cell_record, cost_facts, finish_rows, model_row, pixel_facts
+from bench.run.record import Context, cell_record, cost_facts, finish_rows, measure_arrays, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
 from bench.weights.cache import cache_directory
 from protocols import Protocol
@@ -70,6 +71,12 @@ def sample_task(
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
     fix_threads(context.device)
     judges = load_judges(context.protocol, context.device)
+    directory = CellDirectory(runs, cell.cell_id)
+    doubted = halves(judges)
+    if doubted and start > 0:
+        judges, doubted = settled(judges, _proof(directory)), []
+    elif doubted:
+        judges = with_strict(judges)
     try:
         with adapter_faults(cell):
             adapter = load_cell_adapter(cell, context.protocol, context.device)
@@ -77,8 +84,21 @@ def sample_task(
             arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
     except CellFailure as failure:
         return failure
-    CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
+    if doubted:
+        part = labels[start:stop]
+        arrays, facts["precision"] = prove(
+            arrays, lambda said: measure_arrays(context, said, part, judges=doubted), cell.num_samples
+        )
+        warn_of_float32(cell.label, facts["precision"])
+    directory.write_shard(start, stop, arrays, facts)
     return None
+
+
+def _proof(directory: CellDirectory) -> Mapping[str, Any]:
+    """Return what the cell's first shard showed of half-precision judges; the runner has it sampled before others."""
+    facts = directory.first_facts() or {}
+    found: Mapping[str, Any] = facts.get("precision", {})
+    return found
 
 
 def measure_task(
@@ -88,7 +108,7 @@ def measure_task(
     fix_threads(context.device)
     directory = CellDirectory(runs, cell.cell_id)
     facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
-    rows = finish_rows(context, directory, ranges, labels)
+    rows = finish_rows(context, directory, ranges, labels, facts[0].get("precision"))
     cost = cost_facts(facts, cell.num_samples)
     try:
         with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():

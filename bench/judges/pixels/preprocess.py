@@ -64,8 +64,9 @@ class Preprocess:
         shape = (len(images), 3, self.size, self.size)
         pixels = torch.empty(shape, dtype=torch.float32, device=images.device)
         count = IN_CACHE if images.device.type == "cpu" else max(len(images), 1)
-        for part, target in zip(images.split(count), pixels.split(count), strict=True):
-            self._normalise(self._to_input_size(part), target)
+        with torch.autocast(images.device.type, enabled=False):  # a network may be in half precision, its input never
+            for part, target in zip(images.split(count), pixels.split(count), strict=True):
+                self._normalise(self._to_input_size(part), target)
         return pixels
 
     def _to_input_size(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 import bench.run.runner
 from bench.contracts.adapter import Adapter
 from bench.run.executors import InProcess, Processes, open_executor
-from bench.run.runner import shard_ranges
+from bench.run.shard import shard_ranges
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.index import reindex
@@ -66,7 +66,7 @@ def test_a_finished_cell_is_reused_unless_fresh(measure):
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(measure, tmp_path, monkeypatch, quiet):
-    monkeypatch.setattr(bench.run.runner, "SHARD_SAMPLES", 50)
+    monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 50)
     undisturbed = metrics_of(measure(tmp_path / "whole"))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(measure, tmp_path, monkeypat
 
 
 def test_a_torn_shard_is_sampled_again(measure, tmp_path, monkeypatch, quiet):
-    monkeypatch.setattr(bench.run.runner, "SHARD_SAMPLES", 50)
+    monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 50)
     undisturbed = metrics_of(measure(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path / "torn", progress=quiet(stop_after=2))
@@ -85,7 +85,7 @@ def test_a_torn_shard_is_sampled_again(measure, tmp_path, monkeypatch, quiet):
 
 
 def test_a_shard_whose_facts_or_names_are_foreign_harms_nothing(measure, tmp_path, monkeypatch, quiet):
-    monkeypatch.setattr(bench.run.runner, "SHARD_SAMPLES", 50)
+    monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 50)
     undisturbed = metrics_of(measure(tmp_path / "whole"))
     for facts in ([1], 3, {"batch_size": 50}, {"batch_size": 50, "network_rows": "many"}):
         with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_a_shard_whose_facts_or_names_are_foreign_harms_nothing(measure, tmp_pat
 
 def test_workers_and_shards_do_not_change_the_bits(measure, tmp_path, monkeypatch, digits_request, quiet):
     alone = metrics_of(measure(tmp_path / "one"))
-    monkeypatch.setattr(bench.run.runner, "SHARD_SAMPLES", 100)
+    monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 100)
     many = bench.run.runner.run(digits_request(), tmp_path / "two", progress=quiet(), workers=2)
     assert metrics_of(many) == alone
 
