@@ -1,18 +1,24 @@
 """The report: one HTML file that opens offline, read from a results database."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from results.errors import ReportError
 
 
 def write_report(
-    database: Path, output: Path, *, protocol: str | None = None, without_trained_on: Sequence[str] = ()
+    database: Path,
+    output: Path,
+    *,
+    protocol: str | None = None,
+    without_trained_on: Sequence[str] = (),
+    real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None,
 ) -> Path:
-    """Write the report of one protocol of `database` to the HTML file `output` and return its path.
+    """Write the report of `database` to the HTML file `output` and return its path.
 
-    Without `protocol`, the protocol with the most finished cells is shown. The file is written beside its final
-    place and renamed, so an interrupted call leaves an older report as it was.
+    The page shows the ranking with the most finished rows first, of `protocol` if it is given, and the others at the
+    choice of the reader. `real` holds PNG files of real images by protocol and label, shown next to samples. The file
+    is written beside its final place and renamed, so an interrupted call leaves an older report as it was.
 
     `without_trained_on` leaves out the models that were trained on these judges' features, and ranks without them.
 
@@ -20,7 +26,7 @@ def write_report(
     """
     from report.page import write  # plotly and pandas are loaded only when a report is written
 
-    return write(Path(database), Path(output), protocol, without_trained_on)
+    return write(Path(database), Path(output), protocol, without_trained_on, real)
 
 
 __all__ = ["ReportError", "write_report"]

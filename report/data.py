@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pandas as pd
 
 from report.text import plural
 from results import budgets as costs
-from results import leaderboard, store
+from results import convergence, leaderboard, picks, store
 from results.budgets import Budget
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
@@ -65,6 +66,18 @@ class Measurements:
     """What was left out because of what it was trained on; empty for nothing."""
     spaces: list[Agreement]
     """Every two feature spaces that the rows were measured in."""
+    finished: list[Row]
+    """Every finished row of the protocol, those of other rankings too."""
+    runs_directory: Path
+    """Where the per-image scores of the cells are, as far as they are here."""
+    number: str
+    """The digest of the ranking."""
+
+    @property
+    def title(self) -> str:
+        """What tells the ranking from others of the database."""
+        cell = self.cells.iloc[0]
+        return f"{self.protocol['name']}, {int(cell['num_samples']):,} images, seed {cell['seed']}"
 
     @property
     def distance(self) -> str:
@@ -111,10 +124,27 @@ class Measurements:
         """Return the cells that nothing beats by `metric` at lower or equal cost, cheapest first."""
         return [cell_of(row) for row in costs.pareto_front(self._chosen(among), metric, cost)]
 
-    def unsure_of_front(self, front: Iterable[str], metric: str, cost: costs.Cost, among: Iterable[str]) -> list[str]:
-        """Return the cells of a front that may owe their place to the noise of timing."""
-        rows = self._chosen(among)
-        return [cell_of(row) for row in costs.unsure_of_front(self._chosen(front), rows, metric, cost)]
+    def price(self, cell: str, cost: costs.Cost) -> tuple[float | None, float | None]:
+        """Return the ends of the interval of a cell's cost; (None, None) where it is not known."""
+        price = costs.price_of(self.rows[cell], cost)
+        return (None, None) if price is None else (price.low, price.high)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """The cells whose ties are known within any choice of rows: all, or of very many the best of each setting."""
+        ranked = [str(cell) for cell in self.ranked.index]
+        if len(ranked) <= MOST_COMPARED or not self.headline:
+            return ranked[:MOST_COMPARED]
+        best = dict.fromkeys([*self.best(self.headline), *self.best(self.headline, ("model", "steps"))])
+        return list(best)[:MOST_COMPARED]
+
+    def beaten(self, metric: str) -> dict[str, frozenset[str]]:
+        """Return which of the `compared` cells are significantly better than each of them by `metric`."""
+        return picks.beaten_by(leaderboard.comparable(self._chosen(self.compared), metric), metric)
+
+    def converging(self, metric: str) -> list[convergence.Convergence]:
+        """Return how `metric` goes with the number of images for each model's best row."""
+        return convergence.convergence(self._chosen(self.best(metric)), self.finished, metric)
 
     def with_metric(self, metric: str) -> pd.DataFrame:
         """Return the ranked cells that have `metric`, joined with its value, low, high and ranks."""
@@ -140,6 +170,10 @@ class Measurements:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
 
 
+MOST_COMPARED = 400
+"""Rows among which every pair is compared: the time and the page's size go with their square."""
+
+
 def _may_be_best(row: Row, metric: str) -> bool:
     value = row.measured(metric)
     return value is not None and value.may_be_best is not False
@@ -150,17 +184,45 @@ def cell_of(row: Row) -> str:
     return str(row.cell["cell_id"])
 
 
-def read_measurements(
+MOST_RANKINGS = 8
+"""Rankings that one page holds, those with the most rows."""
+
+
+def read_rankings(
     database: Path, protocol: str | None = None, without_trained_on: Sequence[str] = ()
+) -> list[Measurements]:
+    """Read every ranking of `database` (of one protocol where it is given), the one to show first in front.
+
+    Raises `ReportError` as `read_measurements` does.
+    """
+    first = read_measurements(database, protocol, without_trained_on)
+    with store.connect(database, retry=True) as connection:
+        counted = connection.execute(
+            "SELECT protocol, ranking FROM cells WHERE status = 'done' AND ($1 IS NULL OR protocol = $1) "
+            "GROUP BY ALL ORDER BY count(*) FILTER (NOT random_weights) DESC, max(finished) DESC, ranking",
+            [protocol],
+        ).fetchall()
+    found = [first]
+    for name, ranking in [(name, ranking) for name, ranking in counted if ranking != first.number][: MOST_RANKINGS - 1]:
+        try:
+            found.append(read_measurements(database, name, without_trained_on, ranking))
+        except ReportError:
+            if not without_trained_on:  # else all of it may be left out
+                raise
+    return found
+
+
+def read_measurements(
+    database: Path, protocol: str | None = None, without_trained_on: Sequence[str] = (), ranking: str | None = None
 ) -> Measurements:
-    """Read the measurements of `protocol` (default: the one with the most finished cells) from `database`.
+    """Read one ranking of `protocol` from `database`; by default the one with the most finished cells.
 
     Models that were trained on the features of the judges `without_trained_on` are left out, and the others ranked
     without them. Raises `ReportError` when the file is missing, locked, of another schema, or without a finished cell.
     """
     try:
         with store.connect(database, retry=True) as connection:
-            return _read(connection, database, protocol, without_trained_on)
+            return _read(connection, database, protocol, without_trained_on, ranking)
     except StoreError as error:
         raise ReportError(str(error)) from error
     except duckdb.Error as error:
@@ -169,7 +231,11 @@ def read_measurements(
 
 
 def _read(
-    connection: duckdb.DuckDBPyConnection, database: Path, protocol: str | None, without_trained_on: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    database: Path,
+    protocol: str | None,
+    without_trained_on: Sequence[str],
+    ranking: str | None,
 ) -> Measurements:
     name, others = _choose_protocol(connection, database, protocol)
 
@@ -185,10 +251,13 @@ def _read(
             raise ReportError(f"every finished cell of {name} is of a model trained on {', '.join(without_trained_on)}")
     cells = _labelled(found)
     done = cells[cells["status"] == "done"]
-    ranking = _choose_ranking(done)
+    ranking = ranking or _choose_ranking(done)
+    if not (done["ranking"] == ranking).any():
+        raise ReportError(f"nothing of ranking {ranking[:12]} is left to show")
     read = leaderboard.rows(connection, protocol=name, ranking=ranking, blocks=True)
     shown = done[done["ranking"] == ranking]
-    rows = {cell: row for cell in shown.index for row in read if cell_of(row) == cell}
+    by_cell = {cell_of(row): row for row in read}
+    rows = {str(cell): by_cell[cell] for cell in shown.index if cell in by_cell}
     facts = leaderboard.measured_facts(list(rows.values()))
     metrics = {fact.name: fact for fact in facts if leaderboard.comparable(rows.values(), fact.name)}
     ours = "WHERE cell_id IN (SELECT cell_id FROM cells WHERE protocol = ? AND status = 'done' AND ranking = ?)"
@@ -197,6 +266,9 @@ def _read(
     return Measurements(
         left_out=left_out_line(left_out, without_trained_on) if without_trained_on else "",
         spaces=agreements(list(rows.values())),
+        finished=[row for row in found if row.cell["status"] == "done"],
+        runs_directory=database.parent,
+        number=ranking,
         protocol=record(protocols.iloc[0])
         if len(protocols)
         else {"name": name, "title": name, "digest": digest, "definition": "{}"},
@@ -300,4 +372,4 @@ def record(row: Any) -> dict[str, Any]:
     return {str(key): value for key, value in row.items()}
 
 
-__all__ = ["COMPOSITE", "Measurements", "decoded", "read_measurements", "record"]
+__all__ = ["COMPOSITE", "Measurements", "decoded", "read_measurements", "read_rankings", "record"]

@@ -14,8 +14,10 @@ import plotly.graph_objects as go
 
 from report.data import record
 from report.text import number, rank, seconds, shortened, with_interval
+from results.convergence import FEWEST, MOST, Convergence
 from results.facts import MetricFact
 from results.statistics import share_difference
+from results.teachers import setting_of
 
 # Okabe and Ito's colours (black left out, yellow darkened: both vanish on one of the two backgrounds), then five more.
 COLOURS = (
@@ -82,7 +84,7 @@ def steps_curve(
             hovertext=[_hover(row, metric) for _, row in line.iterrows()],
             hoverinfo="text",
         )
-    axes(figure, AXES[axis], axis_title(metric), log_x=True, log_y=spans(rows["value"]))
+    axes(figure, AXES[axis], axis_title(metric), log_x=True, log_y=spans(rows["value"], metric))
     return figure
 
 
@@ -124,11 +126,15 @@ def pareto(
                 "symbol": style["symbol"],
                 "opacity": [1 if on else PALE for on in on_front],
             },
-            hovertext=[f"{_hover(row, metric)}<br>{seconds(row[cost])}" for _, row in group.iterrows()],
+            hovertext=[
+                _hover(row, metric) + ("" if cost == "evaluations" else f"<br>{seconds(row[cost])}")
+                for _, row in group.iterrows()
+            ],
             hoverinfo="text",
         )
-    title = "seconds for one image, batch 1" if cost == "latency_seconds" else AXES["seconds"]
-    axes(figure, title, axis_title(metric), log_x=True, log_y=spans(rows["value"]))
+    titles = {"latency_seconds": "seconds for one image, batch 1", "evaluations": AXES["nfe"]}
+    title = titles.get(cost, AXES["seconds"])
+    axes(figure, title, axis_title(metric), log_x=True, log_y=spans(rows["value"], metric))
     return figure
 
 
@@ -166,7 +172,7 @@ def guidance_path(
             ],
             hoverinfo="text",
         )
-    axes(figure, axis_title(across), axis_title(up), log_y=spans(rows["value"]))
+    axes(figure, axis_title(across), axis_title(up), log_y=spans(rows["value"], up))
     return figure
 
 
@@ -252,12 +258,18 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
     )
     proportion = metric.is_share
     error: Any = share_difference(both["value"], both["n"], both["value_other"], both["n_other"]) if proportion else []
+    apart = both["difference"].abs() > (error if proportion else 0.0)
     figure = go.Figure(
         go.Scatter(
             x=numbers(both["difference"]),
             y=list(range(len(both))),
             mode="markers",
-            marker={"size": 8, "color": [COLOURS[0] if value >= 0 else COLOURS[3] for value in both["difference"]]},
+            marker={
+                "size": 8,
+                "color": NEUTRAL,
+                "line": {"width": 1.5},
+                "symbol": ["circle" if sure else "circle-open" for sure in apart],
+            },
             error_x={"type": "data", "array": list(map(float, error)), "width": 0, "thickness": 1, "color": FAINT}
             if proportion
             else None,
@@ -268,7 +280,8 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
             hoverinfo="text",
         )
     )
-    axes(figure, f"{metric.short}, first minus second", "")
+    side = "right" if metric.higher_is_better else "left"
+    axes(figure, f"{metric.short}, first minus second ({side} of zero: the first is better)", "")
     few = len(both) <= 60
     figure.update_yaxes(
         tickvals=list(range(len(both))) if few else [],
@@ -322,23 +335,50 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
     return figure
 
 
-def rank_by_metric(ranks: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> go.Figure:
-    """Draw each model's place by every metric: `ranks` is indexed by model, a column for each metric's heading."""
+def convergence(found: Sequence[Convergence], metric: MetricFact, styles: Mapping[str, dict[str, str]]) -> go.Figure:
+    """Draw a metric against the number of images: dots as measured, dashed what the bias of order 1/N predicts."""
     figure = go.Figure()
-    for model, places in ranks.iterrows():
-        style = styles[str(model)]
+    for line in found:
+        model = str(line.row.cell["model"])
+        style = styles[model]
+        n = line.row.cell["num_samples"]
+        grid = [n * FEWEST * (MOST / FEWEST) ** (step / 24) for step in range(25)]
+        if line.limit is not None:
+            figure.add_scatter(
+                x=grid,
+                y=[line.predicted(count) for count in grid],
+                mode="lines",
+                meta={"model": model},
+                line={"color": style["colour"], "dash": "dash", "width": 1.2},
+                hoverinfo="skip",
+            )
+        values = [value for _, value in line.points]
+        lows, highs = [value.low for value in values], [value.high for value in values]
+        middle = [float(value.value or 0.0) for value in values]
         figure.add_scatter(
-            x=list(ranks.columns),
-            y=numbers(places),
-            mode="lines+markers",
+            x=[count for count, _ in line.points],
+            y=middle,
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [None if high is None else high - own for high, own in zip(highs, middle, strict=True)],
+                "arrayminus": [None if low is None else own - low for low, own in zip(lows, middle, strict=True)],
+                "thickness": 1,
+                "width": 3,
+            },
+            mode="markers",
             name=label(model),
             meta={"model": model},
-            line={"color": style["colour"], "dash": style["dash"], "width": 2},
-            marker={"size": 9, "symbol": style["symbol"], "color": style["colour"]},
-            hovertemplate=f"{label(model)}: place %{{y}} by %{{x}}<extra></extra>",
+            marker={"size": 9, "symbol": style["symbol"], "color": style["colour"], "line": {"width": 0}},
+            hovertext=[
+                f"{label(setting_of(line.row))}<br>{count:,} images<br>"
+                + with_interval(value.value, value.low, value.high)
+                for count, value in line.points
+            ],
+            hoverinfo="text",
         )
-    axes(figure, "", "place among the models' best settings")
-    figure.update_yaxes(autorange="reversed", dtick=1 if len(ranks) < 15 else 5)
+    shown = pd.Series([value.value for line in found for _, value in line.points], dtype=float)
+    axes(figure, "images", axis_title(metric), log_x=True, log_y=spans(shown, metric))
     return figure
 
 
@@ -365,10 +405,10 @@ def cost(rows: pd.DataFrame) -> go.Figure:
     """Draw where the time of 1,000 images goes. `rows` has label, num_samples and the three seconds columns."""
     rows = rows[::-1]
     figure = go.Figure()
-    for column, name, colour in (
-        ("network_seconds", "network", COLOURS[0]),
-        ("decode_seconds", "decoder", COLOURS[2]),
-        ("judge_seconds", "judges", COLOURS[1]),
+    for column, name, colour in (  # shades of grey: colours are the models'
+        ("network_seconds", "network", "#6b7680"),
+        ("decode_seconds", "decoder", "#98a2ab"),
+        ("judge_seconds", "judges", "#c3cad1"),
     ):
         figure.add_bar(
             x=numbers(1000 * rows[column].astype(float) / rows["num_samples"]),
@@ -388,9 +428,13 @@ def cost(rows: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def spans(values: pd.Series) -> bool:
-    """Tell whether values are positive and spread so far that a log axis shows them better."""
-    return bool(len(values) and values.min() > 0 and values.max() / values.min() > SPAN)
+def spans(values: pd.Series, metric: MetricFact) -> bool:
+    """Tell whether values are positive and spread so far that a log axis shows them better.
+
+    A metric with a largest value stays linear: one bad row would squeeze the others into a line.
+    """
+    wide = len(values) and values.min() > 0 and values.max() / values.min() > SPAN
+    return bool(wide and not metric.bounded)
 
 
 def weakest(utilities: Mapping[str, float], letters: Mapping[str, str]) -> str:

@@ -12,13 +12,16 @@ from report.data import COMPOSITE, Measurements, cell_of, record
 from report.text import budget, known, listed, number, plural, seconds, with_interval
 from results import comparing, spaces
 from results.budgets import Budget
+from results.convergence import Convergence
+from results.facts import MetricFact
 from results.leaderboard import Row
 from results.published import Claim
+from results.statistics import share_difference
 
 
-def leader(data: Measurements) -> tuple[str, str]:
-    """Return the answer of the first screen, and how sure it is."""
-    metric = data.metrics[data.headline]
+def leader(data: Measurements, by: str) -> tuple[str, str]:
+    """Return the answer of the first screen by the metric `by`, and how sure it is."""
+    metric = data.metrics[by]
     best = data.best(metric.name)
     leaders = set(data.leaders(metric.name))
     first, tied = best[0], [cell for cell in best[1:] if cell in leaders]
@@ -105,16 +108,18 @@ def curve(data: Measurements, metric: str) -> str:
     )
 
 
-def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str, unsure: int = 0) -> str:
-    """Describe the ends of the Pareto front; of `unsure` rows the intervals of the times leave open who is on it."""
+def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str, short: str) -> str:
+    """Describe the ends of the Pareto front of the metric with this short name, by a cost that is exact."""
     edge = rows.loc[list(on_front)]
+
+    def said(at: int) -> str:
+        spent = edge[cost].iloc[at]
+        return f"{edge['label'].iloc[at]} ({budget(spent, 'nfe') if cost == 'evaluations' else seconds(spent)})"
+
     count = f"{len(edge)} of {plural(len(rows), 'row')}"
-    if unsure:
-        return f"Up to {count} are on the Pareto front: the times of {unsure} are not told apart from a better row's"
     if len(edge) == 1:
-        return f"One row is both the fastest and the best: {edge['label'].iloc[0]} ({seconds(edge[cost].iloc[0])})"
-    ends = [f"{edge['label'].iloc[end]} ({seconds(edge[cost].iloc[end])})" for end in (0, -1)]
-    return f"{count} are on the Pareto front, from {ends[0]} to {ends[1]}"
+        return f"One row is both the cheapest and the best by {short}: {said(0)}"
+    return f"{count} are on the Pareto front of {short}, from {said(0)} to {said(-1)}"
 
 
 def guidance(data: Measurements, sweep: pd.DataFrame, metric: str, chosen: Sequence[str]) -> str:
@@ -222,11 +227,19 @@ def time_spent(rows: pd.DataFrame) -> str:
     return f"{listed(shares)} of the time".capitalize()
 
 
-def classes(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], short: str, higher: bool) -> str:
-    """Count the classes in which one row is ahead of the other."""
-    both = one.set_index("label")["value"] - other.set_index("label")["value"]
-    ahead = int(((both > 0) if higher else (both < 0)).sum())
-    return f"By {short}, {names[0]} is ahead of {names[1]} in {ahead} of {int(both.notna().sum()):,} classes"
+def classes(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], metric: MetricFact) -> str:
+    """Count the classes in which one row is ahead of the other; of shares, significantly so."""
+    both = one.merge(other, on=["label", "class_name"], suffixes=("", "_other")).dropna(subset=["value", "value_other"])
+    difference = metric.sign * (both["value"] - both["value_other"])
+    half = share_difference(both["value"], both["n"], both["value_other"], both["n_other"]) if metric.is_share else 0.0
+    ahead, behind = int((difference > half).sum()), int((difference < -half).sum())
+    sure = "significantly " if metric.is_share else ""
+    if not ahead and not behind:
+        return f"By {metric.short}, no class {sure}sets {names[0]} and {names[1]} apart"
+    total = f"{len(both):,} class" + "es" * (len(both) != 1)
+    return (
+        f"By {metric.short}, {names[0]} is {sure}ahead of {names[1]} in {ahead} of {total} and {sure}behind in {behind}"
+    )
 
 
 def claims(found: Sequence[Claim]) -> str:
@@ -240,3 +253,27 @@ def claims(found: Sequence[Claim]) -> str:
     verb = "lies" if within == 1 else "lie"
     count = plural(len(comparable), "comparable published figure")
     return f"{within} of {count} {verb} inside the measured interval"
+
+
+def wins(titles: Sequence[str], signs: Sequence[str], short: str) -> str:
+    """Say how many pairs of the win matrix the data put in order, and which row wins most."""
+    pairs = [(i, j) for i in range(len(titles)) for j in range(i) if signs[i][j] != "?"]
+    decided = sum(signs[i][j] in "+-" for i, j in pairs)
+    won = [row.count("+") for row in signs]
+    if not decided:
+        return f"No pair is significantly different by {short}"
+    most = max(won)
+    first = [title for title, count in zip(titles, won, strict=True) if count == most]
+    verb = "win" if len(first) > 1 else "wins"
+    return f"{decided} of {plural(len(pairs), 'pair')} differ significantly by {short}; {listed(first)} {verb} {most}"
+
+
+def converging(found: Sequence[Convergence], short: str) -> str:
+    """Say how much of the metric is its bias at this number of images."""
+    biases = [
+        (abs(line.slope) / line.row.cell["num_samples"], line.row.cell) for line in found if line.slope is not None
+    ]
+    if not biases:
+        return f"How {short} goes with the number of images"
+    most, cell = max(biases, key=lambda pair: pair[0])
+    return f"At {cell['num_samples']:,} images, up to {number(most)} of {short} is bias ({cell['model']})"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +15,14 @@ from typing import Any, Literal
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import findings, tables, text
-from report.data import Measurements, cell_of, decoded, read_measurements
+from report import choices, findings, tables, text
+from report.data import Measurements, cell_of, decoded, read_rankings
 from report.markup import Markup, element, escape, script_json
-from report.sections import Page
+from report.sections import Page, section
+from results.budgets import Cost
 from results.errors import BenchError, ReportError
 from results.files import write_atomically
+from results.licences import forbids_commercial_use
 from results.ranking import INCOMPLETE
 
 EXPORTED = (
@@ -39,6 +44,7 @@ EXPORTED = (
     *("images_per_second", "latency_seconds", "peak_memory", "parameters", "device", "command"),
 )
 
+SECTION = re.compile(r'<section id="([\w-]+)"[^>]*><p class="question">(.*?)</p>')
 SORTABLE = (
     "steps",
     "cfg",
@@ -50,56 +56,68 @@ SORTABLE = (
     "peak_memory",
     "parameters",
 )
+TIMES: tuple[Cost, ...] = ("seconds", "latency_seconds")
 INTERVALS = ("value", "low", "high", "rank_low", "rank_high")
+SCRIPTS = ("load", "core", "charts", "board", "choose", "heads", "start")
+"""The parts of the page's script, in order; they share one scope."""
+TOOLBAR = {
+    "responsive": True,
+    "displaylogo": False,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    "plotlyServerURL": "",
+    "showSendToCloud": False,
+    "showEditInChartStudio": False,
+}
+"""Plotly's configuration. Buttons are listed, so that a new version of Plotly adds none, such as one that uploads."""
+PLAIN = 2_000_000
+"""Characters of JSON from which on it is packed."""
 
 
-def write(database: Path, output: Path, protocol: str | None, without_trained_on: Sequence[str] = ()) -> Path:
+def write(
+    database: Path,
+    output: Path,
+    protocol: str | None,
+    without_trained_on: Sequence[str] = (),
+    real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None,
+) -> Path:
     """Read `database`, build the page and put it at `output` in one step. See `report.write_report`."""
-    content = build(read_measurements(database, protocol, without_trained_on))
+    views = read_rankings(database, protocol, without_trained_on)
     try:
-        write_atomically(output, content.encode(), "--output")
+        write_atomically(output, build(*views, real=real).encode(), "--output")
     except BenchError as error:
         raise ReportError(str(error)) from error
     return output
 
 
-def build(data: Measurements) -> str:
-    """Return the whole page."""
-    page = Page(data)
-    blocks = [
-        *(page.leaderboard(), _chips(page), page.curve(), page.students(), page.pareto(), page.guidance()),
-        *(
-            page.composite(),
-            page.samples(),
-            page.per_class(),
-            page.stability(),
-            page.cost(),
-            page.published(),
-            _provenance(data),
-        ),
+def build(*views: Measurements, real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None) -> str:
+    """Return the whole page: the first of the rankings in full, the others ready to be shown in its place."""
+    first, *others = [_view(data, views, (real or {}).get(str(data.protocol["name"]), {})) for data in views]
+    templates = [
+        element("template", other, class_="view", data_ranking=data.number[:12])
+        for data, other in zip(views[1:], others, strict=True)
     ]
-    title = f"{data.protocol['title']}: few-step and multi-step generators compared"
-    content = {**page.script_data, **_script_data(page)}
+    title = f"{views[0].protocol['title']}: few-step and multi-step generators compared"
     assets = files("report") / "assets"
+    own = "\n".join((assets / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
+    scripts = [get_plotlyjs(), f'"use strict";\n(async () => {{\n{own}}})();']
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
+            element("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             '<link rel="icon" href="data:,">',
             element("title", title),
             f"<style>{(assets / 'page.css').read_text('utf-8')}</style>",
             "<noscript><style>[data-grid][hidden]{display:block}.chips,.plot{display:none}</style></noscript>",
-            f"<script>{get_plotlyjs()}</script>",
             "</head>",
             "<body>",
-            _head(data),
-            element("main", blocks),
-            f'<script type="application/json" id="page-data">{script_json(content)}</script>',
-            f"<script>{(assets / 'page.js').read_text('utf-8')}</script>",
+            first,
+            *templates,
+            *(f"<script>{script}</script>" for script in scripts),  # last: the page is painted before they are read
             "</body>",
             "</html>",
             "",
@@ -107,7 +125,46 @@ def build(data: Measurements) -> str:
     )
 
 
-def _head(data: Measurements) -> Markup:
+def _policy(scripts: Sequence[str]) -> str:
+    """Return a policy under which the page runs these scripts alone and connects to nothing."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+        "connect-src 'none'; form-action 'none'; base-uri 'none'"
+    )
+
+
+def _view(data: Measurements, views: Sequence[Measurements], real: Mapping[int, Sequence[bytes]]) -> Markup:
+    """Return header, blocks and data of one ranking."""
+    page = Page(data, len(views))
+    blocks = [
+        page.leaderboard(),
+        choices.picker(page),
+        _chips(page),
+        *(page.curve(), page.students(), page.pareto(), page.guidance(), page.composite(), page.samples()),
+        *(choices.heads(page, real), choices.wins(page), page.per_class(), page.stability(), page.convergence()),
+        *(page.cost(), choices.rankings(views), page.published(), _provenance(data)),
+    ]
+    content = {**page.script_data, **_script_data(page), "first": views[0].number[:12], "ranking": data.number[:12]}
+    return escape(
+        [
+            _head(data, views, [block for block in blocks if block]),
+            element("main", blocks),
+            _packed(content),
+        ]
+    )
+
+
+def _packed(content: Mapping[str, Any]) -> Markup:
+    written = script_json(content)
+    if len(written) <= PLAIN:
+        return Markup(f'<script type="application/json" class="view" id="page-data">{written}</script>')
+    text_ = base64.b64encode(gzip.compress(written.encode(), mtime=0)).decode()
+    return Markup(f'<script type="application/json" class="view" data-encoding="gzip">{text_}</script>')
+
+
+def _head(data: Measurements, views: Sequence[Measurements], blocks: Sequence[Markup]) -> Markup:
     cells, protocol = data.cells, data.protocol
     last = data.runs.iloc[-1] if len(data.runs) else None
     reference = data.ranking["reference"] if data.ranking else None
@@ -129,24 +186,31 @@ def _head(data: Measurements) -> Markup:
         _download("CSV", "leaderboard.csv", "text/csv", table.to_csv(index=False)),
         _download("JSON", "leaderboard.json", "application/json", table.to_json(orient="records")),
     ]
-    warnings = [element("li", warning) for warning in alerts(data)]
-    others = (
-        f"Also in this database: {', '.join(data.other_protocols)} (choose with --protocol)."
-        if data.other_protocols
-        else None
-    )
+    warnings = [element("li", warning) for warning in alerts(data, views)]
+    others = [name for name in data.other_protocols if name not in {view.protocol["name"] for view in views}]
     return element(
         "header",
         element(
             "div",
             element("h1", protocol["title"]),
+            choices.switch(views, data.number),
             element("p", "Download ", downloads, class_="downloads"),
             class_="title",
         ),
         element("dl", definitions, class_="facts"),
         element("ul", warnings, class_="alerts", role="alert") if warnings else None,
-        element("p", others, class_="note") if others else None,
+        element("p", f"Also in this database: {', '.join(others)} (choose with --protocol).", class_="note")
+        if others
+        else None,
+        _sections(blocks),
     )
+
+
+def _sections(blocks: Sequence[Markup]) -> Markup:
+    """Return the links to the blocks of the page."""
+    found = [match for block in blocks if (match := SECTION.match(block))]
+    links = [element("a", Markup(match[2]), href=f"#{match[1]}", data_section=match[1]) for match in found]
+    return element("nav", links, class_="sections", aria_label="sections of the page")
 
 
 def _counts(data: Measurements) -> str:
@@ -155,7 +219,7 @@ def _counts(data: Measurements) -> str:
     return ", ".join(parts)
 
 
-def alerts(data: Measurements) -> list[str]:
+def alerts(data: Measurements, views: Sequence[Measurements] = ()) -> list[str]:
     """Return what a reader must know before believing the page: failures, unfinished runs, dirty code, mixed rows."""
     found = []
     failed = data.unfinished[data.unfinished["status"] == "failed"]
@@ -179,10 +243,12 @@ def alerts(data: Measurements) -> list[str]:
     note = data.ranking["note"] if data.ranking else None
     if note and note != INCOMPLETE:
         found.append(f"No MMHM: {note}.")
-    if len(data.elsewhere):
+    shown = {view.number for view in views}
+    left = int((~data.elsewhere["ranking"].isin(shown)).sum())
+    if left:
         found.append(
-            f"{text.plural(len(data.elsewhere), 'row')} with another sample count, seed or reference left out: they "
-            "are never ranked with these."
+            f"{text.plural(left, 'row')} with another sample count, seed or reference left out: they are never ranked "
+            "with these."
         )
     if data.left_out:
         found.append(data.left_out)
@@ -231,40 +297,72 @@ def _chips(page: Page) -> Markup:
 def _script_data(page: Page) -> dict[str, Any]:
     data = page.data
     cells: dict[str, Any] = {}
-    for cell, row in data.cells.iterrows():
-        own: dict[str, Any] = {key: row[key] for key in ("model", "label", "family", "checkpoint")}
-        own |= {key: None if pd.isna(row[key]) else float(row[key]) for key in SORTABLE}
-        own |= {"random_weights": bool(row["random_weights"]), "off_regime": bool(row["off_regime"]), "metrics": {}}
-        cells[str(cell)] = own
-    for _, value in data.values.iterrows():
-        numbers = [None if pd.isna(value[key]) else float(value[key]) for key in INTERVALS]
+    for own in data.cells.reset_index().to_dict("records"):
+        row: dict[str, Any] = {key: own[key] for key in ("model", "label", "family", "checkpoint", "device", "licence")}
+        row |= {key: None if pd.isna(own[key]) else float(f"{own[key]:.9g}") for key in SORTABLE}
+        row |= {"random_weights": bool(own["random_weights"]), "off_regime": bool(own["off_regime"]), "metrics": {}}
+        row |= {"licence": own["licence"] if isinstance(own["licence"], str) else "unknown", "command": own["command"]}
+        row["commercial"] = not forbids_commercial_use(row["licence"])
+        row["prices"] = {cost: data.price(str(own["cell_id"]), cost) for cost in TIMES}
+        cells[str(own["cell_id"])] = row
+    for value in data.values.to_dict("records"):
+        numbers = [None if pd.isna(value[key]) else float(f"{value[key]:.9g}") for key in INTERVALS]
         amount, low, high, rank_low, rank_high = numbers
         shown = [text.number(amount, low, high), text.spread(amount, low, high), text.rank(rank_low, rank_high)]
         if not cells[value["cell_id"]]["random_weights"]:
             cells[value["cell_id"]]["metrics"][value["metric"]] = [*numbers, *shown]
     strips = {key: {"nfe": _strip(data, key, "nfe"), "seconds": _strip(data, key, "seconds")} for key in data.metrics}
     return {
+        "config": TOOLBAR,
         "headline": page.headline,
-        "metrics": {
-            key: {
-                "short": metric.short,
-                "higher": metric.higher_is_better,
-                "leaders": data.leaders(key),
-                "order": data.order(key),
-                "count": len(data.contenders(key)),
-            }
-            for key, metric in data.metrics.items()
-        },
+        "distance": data.distance,
+        "metrics": {key: _metric(data, key) for key in data.metrics},
         "unranked": data.order(""),
         "affordable": {f"{level:g}": data.affordable(level) for level in page.levels()},
+        "compared": data.compared,
+        "beaten": {key: _bits(data.compared, data.beaten(key)) for key in data.metrics},
+        "columns": [
+            *((column.key, "plain") for column in tables.BEFORE),
+            *((key, "metric") for key in data.metrics),
+            *((column.key, "seconds" if column.key == "latency_seconds" else "number") for column in tables.AFTER),
+        ],
         "cells": cells,
         "budgets": strips,
         "figures": {name: json.loads(figure.to_json()) for name, figure in page.figures.items()},
+        **{key: {} for key in ("heads", "wins", "real") if key not in page.script_data},
     }
 
 
+def _metric(data: Measurements, key: str) -> dict[str, Any]:
+    metric = data.metrics[key]
+    answer, sureness = findings.leader(data, key)
+    return {
+        "short": metric.short,
+        "higher": metric.higher_is_better,
+        "bounded": metric.bounded,
+        "leaders": data.leaders(key),
+        "order": data.order(key),
+        "count": len(data.contenders(key)),
+        "answer": answer,
+        "sureness": sureness,
+    }
+
+
+def _bits(cells: Sequence[str], beaten: Mapping[str, frozenset[str]]) -> list[str]:
+    """Return who beats each of `cells` as hexadecimal digits: bit k % 4 of digit k // 4 is set where cell k does."""
+    places = {cell: place for place, cell in enumerate(cells)}
+    lines = []
+    for cell in cells:
+        digits = [0] * (-(-len(cells) // 4))
+        for better in beaten.get(cell, frozenset()):
+            digits[places[better] // 4] |= 1 << places[better] % 4
+        lines.append("".join(f"{digit:x}" for digit in digits))
+    return lines
+
+
 def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> dict[str, Any]:
-    """Return the budgets as the script takes them: a title, and level, winner and the models tied with it of each."""
+    """Return the budgets as the script takes them: a title, and level, winner, the models tied with it and
+    the level as a number of each."""
     found = data.budgets(metric, cost)
     return {
         "title": findings.by_budget(data, metric, cost, found),
@@ -273,6 +371,7 @@ def _strip(data: Measurements, metric: str, cost: Literal["nfe", "seconds"]) -> 
                 text.budget(budget.level, cost),
                 cell_of(budget.winner),
                 text.listed([str(row.cell["model"]) for row in budget.tied], 2),
+                budget.level,
             ]
             for budget in found
         ],
@@ -311,13 +410,7 @@ def _provenance(data: Measurements) -> Markup:
         tables.definitions({"name": data.protocol["name"], "digest": data.protocol["digest"]}),
         element("details", element("summary", "definition"), element("pre", definition)),
     ]
-    return element(
-        "section",
-        element("p", "Provenance", class_="question"),
-        element("h2", "How these numbers were made"),
-        escape(parts),
-        id="provenance",
-    )
+    return section("provenance", "Provenance", "How these numbers were made", escape(parts))
 
 
 def _run(row: pd.Series) -> list[object]:

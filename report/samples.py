@@ -13,28 +13,33 @@ LARGEST = 5_000_000
 """Bytes of PNG that a page may carry; beyond it later sample indices are left out."""
 
 
-def grids(cells: pd.DataFrame, thumbnails: pd.DataFrame) -> Markup:
+def grids(cells: pd.DataFrame, thumbnails: pd.DataFrame, share: int = 1) -> Markup:
     """Return one grid for each step count, the first one shown, and the selector between them.
 
-    `cells`: the rows to show, at most one of each model and step count, with model, variant, steps, latent_shape.
+    `cells`: the rows to show, at most one of each model and step count, with model, variant, steps, latent_shape;
+    `share`: how many rankings share the page.
     """
     cells = cells[cells.index.isin(thumbnails["cell_id"])]
-    thumbnails = within_budget(thumbnails[thumbnails["cell_id"].isin(cells.index)])
+    thumbnails = within_budget(thumbnails[thumbnails["cell_id"].isin(cells.index)], share)
     options, blocks = [], []
     steps = sorted(cells["steps"].dropna().unique()) + ([None] if cells["steps"].isna().any() else [])
     for position, count in enumerate(steps):
         rows = cells[cells["steps"].isna()] if count is None else cells[cells["steps"] == count]
         name = "image folders" if count is None else plural(int(count), "step")
         options.append(element("option", name, value=position))
-        blocks.append(element("div", _grid(rows, thumbnails), class_="scroll", data_grid=position, hidden=position > 0))
+        blocks.append(
+            element(
+                "div", _grid(rows, thumbnails), class_="scroll", tabindex=0, data_grid=position, hidden=position > 0
+            )
+        )
     selector = element("label", "sampler steps ", element("select", options, id="grid-steps", data_state=True))
     return escape([element("div", selector, class_="controls"), blocks])
 
 
-def within_budget(thumbnails: pd.DataFrame) -> pd.DataFrame:
-    """Drop the last sample indices until the images fit the page."""
+def within_budget(thumbnails: pd.DataFrame, share: int = 1) -> pd.DataFrame:
+    """Drop the last sample indices until the images fit one of `share` equal parts of what a page may carry."""
     sizes = thumbnails["png"].map(len).groupby(thumbnails["sample_index"]).sum().sort_index().cumsum()
-    kept = sizes.index[sizes <= LARGEST]
+    kept = sizes.index[sizes <= LARGEST / share]
     return thumbnails[thumbnails["sample_index"].isin(kept if len(kept) else sizes.index[:1])]
 
 
@@ -75,5 +80,9 @@ def _image(thumbnail: object, model: str) -> Markup:
         alt=f"{model}, sample {thumbnail.sample_index}, {thumbnail.class_name}",  # type: ignore[attr-defined]
         width=thumbnail.width,  # type: ignore[attr-defined]
         height=thumbnail.height,  # type: ignore[attr-defined]
+        data_cell=thumbnail.cell_id,  # type: ignore[attr-defined]
+        data_index=thumbnail.sample_index,  # type: ignore[attr-defined]
+        data_label=thumbnail.label,  # type: ignore[attr-defined]
+        data_name=thumbnail.class_name,  # type: ignore[attr-defined]
         class_="tiny" if thumbnail.width < 48 else None,  # type: ignore[attr-defined]
     )

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from report import figures, findings, samples, students, tables, text
 from report.data import COMPOSITE, Measurements, cell_of
 from report.markup import Markup, element, escape
-from results.budgets import Budget, Cost
+from results.budgets import Budget
 from results.catalog import FACTS
+from results.facts import MetricFact
 from results.leaderboard import best_of_each
 from results.statistics import share_half_width
 
@@ -23,8 +24,9 @@ MOST_CLASS_VALUES = 120_000
 class Page:
     """Collects the blocks of one page, its figures and the data its script works on."""
 
-    def __init__(self, data: Measurements) -> None:
+    def __init__(self, data: Measurements, share: int = 1) -> None:
         self.data = data
+        self.share = share
         self.styles = figures.palette(data.models, sorted(set(data.cells["model"])))
         self.figures: dict[str, go.Figure] = {}
         self.script_data: dict[str, Any] = {}
@@ -35,7 +37,7 @@ class Page:
         """Register a figure and return the place where the script draws it."""
         self.figures[name] = drawn
         height = f"height:{drawn.layout.height}px"
-        plot = element("div", class_="plot", role="img", aria_label=caption, style=height)
+        plot = element("div", class_="plot", role="group", aria_label=caption, style=height)
         return element("figure", plot, element("figcaption", caption), data_figure=name)
 
     def leaderboard(self) -> Markup:
@@ -56,7 +58,7 @@ class Page:
             element(
                 "label",
                 "at most ",
-                _select("budget", [("", "any"), *((f"{b:g}", f"{b:g}") for b in self.levels())]),
+                select("budget", [("", "any"), *((f"{b:g}", f"{b:g}") for b in self.levels())]),
                 " NFE",
             ),
             element(
@@ -66,9 +68,15 @@ class Page:
             ),
             class_="controls",
         )
+        more = element(
+            "p",
+            element("span", id="rows-shown", role="status"),
+            element("button", id="rows-more", type="button", hidden=True),
+        )
         if not self.headline:
-            return _section("answer", "Leaderboard", "Speed only: no quality was measured", controls, _scroll(table))
-        answer, sureness = findings.leader(data)
+            title = "Speed only: no quality was measured"
+            return section("answer", "Leaderboard", title, controls, scroll(table, "board"), more)
+        answer, sureness = findings.leader(data, self.headline)
         strip = data.budgets(self.headline)
         short = data.metrics[self.headline].short
         ranked = len(data.contenders(self.headline))
@@ -80,15 +88,16 @@ class Page:
             "settings.",
             class_="note",
         )
-        return _section(
+        return section(
             "answer",
             "Which model at which budget?",
             answer,
-            element("p", sureness, class_="lead"),
+            element("p", sureness, class_="lead", id="sureness"),
             self._budget_head(strip) if strip else None,
             tables.budget_strip(data, strip) if strip else None,
             controls,
-            _scroll(table, "board"),
+            scroll(table, "board"),
+            more,
             note,
         )
 
@@ -102,15 +111,15 @@ class Page:
         drawn = figures.steps_curve(rows, data.metrics[metric], self.styles)
         controls = element(
             "div",
-            element("label", "metric ", _select("curve-metric", self._metric_options(), metric)),
-            element("label", "against ", _select("curve-axis", list(figures.AXES.items()), "nfe")),
+            element("label", "metric ", select("curve-metric", self._metric_options(), metric)),
+            element("label", "against ", select("curve-axis", list(figures.AXES.items()), "nfe")),
             class_="controls",
         )
         caption = (
             "A line for each model; bars are 95% intervals. Circles: made for few steps; squares: for many; hollow: "
             "outside the step counts it was trained for; dotted: other guidance or sampler settings of the same model."
         )
-        return _section(
+        return section(
             "curve",
             "Quality against cost",
             findings.curve(data, metric),
@@ -129,41 +138,55 @@ class Page:
         if any(student.teacher_line for student in data.students):
             drawn = students.figure(data.students, metric, self.styles)
             parts.insert(0, self.figure("students", drawn, students.CAPTION))
-        return _section("students", "Student and teacher", students.finding(data.students, metric.short), *parts)
+        return section("students", "Student and teacher", students.finding(data.students, metric.short), *parts)
 
     def pareto(self) -> Markup | None:
         """Which settings are on the Pareto front?"""
         data = self.data
         if not self.headline:
             return None
-        device = data.ranked["device"].mode()
         metric = data.distance
-        rows = data.with_metric(metric)
-        rows = rows[rows["device"] == device.iloc[0]] if len(device) else rows
-        cost: Cost = "latency_seconds" if rows["latency_seconds"].notna().any() else "seconds"
-        rows = rows.dropna(subset=[cost])
+        rows = data.with_metric(metric).dropna(subset=["evaluations"])
         if len(rows) < 2:
             return None
-        front = data.front(metric, cost, rows.index)
-        drawn = figures.pareto(rows, data.metrics[metric], self.styles, front, cost)
-        options = [("latency_seconds", "latency of one image"), ("seconds", "seconds per image in batches")]
-        costs: tuple[Cost, ...] = ("latency_seconds", "seconds")
-        self.script_data["fronts"] = {
-            key: {name: data.front(key, name, rows.index) for name in costs} for key in data.metrics
-        }
+        device = str(data.ranked["device"].mode().iloc[0])
+        self.script_data["device"] = device
+        front = data.front(metric, "nfe", rows.index)
+        drawn = figures.pareto(rows, data.metrics[metric], self.styles, front, "evaluations")
+        costs = [
+            ("nfe", "network evaluations"),
+            ("latency_seconds", "latency of one image"),
+            ("seconds", "seconds per image in batches"),
+        ]
         controls = element(
             "div",
-            element("label", "metric ", _select("pareto-metric", self._metric_options(), metric)),
-            element("label", "against ", _select("pareto-axis", options, cost)),
+            element("label", "metric ", select("pareto-metric", self._metric_options(), metric)),
+            element("label", "against ", select("pareto-axis", costs, "nfe")),
             class_="controls",
         )
         caption = (
-            f"Only rows measured on {device.iloc[0]}. No row beats those on the line; the others are pale. Labels: "
-            "steps."
+            "No row that is shown beats those on the line; the others are pale. Labels: steps. Times are medians of rows "
+            f"measured on {device} only."
         )
-        unsure = data.unsure_of_front(front, metric, cost, rows.index)
-        title = findings.front(rows, front, cost, len(unsure))
-        return _section("pareto", "Quality against time", title, controls, self.figure("pareto", drawn, caption))
+        title = findings.front(rows, front, "evaluations", data.metrics[metric].short)
+        return section("pareto", "The Pareto front", title, controls, self.figure("pareto", drawn, caption))
+
+    def convergence(self) -> Markup | None:
+        """How does the distance go with the number of images?"""
+        data = self.data
+        name = "fid" if "fid" in data.metrics else data.distance
+        found = data.converging(name) if name else []
+        several = any(len(line.points) > 1 for line in found)
+        if not several and all(line.limit is None for line in found):
+            return None
+        metric = data.metrics[name]
+        drawn = figures.convergence(found, metric, self.styles)
+        caption = (
+            "Each model's best setting: dots as measured, at every number of images in the database; dashed: what the "
+            "bias of order 1/N, estimated from the blocks, predicts at other N. Where lines cross, N decides the order."
+        )
+        title = findings.converging(found, metric.short)
+        return section("images", f"{metric.short} against N", title, self.figure("convergence", drawn, caption))
 
     def guidance(self) -> Markup | None:
         """What does guidance buy, and what does it cost?"""
@@ -182,12 +205,12 @@ class Page:
         drawn = figures.guidance_path(paired, data.metrics[across[0]], data.metrics[up], self.styles, chosen)
         options = [(key, data.metrics[key].short) for key in across]
         controls = element(
-            "div", element("label", "against ", _select("guidance-axis", options, across[0])), class_="controls"
+            "div", element("label", "against ", select("guidance-axis", options, across[0])), class_="controls"
         )
         short = data.metrics[up].short
         caption = f"Numbers along each path are guidance scales; the star is the setting with the best {short}."
         title = findings.guidance(data, rows, up, chosen)
-        return _section("guidance", "The price of guidance", title, controls, self.figure("guidance", drawn, caption))
+        return section("guidance", "The price of guidance", title, controls, self.figure("guidance", drawn, caption))
 
     def composite(self) -> Markup | None:
         """Which metric holds each setting down, and do the metrics say different things?"""
@@ -232,7 +255,7 @@ class Page:
             caption = f"{finding}. Over the ranked rows; FID counts as lower is better, so + means agreement."
             maps.append(self.figure("correlation", figures.correlation_matrix(matrix, data.metrics), caption))
         title = findings.bottleneck(list(rows["utilities"]), names)
-        return _section("composite", "One number and its parts", title, element("div", maps, class_="figures"))
+        return section("composite", "One number and its parts", title, element("div", maps, class_="figures"))
 
     def samples(self) -> Markup | None:
         """What do the images look like, from the same noise?"""
@@ -242,14 +265,14 @@ class Page:
         cells = data.cells[data.cells.index.isin(data.thumbnails["cell_id"])]
         rows = data.best(self.headline, ("model", "steps"), cells.index) if self.headline else []
         shown = cells.loc[rows] if rows else cells.drop_duplicates(["model", "steps"])
-        grid = samples.grids(shown.sort_values("model"), data.thumbnails)
+        grid = samples.grids(shown.sort_values("model"), data.thumbnails, self.share)
         note = element(
             "p",
             "The first sample indices of the protocol, not selected; each model at its best setting for the step "
             "count.",
             class_="note",
         )
-        return _section(
+        return section(
             "samples",
             "The same noise, the same label",
             "What each model makes of the same starting point",
@@ -272,35 +295,38 @@ class Page:
         keys = sorted(measured, key=lambda key: not data.metrics[key].is_share)  # shares first: they have intervals
         if len(cells) < 2 or not keys:
             return None
-        one, other = (self._classes(cell, keys[0]) for cell in cells[:2])
-        names = (data.fact(cells[0], "label"), data.fact(cells[1], "label"))
         metric = data.metrics[keys[0]]
+        pair = cells[0], self._furthest(cells, metric)
+        one, other = (self._classes(cell, keys[0]) for cell in pair)
+        names = (data.fact(pair[0], "label"), data.fact(pair[1], "label"))
         drawn = figures.per_class_difference(one, other, metric)
         self.script_data["classes"] = self._class_values(cells, keys)
         options = [(cell, data.fact(cell, "label")) for cell in cells]
         controls = element(
             "div",
             element(
-                "label", "metric ", _select("class-metric", [(key, data.metrics[key].short) for key in keys], keys[0])
+                "label", "metric ", select("class-metric", [(key, data.metrics[key].short) for key in keys], keys[0])
             ),
-            element("label", "first ", _select("class-one", options, cells[0])),
-            element("label", "second ", _select("class-other", options, cells[1])),
+            element("label", "first ", select("class-one", options, cells[0])),
+            element("label", "second ", select("class-other", options, pair[1])),
             class_="controls",
         )
         counts = f"{int(one['n'].min()):,} images per class" if len(one) else ""
         caption = (
             f"First minus second in each class, sorted, {counts}. Bars: 95% interval of a difference of proportions "
-            "(shares only)."
+            "(shares only); hollow: within it."
         )
-        title = findings.classes(one, other, names, metric.short, metric.higher_is_better)
-        return _section("classes", "Class by class", title, controls, self.figure("classes", drawn, caption))
+        title = findings.classes(one, other, names, metric)
+        return section("classes", "Class by class", title, controls, self.figure("classes", drawn, caption))
 
     def stability(self) -> Markup | None:
         """How much of the order is luck, and how much depends on the metric?"""
         data = self.data
         if len(self.best) < 2:
             return None
-        shown = data.with_metric(self.headline).loc[self.best[:24]]
+        leaders = data.leaders(self.headline)
+        chosen = {*self.best[:24], *leaders[:12]}
+        shown = data.with_metric(self.headline).loc[[cell for cell in data.order(self.headline) if cell in chosen]]
         ranks: list[Any] = [data.rows[str(cell)].rank if self.headline == COMPOSITE else {} for cell in shown.index]
         order = [cell_of(row) for row in data.contenders(self.headline)]
         rows = shown[["model", "label", "rank_low", "rank_high"]].assign(
@@ -310,7 +336,8 @@ class Page:
         parts = []
         if rows["rank_low"].notna().any():
             caption = (
-                f"95% rank set of each model's best setting among {text.plural(len(order), 'row')}: all bars contain "
+                f"95% rank sets of each model's best setting and of those tied with the first, among "
+                f"{text.plural(len(order), 'row')}: all bars contain "
                 "the true ranks simultaneously with 95% confidence. Dots: places by the measured value."
             )
             if any(text.known(chance) for chance in rows["p_first"]):
@@ -329,11 +356,14 @@ class Page:
             parts.append(self.figure("sensitivity", figures.sensitivity(changes), f"{findings.sensitive(changes)}."))
         elif changes:
             parts.append(element("p", f"{findings.sensitive(changes)}.", class_="note"))
-        places = self._places()
+        places, first = self._places()
         if places.shape[1] > 1:
-            caption = f"{findings.agreement(places)}. Each model's best setting by each metric."
-            parts.append(self.figure("places", figures.rank_by_metric(places, self.styles), caption))
-        return _section(
+            caption = (
+                f"{findings.agreement(places)}. Place of each model's best setting by each metric, among models; the "
+                "darker the better, bold: may be the best setting (95%)."
+            )
+            parts.append(element("div", element("p", caption, class_="note"), tables.ranks_table(places, first)))
+        return section(
             "stability", "How stable is the order?", findings.stability(data), element("div", parts, class_="figures")
         )
 
@@ -345,7 +375,7 @@ class Page:
             return None
         drawn = figures.cost(rows)
         caption = "Seconds for 1,000 images in the network, the decoder and the judges, at each model's best setting."
-        return _section("cost", "Where the time goes", findings.time_spent(rows), self.figure("cost", drawn, caption))
+        return section("cost", "Where the time goes", findings.time_spent(rows), self.figure("cost", drawn, caption))
 
     def published(self) -> Markup | None:
         """Do measured rows agree with what was published?"""
@@ -359,11 +389,11 @@ class Page:
         if not parts:
             return None
         title = findings.claims(found) if found else "Nothing measured here was published for the same setting"
-        return _section("published", "Compared with the papers", title, *parts)
+        return section("published", "Compared with the papers", title, *parts)
 
     def _budget_head(self, strip: list[Budget]) -> Markup:
         unit = element(
-            "label", "budget of ", _select("strip-cost", [("nfe", "evaluations"), ("seconds", "time")], "nfe")
+            "label", "budget of ", select("strip-cost", [("nfe", "evaluations"), ("seconds", "time")], "nfe")
         )
         title = element("h3", findings.by_budget(self.data, self.headline, "nfe", strip), id="budget-title")
         return element("div", title, element("div", unit, class_="controls"), class_="budget-head")
@@ -377,22 +407,34 @@ class Page:
     def _metric_options(self) -> list[tuple[str, str]]:
         return [(key, metric.short) for key, metric in self.data.metrics.items()]
 
-    def _places(self) -> pd.DataFrame:
-        """The place of each model's best setting by every metric and composite, models as rows."""
+    def _places(self) -> tuple[pd.DataFrame, set[tuple[str, str]]]:
+        """The place of each model's best setting by every metric and composite, and where it may be the best one."""
         data = self.data
         composites = [fact for fact in FACTS.values() if fact.kind == "composite" and fact.name not in data.metrics]
         best: dict[str, pd.Series] = {}
+        first: set[tuple[str, str]] = set()
         for fact in (*data.metrics.values(), *(fact for fact in composites if fact.name != "rank")):
             found = best_of_each(data.contenders(COMPOSITE if fact.kind == "composite" else fact.name), fact.name)
             scores = {row.cell["model"]: fact.sign * (row.value(fact.name) or 0.0) for row in found}
             if scores:
                 best[fact.short] = pd.Series(scores)
-        return pd.DataFrame({name: column.rank(ascending=False, method="min") for name, column in best.items()})
+            leaders = set(data.leaders(fact.name)) if fact.name in data.metrics else set()
+            first |= {(row.cell["model"], fact.short) for row in found if cell_of(row) in leaders}
+        ranked = {name: column.rank(ascending=False, method="min") for name, column in best.items()}
+        places = pd.DataFrame(ranked)
+        order = places.mean(axis=1).sort_values(kind="stable").index
+        return places.loc[order], first
 
     def _classes(self, cell: str, metric: str) -> pd.DataFrame:
         rows = self.data.per_class
         rows = rows[(rows["cell_id"] == cell) & (rows["metric"] == metric)]
         return rows[["label", "class_name", "value", "n"]].astype({"value": float})
+
+    def _furthest(self, cells: list[str], metric: MetricFact) -> str:
+        """Return the cell that differs most from the first one of `cells`, class by class."""
+        values = {cell: self._classes(cell, metric.name).set_index("label")["value"] for cell in cells[:12]}
+        apart = {cell: float((own - values[cells[0]]).abs().sum()) for cell, own in values.items() if cell != cells[0]}
+        return max(apart, key=lambda cell: apart[cell])
 
     def _class_values(self, cells: list[str], keys: list[str]) -> dict[str, Any]:
         rows = self.data.per_class[self.data.per_class["cell_id"].isin(cells)]
@@ -426,16 +468,18 @@ def _columns(data: Measurements, metric: str) -> pd.DataFrame:
     )
 
 
-def _scroll(content: Markup, kind: str = "") -> Markup:
+def scroll(content: Markup, kind: str = "") -> Markup:
+    """Return content that is scrolled sideways by pointer or keyboard where the screen is narrow."""
     return element("div", content, class_=f"scroll {kind}".strip(), tabindex=0)
 
 
-def _select(name: str, options: list[tuple[str, str]], chosen: str = "") -> Markup:
+def select(name: str, options: list[tuple[str, str]], chosen: str = "") -> Markup:
+    """Return a selector whose choice is part of the page's address."""
     parts = [element("option", title, value=value, selected=value == chosen) for value, title in options]
     return element("select", parts, id=name, data_state=True)
 
 
-def _section(name: str, question: str, finding: str, *content: object) -> Markup:
-    return element(
-        "section", element("p", question, class_="question"), element("h2", finding), escape(content), id=name
-    )
+def section(name: str, question: str, finding: str, *content: object) -> Markup:
+    """Return a block of the page: its question, small, and the heading that states the finding."""
+    head = element("p", question, class_="question"), element("h2", finding)
+    return element("section", head, escape(content), id=name, tabindex=-1)

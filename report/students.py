@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, text
@@ -133,13 +134,13 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
                 hovertext=[f"{names[0]} is significantly better than {names[1]} within {student.overtaken_at:g} NFE"],
                 hoverinfo="text",
             )
-    shown = [row.value(metric.name) or 0.0 for student in found for row in [*student.line, *student.teacher_line]]
+    shown = [row.value(metric.name) for student in found for row in [*student.line, *student.teacher_line]]
     figures.axes(
         drawn,
         figures.AXES["nfe"],
         figures.axis_title(metric),
         log_x=True,
-        log_y=min(shown) > 0 and max(shown) / min(shown) > figures.SPAN,
+        log_y=figures.spans(pd.Series(shown, dtype=float), metric),
     )
     return drawn
 

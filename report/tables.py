@@ -39,6 +39,8 @@ AFTER = (
 )
 
 
+MOST_LINES = 400
+"""Lines of the leaderboard that the file carries as HTML, the best setting of each model among them."""
 TRAINED_TIP = "the model was trained on the features that this metric reads"
 
 
@@ -61,7 +63,9 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     head += [_heading(key, metric.short, metric.definition) for key, metric in data.metrics.items()]
     head += [_heading(column.key, column.heading, column.title) for column in AFTER]
     bodies = []
-    for cell in order:
+    ahead = dict.fromkeys([*(cell for cell in best if cell in set(order)), *order])
+    written = set(list(ahead)[:MOST_LINES])  # the script makes the others' lines as they are scrolled to
+    for cell in (cell for cell in order if cell in written):
         row = data.cells.loc[cell]
         mine = [claim for claim in claims if claim.cell_id == cell]
         line = element("tr", _line(data, cell, row, values, count, colours), class_="line")
@@ -223,6 +227,25 @@ def spaces_table(found: Sequence[Agreement]) -> Markup:
     return plain_table(headings, lines)
 
 
+def ranks_table(places: pd.DataFrame, first: set[tuple[str, str]]) -> Markup:
+    """Return a heat table of places, models down and metrics across; bold where `first` holds (model, metric)."""
+    last = max(1.0, float(places.max().max()) - 1)
+    head = [element("td"), *(element("th", name, scope="col") for name in places.columns)]
+    body = []
+    for model, line in places.iterrows():
+        fields = []
+        for name, place in line.items():
+            if pd.isna(place):
+                fields.append(element("td", text.NOTHING))
+                continue
+            heat = f"--heat:{round(40 * (1 - (place - 1) / last))}%"
+            shown = f"{place:g}"
+            fields.append(element("td", element("b", shown) if (model, name) in first else shown, style=heat))
+        body.append(element("tr", element("th", model, scope="row"), fields))
+    table = element("table", element("thead", element("tr", head)), element("tbody", body), class_="heat", id="places")
+    return element("div", table, class_="scroll", tabindex=0)
+
+
 def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
     """Return published figures beside the measured ones, and what keeps them from being compared."""
     lines = [
@@ -279,7 +302,8 @@ def plain_table(headings: Sequence[str], lines: Sequence[Sequence[object]]) -> M
     """Return a table inside its own scrolling box."""
     head = element("tr", [element("th", heading, scope="col") for heading in headings])
     body = [element("tr", [element("td", place) for place in line]) for line in lines]
-    return element("div", element("table", element("thead", head), element("tbody", body)), class_="scroll")
+    table = element("table", element("thead", head), element("tbody", body))
+    return element("div", table, class_="scroll", tabindex=0)
 
 
 def definitions(facts: dict[str, Any]) -> Markup:

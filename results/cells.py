@@ -111,6 +111,17 @@ class CellDirectory:
         """Return the finished cell's arrays, memory-mapped."""
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(self.path.glob("*.npy"))}
 
+    def scores(self, name: str) -> np.ndarray | None:
+        """Return a judge's score of each image, without reading all of it; None where there is none to read."""
+        path = self.path / f"{name}.npy"
+        if not path.is_file():  # a merged database has no scores of images
+            return None
+        try:
+            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return found
+
     def remove_shards(self) -> None:
         """Remove the shards and leftovers of an interrupted write."""
         for path in [*self.path.glob("shard-*.safetensors"), *self.path.glob("*.tmp")]:

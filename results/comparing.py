@@ -283,12 +283,8 @@ def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     """Return the win rate over sample indices, whose prompts both rows share; None without scores of single images."""
     if not array.endswith(".score") or not directories:
         return None
-    paths = [directory.path / f"{array}.npy" for directory in directories]
-    if not all(path.is_file() for path in paths):  # a merged database has no scores of images
-        return None
-    try:
-        a, b = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
-    except (OSError, ValueError, EOFError):
+    a, b = (directory.scores(array) for directory in directories)
+    if a is None or b is None:
         return None
     return win_rate(a, b) if a.shape == b.shape else None
 

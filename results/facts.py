@@ -107,6 +107,11 @@ class MetricFact:
             object.__setattr__(self, "short", self.title)
 
     @property
+    def bounded(self) -> bool:
+        """Whether there is a best possible value above all others; composites are means of shares or of ranks."""
+        return self.highest is not None or self.kind == "composite"
+
+    @property
     def judges(self) -> tuple[str, ...]:
         """The judges whose outputs are read."""
         return tuple(self.judge.split(", ")) if self.judge else ()

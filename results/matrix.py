@@ -79,11 +79,11 @@ def compare_several(database: Path, names: Sequence[str], seed: int | None = Non
             raise BenchError(f"{same} are the same row, {twice}: name it once")
         read = {row.cell["cell_id"]: row for row in rows(connection, cells=ids, blocks=True)}
     members = [read[cell] for cell in ids]
-    pairs = [pair for fact in measured_facts(members) for pair in _pairs(members, fact.name)]
+    pairs = [pair for fact in measured_facts(members) for pair in pairs_of(members, fact.name)]
     return Matrix([title_of(cell) for cell in found], members, pairs)
 
 
-def _pairs(measured: Sequence[Row], metric: str) -> list[Pair]:
+def pairs_of(measured: Sequence[Row], metric: str) -> list[Pair]:
     """Return the pairs of the rows that have the metric, all on the same blocks; none where there are too few."""
     members = [(row, value) for row in measured if (value := row.measured(metric)) is not None and value.jackknife]
     if len(members) < 2 or len({shared_blocks(row, metric) for row, _ in members}) > 1:

@@ -8,6 +8,8 @@ from typing import TypeGuard
 
 NOTHING = "–"
 """What stands where there is no number."""
+MOST_DIGITS = 6
+"""Significant digits of a value beyond which no interval, however narrow, adds any."""
 LOPSIDED = 0.15
 """Share of the half-width by which an interval's middle may lie beside the value and still be written as ±."""
 
@@ -26,12 +28,19 @@ def decimals_of(half_width: float) -> int:
     return max(0, -exponent + (1 if half_width / 10.0**exponent < 3.55 else 0))
 
 
+def _decimals(value: float, half_width: float) -> int:
+    """Return how many decimals a value and its interval are shown with: the interval's, up to `MOST_DIGITS` digits."""
+    wanted = decimals_of(half_width)
+    size = max(abs(value), half_width)
+    return max(0, min(wanted, MOST_DIGITS - 1 - math.floor(math.log10(size))))
+
+
 def number(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
     """Return `value` cut to its interval, or to `digits` significant digits where there is none."""
     if not known(value):
         return NOTHING
     if known(low) and known(high) and high > low:
-        return f"{value:.{decimals_of((high - low) / 2)}f}"
+        return f"{value:.{_decimals(value, (high - low) / 2)}f}"
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
@@ -43,7 +52,9 @@ def spread(value: float | None, low: float | None, high: float | None) -> str:
     if not (known(value) and known(low) and known(high)) or high <= low:
         return ""
     half = (high - low) / 2
-    decimals = decimals_of(half)
+    decimals = _decimals(value, half)
+    if decimals < decimals_of(half) and float(f"{half:.{decimals}f}") == 0:
+        return f"± {half:.0e}"
     if abs((high + low) / 2 - value) < LOPSIDED * half:
         return f"± {half:.{decimals}f}"
     return f"{low:.{decimals}f} to {high:.{decimals}f}"

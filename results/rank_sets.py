@@ -226,20 +226,42 @@ def _order(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
     return ahead
 
 
+def surely_beaten(
+    values: np.ndarray,
+    leave_one_out: np.ndarray,
+    better: Better,
+    *,
+    leave_reference_out: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return bool [R, R], true at [i, j] where i is surely better than j in j's comparison with all others (Hsu).
+
+    The rows that no other beats are `possible_bests`; within any subset, those that none of it beats hold its best row
+    with 95 % at least, as the critical values allow for all rows. Raises ValueError as `rank_sets` does.
+    """
+    return _beaten(*oriented(values, leave_one_out, better, leave_reference_out), seed)
+
+
 def _possible_bests(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
+    return np.logical_not(_beaten(scores, errors, seed).any(axis=0))
+
+
+def _beaten(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
     rows = len(scores)
-    may = np.ones(rows, dtype=bool)
+    beaten = np.zeros((rows, rows), dtype=bool)
     if rows == 1:
-        return may
+        return beaten
     draws = _draws(errors, seed)
+    # The critical value lies between that of one comparison and Bonferroni's: most rows need no draws.
+    alone, bonferroni = (stdtrit(errors.degrees, 1 - (1 - COVERAGE) / count) for count in (1, rows - 1))
     for row in range(rows):
         others = np.delete(np.arange(rows), row)
         here = np.full(rows - 1, row)
         gap, error = _gaps(scores, errors.parts, others, here)
         with np.errstate(divide="ignore", invalid="ignore"):
-            worst = np.where(gap == 0.0, 0.0, gap / error).max()
-        # The critical value lies between that of one comparison and Bonferroni's: most rows need no draws.
-        if worst > stdtrit(errors.degrees, COVERAGE):
-            bonferroni = stdtrit(errors.degrees, 1 - (1 - COVERAGE) / (rows - 1))
-            may[row] = worst <= bonferroni and worst <= _critical(errors, others, here, error, draws, two_sided=False)
-    return may
+            t = np.where(gap == 0.0, 0.0, gap / error)
+        critical = bonferroni
+        if ((t > alone) & (t <= bonferroni)).any():
+            critical = _critical(errors, others, here, error, draws, two_sided=False)
+        beaten[others, row] = (t > alone) & ((t > bonferroni) | (t > critical))
+    return beaten

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from results.licences import forbids_commercial_use
 
 GUIDANCE_KINDS = ("none", "classifier-free", "embedded", "autoguidance")
 SAMPLERS = ("native", "plain")
@@ -132,7 +133,7 @@ class ModelCard:
     @property
     def non_commercial(self) -> bool:
         """Whether the licence, by its own words, keeps the weights from commercial use."""
-        return re.search(r"\bBY-NC\b|non-?commercial", self.licence, re.IGNORECASE) is not None
+        return forbids_commercial_use(self.licence)
 
     def settings(self, steps: int, sampler: str = "native") -> dict[str, Any]:
         """Return the sampler settings for `steps`: `plain` without, `native` with the matching preset."""

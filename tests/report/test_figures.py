@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from report import figures
+from report import figures, tables
 from report.data import Measurements, read_measurements
 
 
@@ -128,11 +128,16 @@ def test_rank_figure_shows_interval_and_chance(styles):
     assert figure.data[1].text[0].strip() == "first in 25%" and titles(figure)[0] == "rank"
 
 
-def test_rank_by_metric_puts_the_first_place_on_top(styles):
-    figure = figures.rank_by_metric(
-        pd.DataFrame({"FID": [1, 2], "IS": [2, 1]}, index=["digits-dmd", "digits-flow"]), styles
-    )
-    assert len(figure.data) == 2 and figure.layout.yaxis.autorange == "reversed"
+def test_the_heat_table_shades_the_first_place_most_and_marks_who_may_be_first():
+    places = pd.DataFrame({"FID": [1, 2], "IS": [1, None]}, index=["digits-dmd", "digits-flow"])
+    table = tables.ranks_table(places, {("digits-dmd", "FID"), ("digits-flow", "FID")})
+    assert table.count("<b>") == 2 and 'style="--heat:40%"><b>1</b>' in table and 'style="--heat:0%"><b>2</b>' in table
+    assert '<td style="--heat:40%">1</td><' in table and "<td>–</td>" in table
+
+
+def test_a_bounded_metric_stays_on_a_linear_axis(data):
+    wide = pd.Series([0.004, 0.97])
+    assert not figures.spans(wide, data.metrics["mmhm"]) and figures.spans(wide, data.metrics["fid"])
 
 
 def test_sensitivity_leaves_out_rows_that_matter_to_nobody():

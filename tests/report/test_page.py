@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 
 import report
 from report import page, samples
-from report.data import read_measurements
+from report.data import read_measurements, read_rankings
+from results import picks
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&"
 VOID = {"meta", "link", "img", "input", "br"}
@@ -47,7 +49,7 @@ def test_page_is_one_well_formed_file_below_fifteen_megabytes(content):
     tree = Tree(content)
     assert tree.open == [] and len(content.encode()) < 15_000_000
     outside = [value for _, attributes in tree.tags for key, value in attributes.items() if key in ("src", "href")]
-    assert outside and all(value.startswith("data:") for value in outside)
+    assert outside and all(value.startswith(("data:", "#")) for value in outside)
     ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -65,12 +67,61 @@ def test_every_figure_has_a_place_with_alternative_text(content):
         "correlation",
         "classes",
         "ranks",
-        "places",
+        "convergence",
         "sensitivity",
         "cost",
     } <= set(places)
     plots = [attributes for _, attributes in tree.tags if attributes.get("class") == "plot"]
     assert len(plots) == len(places) and all(plot["aria-label"] for plot in plots)
+
+
+def test_the_page_runs_its_own_scripts_alone_and_connects_to_nothing(content):
+    tree = Tree(content)
+    (policy,) = [a["content"] for tag, a in tree.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["connect-src"] == rules["form-action"] == "'none'"
+    scripts = re.findall(r"<script>(.*?)</script>", content, re.S)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert rules["script-src"] == " ".join(f"'sha256-{digest}'" for digest in hashes) and len(scripts) == 2
+    config = data_of(content)["config"]
+    assert config["modeBarButtons"] == [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]]
+    assert config["plotlyServerURL"] == "" and not config["showSendToCloud"] and not config["showEditInChartStudio"]
+
+
+def test_every_section_is_reached_by_the_navigation(content):
+    tree = Tree(content)
+    sections = [attributes["id"] for tag, attributes in tree.tags if tag == "section"]
+    assert [a["data-section"] for tag, a in tree.tags if tag == "a" and "data-section" in a] == sections
+    assert {"pick", "wins", "heads", "images", "stability"} <= set(sections)
+
+
+def test_ties_of_the_page_are_those_of_the_results(content, database):
+    data = read_measurements(database)
+    shown = data_of(content)
+    for metric in data.metrics:
+        rows = data.contenders(metric)
+        beaten = picks.beaten_by(rows, metric)
+        found = picks.pick(rows, metric, beaten)
+        if metric != "mmhm":  # the synthetic composite has no blocks
+            assert [row.cell["cell_id"] for row in (found.row, *found.tied)] == data.leaders(metric)
+        for cell, line in zip(shown["compared"], shown["beaten"][metric], strict=True):
+            ahead = {c for k, c in enumerate(shown["compared"]) if int(line[k // 4], 16) >> k % 4 & 1}
+            assert ahead == beaten[cell]
+
+
+def test_several_rankings_are_on_one_page(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    for model in ("a", "b"):
+        builder.cell(model, 1, 1.0 + (model == "b"))
+        builder.cell(model, 1, 1.5, ranking="cd" * 32, num_samples=500)
+    builder.rank()
+    views = read_rankings(builder.close())
+    assert {view.title for view in views} == {"digits, 500 images, seed 0", "digits, 2,000 images, seed 0"}
+    content = page.build(*views)
+    assert content.count("<template") == 1 and 'id="rankings"' in content and "left out" not in content
+    assert content.count('<option value="') > 2 and "cd" * 6 in content
 
 
 def test_headings_state_findings(content):
@@ -221,7 +272,7 @@ def test_rows_of_another_noise_shape_are_marked():
     )
     pictures = pd.DataFrame(
         [
-            {"cell_id": c, "sample_index": i, "class_name": "x", "width": 8, "height": 8, "png": b"p"}
+            {"cell_id": c, "sample_index": i, "label": 0, "class_name": "x", "width": 8, "height": 8, "png": b"p"}
             for c in cells.index
             for i in (0, 1)
         ]

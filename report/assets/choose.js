@@ -1,0 +1,87 @@
+
+// ---- the picker: the best setting under a budget and constraints, and what is tied with it -----------------
+
+const SPENDING = { // what a budget of each kind counts, per row
+  nfe: (row) => row.evaluations,
+  milliseconds: (row) => (row.seconds === null ? null : 1e3 * row.seconds),
+  latency: (row) => (row.latency_seconds === null ? null : 1e3 * row.latency_seconds),
+  device: (row) => (row.seconds === null ? null : 1e3 * row.seconds), // seconds for 1,000 images
+  money: (row) => (row.seconds === null ? null : 1e3 * row.seconds / 3600 * number("pick-price")),
+};
+
+const number = (id) => (byId(id).value.trim() === "" ? null : Number(byId(id).value));
+
+function candidates() {
+  const kind = byId("pick-cost").value, most = number("pick-most");
+  return Object.keys(page.cells).filter((cell) => {
+    const row = page.cells[cell];
+    if (row.random_weights || (byId("pick-licence").value === "commercial" && !row.commercial)) return false;
+    if (most !== null && (SPENDING[kind](row) === null || SPENDING[kind](row) > most + (kind === "nfe" ? 0.005 : 0))) return false;
+    return [1, 2].every((place) => {
+      const key = byId(`pick-limit-${place}`).value, bound = number(`pick-bound-${place}`);
+      const value = key && metricOf(cell, key)[0];
+      return !key || bound === null || (value !== null && better(key) * (value - bound) >= 0);
+    });
+  });
+}
+
+function updatePick() {
+  if (!byId("pick-metric")) return;
+  byId("pick-price").closest("label").hidden = byId("pick-cost").value !== "money";
+  const key = byId("pick-metric").value, metric = page.metrics[key];
+  for (const place of [1, 2]) {
+    const limited = byId(`pick-limit-${place}`).value;
+    byId(`pick-sign-${place}`).textContent = limited && !page.metrics[limited].higher ? "≤" : "≥";
+  }
+  const among = candidates(), found = pick(among, key), table = byId("pick-table");
+  if (!found) {
+    heading("pick", `No setting with ${metric.short} meets these conditions`);
+    table.hidden = true;
+    return;
+  }
+  const { best, tied } = found, row = page.cells[best];
+  const setting = row.steps === null ? "" : `, ${plural(row.steps, "step")}, cfg ${row.cfg}`;
+  const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} tied with it` : "nothing is tied with it";
+  heading("pick", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
+  table.hidden = false;
+  const spent = SPENDING[byId("pick-cost").value];
+  const line = (cell) => {
+    const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(one);
+    const texts = [cell === best ? "best" : "tied", one.label.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
+      one.evaluations === null ? "–" : `${one.evaluations}`, seconds(one.seconds), cost === null ? "–" : `${Number(cost.toPrecision(3))}`, one.licence];
+    tr.append(...texts.map((text) => make("td", text)));
+    const name = make("th", one.model);
+    name.scope = "row";
+    tr.children[0].after(name);
+    return tr;
+  };
+  const cheapFirst = [...tied].sort((a, b) => (spent(page.cells[a]) ?? Infinity) - (spent(page.cells[b]) ?? Infinity));
+  table.tHead.rows[0].cells[3].textContent = metric.short;
+  table.tHead.rows[0].cells[6].textContent = byId("pick-cost").selectedOptions[0].textContent;
+  table.tBodies[0].replaceChildren(...[best, ...cheapFirst.slice(0, 25)].map(line));
+  byId("pick-note").textContent = cheapFirst.length > 25 ? `The 25 cheapest of ${cheapFirst.length} tied settings.` : "";
+}
+
+// ---- every pair: the win matrix ----------------------------------------------------------------------------
+
+function updateWins() {
+  if (!byId("wins-metric")) return;
+  const key = byId("wins-metric").value, { cells, signs, text } = page.wins[key] || { cells: [], signs: [], text: "" };
+  const table = byId("wins-table"), name = (cell) => page.cells[cell].label;
+  const head = make("tr");
+  head.append(make("td"), ...cells.map((cell, k) => Object.assign(make("th", `${k + 1}`), { title: name(cell), scope: "col" })));
+  table.tHead.replaceChildren(head);
+  table.tBodies[0].replaceChildren(...cells.map((cell, i) => {
+    const row = make("tr"), first = make("th", `${i + 1} ${name(cell)}`);
+    first.scope = "row";
+    row.append(first, ...cells.map((other, j) => {
+      const sign = i === j ? "" : signs[i][j] === "?" ? "?" : signs[i][j];
+      const words = { "+": "better than", "-": "worse than", "=": "tied with", "?": "not comparable with" }[sign];
+      const shown = make("td", { "+": "▲", "-": "▽", "=": "=", "?": "?", "": "" }[sign], { "+": "won", "-": "lost" }[sign] || "");
+      if (words) shown.title = `${name(cell)} is ${words} ${name(other)}`;
+      return shown;
+    }));
+    return row;
+  }));
+  heading("wins", text);
+}
