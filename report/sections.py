@@ -165,8 +165,8 @@ class Page:
             class_="controls",
         )
         caption = (
-            "No row that is shown beats those on the line; the others are pale. Labels: steps. Times are medians of rows "
-            f"measured on {device} only."
+            "No row that is shown beats those on the line; the others are pale. Labels: steps. Times are medians, of "
+            f"rows measured on {device} only."
         )
         title = findings.front(rows, front, "evaluations", data.metrics[metric].short)
         return section("pareto", "The Pareto front", title, controls, self.figure("pareto", drawn, caption))

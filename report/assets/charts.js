@@ -49,7 +49,8 @@ function paretoFront(cells, metric, cost) {
 // `results.budgets.unsure_of_front`: each better row must surely cost more, by the intervals of their times.
 function sureOfFront(cell, among, metric, cost) {
   const value = (one) => better(metric) * metricOf(one, metric)[0], [, high] = page.cells[cell].prices[cost];
-  return high !== null && among.every((other) => value(other) <= value(cell) || (page.cells[other].prices[cost][0] ?? -Infinity) > high);
+  const better_rows = among.filter((other) => value(other) > value(cell)).map((other) => page.cells[other].prices[cost][0]);
+  return better_rows.every((low) => high !== null && low !== null && high < low);
 }
 
 function updatePareto() {
