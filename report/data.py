@@ -60,6 +60,8 @@ class Measurements:
     """What was published for this data set of systems with nothing to run: claims, never ranked."""
     students: list[Student]
     """Models next to the ones that they were distilled from, by FID where it was measured."""
+    speed: list[Row]
+    """Rows of `bench speed`, timed on random weights."""
     runs: pd.DataFrame
     references: pd.DataFrame
     left_out: str
@@ -286,6 +288,7 @@ def _read(
         claims=claims_of(connection, list(rows.values())).claims,
         published_only=claims_under(connection, name),
         students=students(connection, list(rows.values())) if metrics else [],
+        speed=leaderboard.rows(connection, protocol=leaderboard.SPEED),
         models=frame("SELECT * FROM models ORDER BY model").set_index("model"),
         runs=frame(
             "SELECT * FROM runs WHERE run_id IN (SELECT run_id FROM cells WHERE protocol = ?) ORDER BY started", name
@@ -303,6 +306,8 @@ def _choose_protocol(connection: duckdb.DuckDBPyConnection, database: Path, aske
         "SELECT protocol FROM cells WHERE status = 'done' GROUP BY protocol ORDER BY count(*) DESC, max(finished) DESC"
     ).fetchall()
     names = [str(row[0]) for row in counts]
+    if len(names) > 1:
+        names = [name for name in names if name != leaderboard.SPEED]  # a section of every page
     if not names:
         raise ReportError(f"{database} has no finished rows: run 'bench run' first")
     if asked is not None and asked not in names:

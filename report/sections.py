@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from report import figures, findings, samples, students, tables, text
+from report import figures, findings, samples, speed, students, tables, text
 from report.data import COMPOSITE, Measurements, cell_of
 from report.markup import Markup, element, escape
 from results.budgets import Budget
@@ -187,6 +187,15 @@ class Page:
         )
         title = findings.converging(found, metric.short)
         return section("images", f"{metric.short} against N", title, self.figure("convergence", drawn, caption))
+
+    def speed(self) -> Markup | None:
+        """How fast are the architectures by themselves?"""
+        found = self.data.speed
+        if not found:
+            return None
+        table = tables.plain_table(speed.HEADINGS, speed.lines(found))
+        note = element("p", speed.NOTE, class_="note")
+        return section("speed", "Speed on random weights", speed.finding(found), table, note)
 
     def guidance(self) -> Markup | None:
         """What does guidance buy, and what does it cost?"""

@@ -20,6 +20,8 @@ COMPOSITE = "mmhm"
 """The composite that orders rows where it is known."""
 DISTANCES = ("fid_corrected", "fid")
 """What orders rows without the composite: FID without its bias, which depends on the model, else as published."""
+SPEED = "speed"
+"""The protocol of rows that were timed on random weights and judged by nobody; shown only where asked for."""
 SETTING = (
     "protocol", "measurement", "num_samples", "model", "checkpoint", "steps", "cfg", "sampler", "settings", "dtype",
     "weights_sha256",
@@ -160,7 +162,7 @@ def rows(
 
     Args:
         connection: an open database.
-        protocol: only rows of this protocol.
+        protocol: only rows of this protocol; without it rows of SPEED are left out.
         status: only rows of this status (`done`, `failed`, `unsupported`); None for all.
         ranking: only rows of this ranking.
         cells: only these cell ids.
@@ -175,6 +177,8 @@ def rows(
     if cells is not None:
         conditions.append("list_contains(?::VARCHAR[], c.cell_id)")
         values.append(list(cells))
+    if protocol is None and cells is None:
+        conditions.append(f"c.protocol <> '{SPEED}'")
     where = f"WHERE {' AND '.join(conditions)}"
     columns = f"c.*, trained.licence, {SPACES} AS trained_on"
     query = f"SELECT {columns} FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"

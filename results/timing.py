@@ -86,7 +86,7 @@ def checked_timing(table: Mapping[str, Any]) -> None:
 
     for name in ("batch_size", "threads", "cores"):
         number(name, table.get(name), 1)
-    for name in ("load", "clock_mhz"):
+    for name in ("load", "clock_mhz", "matrix_peak"):
         if table.get(name) is not None:
             number(name, table[name], 0)
     for part in ("batch", "latency"):
@@ -114,6 +114,12 @@ def conditions(cell: Mapping[str, Any]) -> str:
     if table.get("load") is not None:
         parts.append(f"load {table['load']:.1f} on {table['cores']} cores")
     return ", ".join(parts)
+
+
+def share_of_peak(cell: Mapping[str, Any]) -> float | None:
+    """Return a row's operations a second as a share of the fastest matrix product; None where that was not measured."""
+    peak, rate = (cell.get("timing") or {}).get("matrix_peak"), cell.get("images_per_second")
+    return cell["flops"] * rate / peak if peak and rate and cell.get("flops") else None
 
 
 def described(cell: Mapping[str, Any]) -> str:

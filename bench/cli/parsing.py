@@ -83,6 +83,25 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Return the batch sizes of a comma-separated list. Raises BenchError unless they are integers above zero."""
+    return tuple(dict.fromkeys(_whole(text, "batch-size", 1, 1 << 20)))
+
+
+def parse_labels(text: str) -> tuple[int, ...]:
+    """Return the class numbers of a comma-separated list. Raises BenchError unless they are integers from 0."""
+    return tuple(_whole(text, "labels", 0, 1 << 30))
+
+
+def _whole(text: str, option: str, least: int, most: int) -> list[int]:
+    found = []
+    for word in _words(text, option):
+        if not re.fullmatch(r"[0-9]{1,10}", word) or not least <= int(word) <= most:
+            raise BenchError(f"--{option}: '{word}' is not an integer from {least} to {most:,}; write for example 1,8")
+        found.append(int(word))
+    return found
+
+
 def check_words(words: Sequence[str]) -> None:
     """Refuse numbers in Python's own spelling (`1_0`), which the option parser would take."""
     for word in words:
