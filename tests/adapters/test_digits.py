@@ -45,6 +45,8 @@ EVALUATIONS = {
     "digits-flow-heun": lambda steps: 3 * steps,
 }
 """By model, the evaluations of so many steps, where it is not one each."""
+FEWEST = {"digits-low-diff": 2}
+"""By model, the fewest steps that it takes, where one is too few: a step at each of its resolutions."""
 
 
 def loaded(name: str) -> Digits:
@@ -115,7 +117,13 @@ def test_network_builds_on_the_meta_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [(name, steps) for name in MODELS for steps in (CARDS[name].supported_steps or (1, 2, 5))]
+    ("name", "steps"),
+    [
+        (name, steps)
+        for name in MODELS
+        for steps in (CARDS[name].supported_steps or (1, 2, 5))
+        if steps >= FEWEST.get(name, 1)
+    ],
 )
 def test_one_step_costs_one_evaluation_unless_the_sampler_takes_more(name: str, steps: int) -> None:
     adapter, rows = loaded(name), []
@@ -136,10 +144,10 @@ def test_guidance_doubles_the_evaluations_and_mixes_with_the_null_class() -> Non
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
-    adapter = loaded(name)
-    whole = sample(adapter, 6, 1)
+    adapter, steps = loaded(name), FEWEST.get(name, 1)
+    whole = sample(adapter, 6, steps)
     parts = [
-        adapter.sample(torch.arange(first, last), 1, 1.0, noise=noise(last - first, first=first))
+        adapter.sample(torch.arange(first, last), steps, 1.0, noise=noise(last - first, first=first))
         for first, last in ((0, 2), (2, 6))
     ]
     torch.testing.assert_close(whole, torch.cat(parts), atol=1e-5, rtol=0)
