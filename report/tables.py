@@ -144,6 +144,7 @@ def _details(
         "not finite": row["failures"] or None,
         "noise shape": row["latent_shape"],
         "device": row["device"],
+        "waived of the adapter contract": "; ".join(f"{k}: {why}" for k, why in (row["waived"] or {}).items()) or None,
         "timed": timing.described(data.rows[cell].cell) or None,
         "FLOPs per image": text.size(row["flops"], ("", "k", "M", "G", "T", "P"), 1000),
         "guide NFE": text.number(row["guide_nfe"]) if text.known(row["guide_nfe"]) and row["guide_nfe"] else None,

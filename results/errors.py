@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
 
 
@@ -45,6 +47,16 @@ class DatasetError(BenchError):
 
 class ReportError(BenchError):
     """A report that cannot be drawn."""
+
+
+DEBUG = "BENCH_DEBUG"
+"""Environment variable that `--debug` sets, for worker processes too."""
+
+
+def trace(error: BaseException) -> None:
+    """Print the traceback of an error that becomes one line, where `--debug` asked for it."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
 
 
 LINE_LENGTH = 300

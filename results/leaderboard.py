@@ -14,7 +14,7 @@ from results.errors import StoreError
 from results.facts import MetricFact, ordered
 from results.store import dictionaries
 from results.timing import timed
-from results.training import OF_CELL, READS_THEM, SPACES
+from results.training import OF_CELL, READS_THEM, SPACES, WAIVED
 
 COMPOSITE = "mmhm"
 """The composite that orders rows where it is known."""
@@ -180,11 +180,11 @@ def rows(
     if protocol is None and cells is None:
         conditions.append(f"c.protocol <> '{SPEED}'")
     where = f"WHERE {' AND '.join(conditions)}"
-    columns = f"c.*, trained.licence, {SPACES} AS trained_on"
+    columns = f"c.*, trained.licence, {SPACES} AS trained_on, {WAIVED} AS waived"
     query = f"SELECT {columns} FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
     found = dictionaries(connection, query, values)
     for cell in found:
-        for column in ("pixels", "timing"):
+        for column in ("pixels", "timing", "waived"):
             cell[column] = json.loads(cell[column]) if cell.get(column) else None
         if cell["timing"] is None and not cell["device"].startswith(ACCELERATORS):
             cell["peak_memory"] = None  # of the whole process, as older versions measured it

@@ -25,6 +25,8 @@ READS_THEM = (
     "IF judge = space OR starts_with(judge, space || '_')]) > 0]) > 0"
 )
 """SQL of whether a row `m` of table `metrics` reads one of them."""
+WAIVED = "json_extract(trained.card, '$.waive')"
+"""SQL of the clauses of the adapter contract that a card waives, as JSON."""
 OF_CELL = "LEFT JOIN models trained ON trained.model = c.checkpoint"
 """SQL that joins the card that a row `c` of table `cells` was sampled from."""
 

@@ -20,7 +20,7 @@ from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, 
 from bench.cli.help import App
 from bench.cli.parsing import check_words, completed
 from bench.cli.terminal import data_alone, prepare_streams, write_line
-from results.errors import BenchError, BenchWarning, MissingError, one_line
+from results.errors import DEBUG, BenchError, BenchWarning, MissingError, one_line
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
@@ -69,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if debug:
+        os.environ[DEBUG] = "1"
+    else:
+        os.environ.pop(DEBUG, None)
     warnings.showwarning = _show_warning
     _interrupts.clear()
     if threading.current_thread() is threading.main_thread():

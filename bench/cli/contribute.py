@@ -105,12 +105,31 @@ def adapter_check(
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
-        rows = [["ok" if f.ok else "FAIL", f.clause, f.detail] for f in findings]
+        rows = [["waived" if f.waived else "ok" if f.ok else "FAIL", f.clause, f.detail] for f in findings]
         print_table(page(), plain_table(["", "clause", "detail"], rows))
     bad = [finding for finding in findings if not finding.ok]
     if bad:
         write_line(f"{name}: {len(bad)} of {len(findings)} clauses failed")
         raise typer.Exit(1)
+
+
+@adapter.command("record")
+def adapter_record(
+    script: Annotated[Path, typer.Argument(help="Your Python file with a function record(recorder). It is run.")],
+    case: Annotated[Path, typer.Argument(help="The folder to write: case.json, weights and tensors.")],
+    family: Annotated[str, typer.Option("--adapter", help="The entry point of bench.parity that replays it.")],
+) -> None:
+    """Record calls of upstream code as a parity case.
+
+    `bench parity CASE` then replays them through your adapter.
+    """
+    from bench.recordings.recorder import record_script
+
+    recorder = record_script(script, case, family)
+    calls = recorder.spec["calls"]
+    rows = [[call["id"], call["kind"], f"{call['atol']:g}", f"{call.get('nfe_per_image', '-')}"] for call in calls]
+    print_table(page(), plain_table(["call", "kind", "atol", "NFE"], rows, right=["atol", "NFE"]))
+    console().print(f"\nNext: bench parity {case}", markup=False)
 
 
 @adapter.command("grid")

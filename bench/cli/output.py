@@ -270,8 +270,18 @@ def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     how = {None: "", True: ", clipped to them: differences beyond are invisible", False: ", not clipped"}[clip]
     lines = [f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}){how}"] if outside else []
     lines += [f"{TRAINED} {line}" for line in training.remarks(shown)]
-    lines += [*reversed_by_bias(shown), *heavy_tails(shown), *timing.remarks(shown)]
+    lines += [*reversed_by_bias(shown), *heavy_tails(shown), *timing.remarks(shown), *waivers(shown)]
     return lines + [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
+
+
+def waivers(shown: Sequence[Row]) -> list[str]:
+    """Return a line about each clause of the adapter contract that a model's card waives, with the card's reason."""
+    found = {
+        f"{row.cell['model']} waives '{clause}' of the adapter contract: {reason}": None
+        for row in shown
+        for clause, reason in (row.cell.get("waived") or {}).items()
+    }
+    return list(found)
 
 
 def heavy_tails(shown: Sequence[Row]) -> list[str]:

@@ -123,6 +123,8 @@ class ModelCard:
     verified: str = ""
     """What has been checked of this model here (recorded parity cases, trained here ...)."""
     notes: str = ""
+    waive: Mapping[str, str] = field(default_factory=dict)
+    """Clauses of the adapter contract that the model cannot keep, each with its reason."""
     home: str | None = None
     """The protocol that fits the model's images and classes: `bench run` without --protocol takes it. No part of a
     cell's id."""

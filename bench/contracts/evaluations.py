@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
+
+from results.errors import BenchError
 
 
 class Evaluations:
@@ -31,11 +34,30 @@ class Evaluations:
 
 
 def batch_rows(output: Any) -> int:
-    """Return the batch size of a network's output: of the tensor, or of the first of several.
+    """Return the batch size of a network's output: of the tensor, or of the first in what it returns.
 
-    Some networks return a record of named outputs (diffusers, transformers), some a list of one tensor a sample.
+    That may be a tuple, a list, a dictionary, or an output of diffusers or transformers. Raises BenchError for one
+    without a tensor.
     """
+    found = first_tensor(output)
+    if found is None or found.ndim == 0:
+        what = type(output).__name__ if found is None else "a number"
+        raise BenchError(
+            f"the network returned {what}: its evaluations are counted by the batch size of the tensor that it returns"
+        )
+    return int(found.shape[0])
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the first tensor of nested tuples, lists, dictionaries and dataclasses; None where there is none."""
+    if isinstance(output, Tensor):
+        return output
     if isinstance(output, Mapping):
-        output = tuple(output.values())
-    first = output[0] if isinstance(output, (tuple, list)) else output
-    return len(first) if isinstance(first, (tuple, list)) else int(first.shape[0])
+        parts: Iterable[Any] = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        parts = (getattr(output, field.name) for field in dataclasses.fields(output))
+    else:
+        return None
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)

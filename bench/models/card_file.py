@@ -173,6 +173,10 @@ class CardTable(Table):
     published: list[PublishedTable] = []
     verified: str = ""
     notes: str = ""
+    waive: Annotated[
+        dict[Text, Text],
+        Field(description="Clauses of the adapter contract that cannot be kept, each with the reason."),
+    ] = {}
 
     @model_validator(mode="after")
     def _models(self) -> Self:
@@ -222,6 +226,7 @@ class CardTable(Table):
             published=tuple(Published(**figure.model_dump()) for figure in self.published),
             verified=self.verified,
             notes=self.notes,
+            waive=self.waive,
             home=self.home,
             teacher=self.teacher,
             path=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,8 +21,8 @@ from bench.contracts.noise import PhiloxNoise
 from bench.contracts.precision import full_precision
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
-from bench.models.registry import skeleton
-from results.errors import BenchError, one_line
+from bench.models.registry import family_class, skeleton
+from results.errors import BenchError, one_line, trace
 
 SAMPLES = 6
 SEED = 11
@@ -50,11 +51,15 @@ TENSOR_DRAWS = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_")
 
 
 class Finding(NamedTuple):
-    """Whether one clause of the contract holds, and what was seen."""
+    """Whether one clause of the contract holds, and what was seen.
+
+    `ok` is True too for a clause that the card waives, and `waived` then is its reason.
+    """
 
     clause: str
     ok: bool
     detail: str
+    waived: str = ""
 
 
 class _Drew(Exception):
@@ -82,7 +87,8 @@ def check_adapter(
     except (BenchError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        return [Finding("can be built", False, one_line(f"{type(error).__name__}: {error}"))]
+        trace(error)
+        return [Finding("can be built", False, _told(error, card))]
     sample = _Sampler(adapter, steps)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("declares its facts", lambda: _facts(adapter)),
@@ -105,7 +111,13 @@ def check_adapter(
         ("never waits for the device between steps", lambda: _no_waiting(card)),
         ("bfloat16 stays close to float32", lambda: _bfloat16(sample)),  # last: it rounds the weights
     ]
-    findings = []
+    clauses = [clause for clause, _ in checks]
+    findings = [
+        Finding("waives known clauses", False, f"'{waived}' is none of them: {', '.join(clauses)}")
+        for waived in card.waive
+        if waived not in clauses
+    ]
+    seen: dict[str, str] = {}
     for clause, check in checks:
         try:
             with guard(), full_precision():  # as in a run: TF32 alone would move images by more than a split may
@@ -116,8 +128,45 @@ def check_adapter(
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() too: a check that passes by ending is none
-            findings.append(Finding(clause, False, one_line(f"{type(error).__name__}: {error}")))
-    return findings
+            told = _told(error, card)
+            if told not in seen:
+                trace(error)
+            detail = f"the same error as '{seen[told]}'" if told in seen else told
+            seen.setdefault(told, clause)
+            findings.append(Finding(clause, False, detail))
+    return [_waived(finding, card.waive.get(finding.clause)) for finding in findings]
+
+
+def _waived(finding: Finding, reason: str | None) -> Finding:
+    """Return a finding as the card's waiver of its clause, if any, leaves it."""
+    if reason is None:
+        return finding
+    if finding.ok:
+        return finding._replace(detail=f"{finding.detail}; the waiver on the card is not needed")
+    return finding._replace(ok=True, detail=f"waived: {reason} (seen: {finding.detail})", waived=reason)
+
+
+def _told(error: BaseException, card: ModelCard) -> str:
+    """Return an error on one line, with the adapter's own line where it came from and the deepest line it called."""
+    return one_line(f"{_where(error, card)}{type(error).__name__}: {error}")
+
+
+def _where(error: BaseException, card: ModelCard) -> str:
+    """Return `file:line (code): ` of the adapter, and of the library it called; empty for an error of our own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours, torch_itself = Path(__file__).parents[1], Path(torch.__file__).parent
+    outside = [f for f in frames if not {ours, torch_itself} & set(Path(f.filename).parents) and "<" not in f.filename]
+    try:
+        home = Path(inspect.getfile(family_class(card.family))).parent
+    except (BenchError, TypeError, OSError):
+        home = None
+    own = [frame for frame in outside if home is not None and home in Path(frame.filename).parents]
+    if not outside:
+        return ""
+    nearest, deepest = (own or outside)[-1], outside[-1]
+    place = f"{Path(nearest.filename).name}:{nearest.lineno} ({nearest.line})"
+    called = "" if deepest is nearest else f", in {Path(deepest.filename).name}:{deepest.lineno}"
+    return f"{place}{called}: "
 
 
 class _Sampler:
@@ -349,10 +398,9 @@ def _no_waiting(card: ModelCard) -> str:
             with _Copies() as counter:
                 adapter.sample(labels, steps, cfg, noise=noise)
         except (RuntimeError, NotImplementedError) as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            raise AssertionError(
-                f"{Path(frame.filename).name}:{frame.lineno} ({frame.line}) needs a value of a device tensor: {error}"
-            ) from error
+            trace(error)
+            line = one_line(f"{_where(error, card)}needs a value of a device tensor: {error}")
+            raise AssertionError(line) from error
         copies.append(counter.copies)
     _require(copies[0] == copies[1], f"{copies} copies between host and device at {first} and {second} steps")
     return f"{copies[0]} copies between host and device, at {first} and at {second} steps"

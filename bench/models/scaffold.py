@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
 
@@ -22,7 +23,10 @@ name = "$name-adapter"
 version = "0.1.0"
 description = "An adapter of fewstep-bench for $name"
 requires-python = ">=3.11"
-dependencies = ["fewstep-bench"]
+dependencies = []  # fewstep-bench is on no package index: install it first, or use the extra below
+
+[project.optional-dependencies]
+bench = [$reference]
 
 [project.entry-points."bench.adapters"]
 $name = "$package.adapter:$klass"
@@ -142,6 +146,22 @@ def test_the_adapter_keeps_its_contract():
 """
 
 
+HOME = "git+https://github.com/OWNER/fewstep-bench@TAG"
+"""Where nobody knows where the harness came from, as from a wheel: the reader fills in OWNER and TAG."""
+
+
+def origin() -> str:
+    """Return where this harness was installed from, as a requirement's URL: a folder, a repository with its commit."""
+    try:
+        told = json.loads(distribution("fewstep-bench").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return HOME
+    url, vcs = told.get("url", ""), told.get("vcs_info")
+    if not url:
+        return HOME
+    return f"{vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else str(url)
+
+
 def write_adapter(name: str, directory: Path) -> list[Path]:
     """Write the package into `directory` and return its files. Raises BenchError for a bad name or a used directory."""
     package = name.replace("-", "_")
@@ -159,6 +179,7 @@ def write_adapter(name: str, directory: Path) -> list[Path]:
         f"{package}/cards/card.schema.json": json.dumps(card_schema(), indent=2).replace("$", "$$") + "\n",
         f"tests/test_{package}.py": TEST,
     }
+    words["reference"] = json.dumps(f"fewstep-bench @ {origin()}")
     paths = []
     for relative, text in contents.items():
         path = directory / relative

@@ -21,7 +21,7 @@ from bench.run.containment import TimedOut, contained, time_limit
 from bench.run.plan import Cell
 from bench.run.quantise import quantise
 from protocols import Protocol
-from results.errors import BenchError, BenchWarning
+from results.errors import BenchError, BenchWarning, trace
 
 THUMBNAIL_SIDE = 96
 SHARD_SAMPLES = 500
@@ -136,6 +136,7 @@ def _checked_sample(
     except TimedOut as error:
         raise CellFailure(f"samples {first}..{last - 1}: {error}") from error
     except BaseException as error:  # sys.exit() and the like: an adapter may break, never end the run
+        trace(error)
         raise CellFailure(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if changes.patched:
         raise CellFailure(f"the adapter replaced {', '.join(changes.patched)}; an adapter must not change global state")

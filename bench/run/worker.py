@@ -25,7 +25,7 @@ from bench.weights.cache import cache_directory
 from protocols import Protocol
 from results.cells import CellDirectory
 from results.digests import digest_of
-from results.errors import BenchError, one_line
+from results.errors import BenchError, one_line, trace
 from results.store import now
 
 BATCHES_OF_COSTS = 10
@@ -141,6 +141,7 @@ def adapter_faults(cell: Cell) -> Iterator[None]:
     except (BenchError, CellFailure, KeyboardInterrupt):
         raise
     except BaseException as error:
+        trace(error)
         raise CellFailure(f"{cell.card.family}: {one_line(f'{type(error).__name__}: {error}')}") from error
 
 

@@ -72,13 +72,45 @@ FAULTS = {
 }
 
 
-def broken(monkeypatch, fault):
-    klass = type("Faulty", (Sound,), {"fault": fault})
+def findings_of(monkeypatch, klass, **facts):
     for module in (families, conformance):
         monkeypatch.setattr(module, "skeleton", lambda card: klass(card).to("meta"), raising=False)
     monkeypatch.setattr("bench.models.loading.family_class", lambda family: klass)
-    card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=Guidance("classifier-free", 2.0, (1.0, 3.0)))
-    return [finding.clause for finding in check_adapter(card) if not finding.ok]
+    monkeypatch.setattr(conformance, "family_class", lambda family: klass)
+    guidance = Guidance("classifier-free", 2.0, (1.0, 3.0))
+    card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=guidance, **facts)
+    return check_adapter(card)
+
+
+def broken(monkeypatch, fault):
+    klass = type("Faulty", (Sound,), {"fault": fault})
+    return [finding.clause for finding in findings_of(monkeypatch, klass) if not finding.ok]
+
+
+class Typo(Sound):
+    def generate(self, labels, steps, cfg, noise, settings):
+        return noise.norml(self.latent_shape)
+
+
+def test_an_error_is_told_once_with_the_adapters_own_line(monkeypatch):
+    failed = [finding for finding in findings_of(monkeypatch, Typo) if not finding.ok]
+    told = [finding for finding in failed if "the same error as" not in finding.detail]
+    first = failed[0]
+    assert len(failed) > 8 and told[0] is first and len(told) <= 3  # on the meta device it is met anew
+    assert "test_conformance.py:" in first.detail and "noise.norml(self.latent_shape)" in first.detail
+    assert "AttributeError" in first.detail
+
+
+def test_a_waived_clause_holds_with_its_reason_and_a_needless_or_unknown_waiver_is_said(monkeypatch):
+    clause = "never waits for the device between steps"
+    klass = type("Faulty", (Sound,), {"fault": "item"})
+    found = {f.clause: f for f in findings_of(monkeypatch, klass, waive={clause: "a host scheduler"})}
+    assert found[clause].ok and found[clause].waived == "a host scheduler"
+    assert "waived: a host scheduler (seen: test_conformance.py:" in found[clause].detail
+    needless = {f.clause: f for f in findings_of(monkeypatch, Sound, waive={clause: "a host scheduler"})}
+    assert needless[clause].ok and not needless[clause].waived and "not needed" in needless[clause].detail
+    unknown = findings_of(monkeypatch, Sound, waive={"is fast": "it is not"})
+    assert not unknown[0].ok and "'is fast'" in unknown[0].detail
 
 
 def test_a_sound_adapter_keeps_every_clause(monkeypatch):
