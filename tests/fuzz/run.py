@@ -89,7 +89,7 @@ def faults(case: Case, place: Path) -> tuple[list[str], int | None, str]:
         found.append(f"memory: {(resident() - before) >> 20} MiB more")
     if "Traceback" in out + err:
         found.append("traceback")
-    if "--debug shows where" in err:
+    if "--debug for the traceback" in err:
         found.append("unforeseen exception")
     if code not in (None, 0, 1, 2):
         found.append(f"exit code {code}")

@@ -283,7 +283,7 @@ def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path, 
     [
         ({"digests": {"protocol": "0"}}, [], "no longer comparable, because its inputs have changed: protocol (0 ->"),
         ({"digests": {"protocol": "0"}}, ["--accept", "weights,harness"], "--accept protocol"),
-        ({}, ["--seed", "3"], "--seed: is the baseline's"),
+        ({}, ["--seed", "3"], "--seed: is fixed by the baseline"),
         ({}, ["--model", "digits-dmd"], "has no digits-dmd, but digits-flow-small"),
         ({}, ["--cfg", "7"], "contains nothing of this subset"),
         ({}, ["--tolerance", "fid"], "not of the form METRIC=SIZE"),

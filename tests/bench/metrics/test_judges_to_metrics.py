@@ -100,7 +100,7 @@ def test_fd_in_a_space_of_timms_is_the_frechet_distance_of_what_its_network_give
     ("options", "reason"),
     [({"model": "vit_larg_patch16_224.mae"}, "unknown timm model"),
      ({}, "set 'model'"),
-     ({"model": "test_vit.r160_in1k", "weights": "w.bin"}, "no .safetensors file"),
+     ({"model": "test_vit.r160_in1k", "weights": "w.bin"}, "not a .safetensors file"),
      ({"model": "test_vit.r160_in1k", "weights": "test_convnext.r160_in1k.safetensors"}, "does not fit")],
 )  # fmt: skip
 def test_a_judge_of_timms_refuses_in_one_line(tmp_path, options, reason):
