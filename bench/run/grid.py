@@ -64,7 +64,9 @@ def write_grid(
     except (BenchError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise BenchError(f"{card.name}: {one_line(f'{type(error).__name__}: {error}')}; --debug shows where") from error
+        raise BenchError(
+            f"{card.name}: {one_line(f'{type(error).__name__}: {error}')}; add --debug for the traceback"
+        ) from error
     write_atomically(output, _png(torch.cat(parts)), "--output")
     nfe = (meter.rows + meter.guide_rows) / images
     what = "class" if len(set(asked.tolist())) == 1 else "classes"

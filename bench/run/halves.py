@@ -109,4 +109,6 @@ def warn_of_float32(label: str, proof: Mapping[str, Any]) -> None:
             continue
         worst = [remark({judge: said}, judge, name) for name in said["effects"]]
         detail = f" ({worst[0]})" if worst else ""
-        warnings.warn(f"{label}: half precision does not hold for judge '{judge}'{detail}", BenchWarning, stacklevel=2)
+        warnings.warn(
+            f"{label}: half precision is not accurate enough for judge '{judge}'{detail}", BenchWarning, stacklevel=2
+        )

@@ -145,7 +145,7 @@ def test_a_run_records_the_effect_and_may_fall_back(halved, on_a_processor, tmp_
     kept, value = method_of(measure("kept"), "clip")
     assert "judged in half: half precision moves the first 100 images by" in kept
     monkeypatch.setattr("bench.run.halves.TOLERATED", 0.0)
-    with pytest.warns(UserWarning, match="half precision does not hold for judge 'clip'"):
+    with pytest.warns(UserWarning, match="half precision is not accurate enough for judge 'clip'"):
         fallen, exact = method_of(measure("fallen"), "clip")
     assert "judged in float32" in fallen and value != exact
     monkeypatch.setattr("bench.run.worker._judges", {})
