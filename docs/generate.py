@@ -26,7 +26,7 @@ COMMANDS = (
     "", "run", "fetch", "report", "leaderboard", "score", "check", "compare", "power", "mmhm", "models", "protocols",
     "references", "show", "reference", "reference build", "weights", "weights list", "weights fetch", "weights verify",
     "weights add", "weights convert", "doctor", "export", "merge", "reindex", "remove", "parity", "adapter",
-    "adapter new", "adapter check",
+    "adapter new", "adapter check", "worker", "worker setup",
 )  # fmt: skip
 
 

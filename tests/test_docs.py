@@ -185,3 +185,36 @@ def test_the_worked_example_works(tmp_path):
     )  # fmt: skip
     assert measured.returncode == 0, measured.stderr
     assert "my-model" in measured.stderr and (tmp_path / "runs" / "bench.duckdb").exists()
+
+
+def test_the_worked_worker_works(tmp_path):
+    """docs/adding-a-worker.md, block by block; the environment is this one, for a test installs nothing."""
+    import os
+
+    text = DOCS["adding-a-worker.md"]
+    commands = [line.split() for line in re.findall(r"^\$ bench (.*)$", text, re.M)]
+    run = [sys.executable, "-m", "bench"]
+    subprocess.run([*run, *commands[0]], cwd=tmp_path, check=True, capture_output=True)
+    for listed in re.findall(r"^    (my-worker/\S+)", text, re.M):
+        assert (tmp_path / listed).exists(), listed
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site]
+    subprocess.run([*install, tmp_path / "my-worker"], check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(site), "BENCH_CACHE_DIR": str(tmp_path / "cache")}
+    assert [command[:2] for command in commands[1:3]] == [["worker", "setup"], ["adapter", "check"]]
+    environment |= {"BENCH_WORKER_PYTHON": sys.executable}
+    for command in commands[2:4]:
+        done = subprocess.run([*run, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    card = (tmp_path / "my-worker/my_worker/cards/my-worker.toml").read_text(encoding="utf-8")
+    (tmp_path / "my-card.toml").write_text(card.replace('family = "my-worker"', 'family = "worker"'), encoding="utf-8")
+    script = (tmp_path / "my-worker/my_worker/worker.py").read_text(encoding="utf-8")
+    (tmp_path / "my_script.py").write_text(script.replace('["shift"]', '.get("shift", 1)'), encoding="utf-8")
+    (tmp_path / "bench_worker.py").write_bytes((tmp_path / "my-worker/my_worker/bench_worker.py").read_bytes())
+    (tmp_path / "my-venv/bin").mkdir(parents=True)
+    (tmp_path / "my-venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "my-venv/pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text())
+    (tmp_path / "my-venv/lib").symlink_to(Path(sys.prefix) / "lib")
+    last = [*commands[4], "--num-samples", "100"]
+    done = subprocess.run([*run, *last], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

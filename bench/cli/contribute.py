@@ -11,6 +11,7 @@ from bench.cli.help import App
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
 from bench.cli.parsing import LARGEST_SECONDS
 from bench.cli.terminal import write_line
+from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 
 adapter = App(help="Write and check your own adapter.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -61,6 +62,9 @@ def parity(
 def adapter_new(
     name: Annotated[str, typer.Argument(help="Name of the family: lower-case letters, digits and hyphens.")],
     directory: Annotated[Path | None, typer.Option(help="Where to write it (default: ./NAME).")] = None,
+    out_of_process: Annotated[
+        bool, typer.Option("--worker", help="Write one that samples in an environment of its own, by a script.")
+    ] = False,
 ) -> None:
     """Write a working adapter with its card and test.
 
@@ -68,11 +72,12 @@ def adapter_new(
     """
     from bench.models.scaffold import write_adapter
 
-    paths = write_adapter(name, directory or Path(name))
+    paths = write_adapter(name, directory or Path(name), out_of_process=out_of_process)
     for path in paths:
         console().print(f"wrote {path}", markup=False)
     root = directory or Path(name)
-    console().print(f"\nNext: pip install -e {root} && bench adapter check {name} && pytest {root}", markup=False)
+    made = f" && bench worker setup {name}" if out_of_process else ""
+    console().print(f"\nNext: pip install -e {root}{made} && bench adapter check {name} && pytest {root}", markup=False)
 
 
 @adapter.command("check")
@@ -89,6 +94,8 @@ def adapter_check(
             min=0.001, max=LARGEST_SECONDS, help="Longest time for one clause, in seconds (default: no limit)."
         ),
     ] = None,
+    worker: Annotated[Path | None, WORKER] = None,
+    worker_python: Annotated[str | None, WORKER_PYTHON] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check a model against the adapter contract.
@@ -99,6 +106,7 @@ def adapter_check(
     from bench.models.loading import parse_device
     from bench.run.checking import check_contained
 
+    use_worker(worker, worker_python)
     findings = check_contained(
         find_card(name), timeout=timeout, weights=weights, random_weights=random_weights, device=parse_device(device)
     )

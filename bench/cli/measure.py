@@ -28,6 +28,7 @@ from bench.cli.output import (
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
 from bench.cli.seeds import print_over_seeds
+from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def run(
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is missing first, as 'bench fetch' does.")] = False,
     accept_licence: Annotated[bool, ACCEPT] = False,
     timeout: Annotated[float | None, TIMEOUT] = None,
+    worker: Annotated[Path | None, WORKER] = None,
+    worker_python: Annotated[str | None, WORKER_PYTHON] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rows, NFE and what is missing, then stop.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
@@ -111,6 +114,7 @@ def run(
         raise BenchError("--seed measures one seed, --seeds several: use one of the two")
     if sampler is not None and sampler not in SAMPLERS:
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose {' or '.join(SAMPLERS)}")
+    use_worker(worker, worker_python)
     models = parse_models(model) if model is not None else None
     out = console()
     plans = _plans(models, protocol, out)

@@ -59,6 +59,9 @@ class Adapter(ABC):
     discrete: ClassVar[bool] = False
     """Whether a sample is drawn from a finite vocabulary, so that a rounding may turn a part of it into another."""
 
+    out_of_process: ClassVar[bool] = False
+    """Whether another process draws the samples, so that what can be seen of them here is what it says."""
+
     def __init__(self, card: ModelCard) -> None:
         """Build the networks of `card.architecture`, float32 on the CPU; weights come later through `load`."""
         self.card = card

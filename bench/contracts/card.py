@@ -85,6 +85,24 @@ class Published:
 
 
 @dataclass(frozen=True)
+class WorkerNeeds:
+    """What a model that is sampled in an environment of its own needs there. No part of a cell's id."""
+
+    environment: str = ""
+    """The environment's name, where several cards share one; by default the card's own."""
+    python: str = ""
+    """Version of Python, as `3.10`; by default that of the harness."""
+    requirements: tuple[str, ...] = ()
+    """Packages that `bench worker setup` installs, as pip takes them."""
+    start_seconds: float = 1800.0
+    """What it may take to start."""
+    batch_seconds: float = 3600.0
+    """What it may take for a batch; `--timeout` is shorter where it is given."""
+    memory_gib: float | None = None
+    """What it may take of the machine's memory; by default nine tenths."""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """One published (or embedded) checkpoint. A card with `members` stands for a pair and has no weights."""
 
@@ -130,6 +148,8 @@ class ModelCard:
     cell's id."""
     teacher: str | None = None
     """The card of the model that this one was distilled from or tuned from. No part of a cell's id."""
+    worker: WorkerNeeds = WorkerNeeds()
+    """The environment of a family that is sampled out of process. No part of a cell's id."""
     path: Path | None = field(default=None, compare=False)
 
     @property

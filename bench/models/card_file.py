@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,6 +17,7 @@ from bench.contracts.card import (
     Preset,
     Published,
     WeightsSource,
+    WorkerNeeds,
 )
 from results.catalog import CATALOG
 from results.documents import MAX_INT, Choice, Count, Distinct, Name, Settings, Table, found, is_integer, refused
@@ -134,6 +136,48 @@ class PublishedTable(Table):
     best_of: Annotated[int, Field(ge=1, le=1000, description="Runs of which it is the best.")] = 1
 
 
+def _requirement(value: str) -> str:
+    """Check one requirement: a name with versions, or a commit of a git repository; nothing pip takes as a flag."""
+    if not REQUIREMENT.fullmatch(value):
+        raise refused(
+            "must be a package as 'numpy', 'torch==2.2.0', 'name[extra]>=1,<2' or "
+            f"'name @ git+https://...@COMMIT', found {found(value)}"
+        )
+    return value
+
+
+REQUIREMENT = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._,-]+\])?"
+    r"(([=<>!~]=?=?[A-Za-z0-9.*+!-]+)(,[=<>!~]=?=?[A-Za-z0-9.*+!-]+)*| @ git\+https://[\w.:/~-]+@[0-9a-f]{7,40})?"
+)
+
+
+class WorkerTable(Table):
+    """`[worker]`: the environment of a model that is sampled out of process."""
+
+    environment: Annotated[Name | None, Field(description="Its name, where several cards share one.")] = None
+    python: Annotated[str, StringConstraints(pattern=r"^3\.\d{1,2}$")] | None = None
+    requirements: Annotated[
+        list[Annotated[str, AfterValidator(_requirement)]],
+        Field(description="Packages that `bench worker setup` installs, when the user asks for it."),
+        Distinct,
+    ] = []
+    start_seconds: Annotated[float, Field(gt=0, le=86400, description="What it may take to start.")] = 1800.0
+    batch_seconds: Annotated[float, Field(gt=0, le=604800, description="What it may take for a batch.")] = 3600.0
+    memory_gib: Annotated[float | None, Field(gt=0, le=65536, description="What memory it may take.")] = None
+
+    def needs(self) -> WorkerNeeds:
+        """Return the contract's form."""
+        return WorkerNeeds(
+            self.environment or "",
+            self.python or "",
+            tuple(self.requirements),
+            self.start_seconds,
+            self.batch_seconds,
+            self.memory_gib,
+        )
+
+
 class CardTable(Table):
     """A card of fewstep-bench: what a checkpoint is, where it lies and how its authors sample it."""
 
@@ -177,6 +221,7 @@ class CardTable(Table):
         dict[Text, Text],
         Field(description="Clauses of the adapter contract that cannot be kept, each with the reason."),
     ] = {}
+    worker: WorkerTable = WorkerTable()
 
     @model_validator(mode="after")
     def _models(self) -> Self:
@@ -229,5 +274,6 @@ class CardTable(Table):
             waive=self.waive,
             home=self.home,
             teacher=self.teacher,
+            worker=self.worker.needs(),
             path=path,
         )

@@ -325,6 +325,11 @@ def _evaluations(sample: _Sampler) -> str:
 
 
 def _no_draws(sample: _Sampler) -> str:
+    if sample.adapter.out_of_process:
+        first = sample()
+        sample(indices=range(100, 100 + SAMPLES))
+        again = torch.equal(first, sample())
+        return _require(again, "the same noise gave the same image again, after other images")
     with _forbidden_draws():
         sample()
     return "torch's random functions were not called"
@@ -352,6 +357,9 @@ def _refuse(name: str) -> Callable[..., Any]:
 
 
 def _global_state(sample: _Sampler) -> str:
+    if sample.adapter.out_of_process:
+        return "in another process"
+
     def state() -> tuple[Any, ...]:
         return (
             torch.get_rng_state().numpy().tobytes(),

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
+from bench.contracts.out_of_process import WorkerAdapter
 from bench.models.compilation import compile_networks
+from bench.models.environments import environment_python
 from bench.models.files import autoencoder_sources
 from bench.models.registry import family_class
-from bench.weights.file import locate, read_state
+from bench.weights.file import NETWORK, locate, read_state
 from bench.weights.holders import NetworkState
 from results.errors import BenchError, unknown
 
@@ -42,14 +44,31 @@ def build_adapter(
         names = ", ".join(member.model for member in card.members)
         raise BenchError(f"{card.name} stands for {names}; name one of them")
     adapter = family_class(card.family)(card)
-    if random_weights:
+    if isinstance(adapter, WorkerAdapter):
+        _place(adapter, card, weights, random_weights)
+    elif random_weights:
         adapter.randomise()
     elif card.weights is not None:
         _load(adapter, card, weights or locate(card.weights, card.name))
     elif weights is not None:
         raise BenchError(f"{card.name} has no weights; leave out --weights")
     adapter.to(device, DTYPES[dtype])
+    if compile and adapter.out_of_process:
+        raise BenchError(f"{card.name} is sampled by a worker, which is not compiled here; leave out --compile")
     return compile_networks(adapter) if compile else adapter
+
+
+def _place(adapter: WorkerAdapter, card: ModelCard, weights: Path | None, random_weights: bool) -> None:
+    """Tell a worker its interpreter and where its verified files lie."""
+    adapter.python = environment_python(card)
+    if random_weights:
+        adapter.randomise()
+    elif card.weights is not None:
+        sources = {NETWORK: card.weights, **card.extra_weights}
+        found = {role: locate(source, card.name, role) for role, source in sources.items() if role != NETWORK}
+        adapter.files = {NETWORK: weights or locate(card.weights, card.name), **found}
+    elif weights is not None:
+        raise BenchError(f"{card.name} has no weights; leave out --weights")
 
 
 def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:

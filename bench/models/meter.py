@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.evaluations import Evaluations
+from bench.contracts.out_of_process import WorkerAdapter
 
 
 class Meter:
@@ -68,6 +69,7 @@ class PeakMemory:
     """
 
     def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
         self.device = adapter.device
         self.others = 0
         if self.device.type == "cuda":
@@ -80,4 +82,6 @@ class PeakMemory:
         """Return the peak so far."""
         if self.device.type != "cuda":
             return 0
+        if isinstance(self.adapter, WorkerAdapter):
+            return self.adapter.peak_memory
         return int(torch.cuda.max_memory_allocated(self.device)) - self.others

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
 
+from bench.contracts import bench_worker
 from bench.models.cards import card_schema
 from results.errors import BenchError
 from results.files import disk_error
@@ -162,8 +163,91 @@ def origin() -> str:
     return f"{vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else str(url)
 
 
-def write_adapter(name: str, directory: Path) -> list[Path]:
-    """Write the package into `directory` and return its files. Raises BenchError for a bad name or a used directory."""
+WORKER_ADAPTER = '''\
+"""$name: sampled by worker.py, in an environment of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.contracts.out_of_process import WorkerAdapter
+from bench.contracts.settings import Number, SamplerSettings
+from pydantic import Field
+
+
+class ${klass}Settings(SamplerSettings):
+    """The sampler's settings (`--option shift=2`), checked before the worker is asked."""
+
+    shift: Number = Field(1.0, gt=0, description="the times are (i/steps)^shift")
+
+
+class $klass(WorkerAdapter):
+    """Euler steps along the velocity, with classifier-free guidance, elsewhere."""
+
+    Settings = ${klass}Settings
+    script = Path(__file__).with_name("worker.py")
+'''
+
+WORKER = '''\
+"""$name: the flow from noise to Gaussians around the classes' mean images, to be replaced by your model.
+
+This file runs in the model's own environment, whatever its versions; bench_worker.py beside it needs numpy alone.
+"""
+
+import numpy as np
+
+from bench_worker import serve
+
+
+class Model:
+    guidance = "classifier-free"
+    counted = "by hand: a call of velocity() is one evaluation of each of its rows"
+
+    def __init__(self, job):
+        card = job.card
+        self.latent_shape, self.resolution = tuple(card["latent_shape"]), card["resolution"]
+        self.num_classes, self.width = card["num_classes"], card["architecture"]["width"]
+        self.means = np.linspace(-0.8, 0.8, self.num_classes + 1, dtype=np.float32)
+        if job.random_seed is not None:
+            self.means = np.random.RandomState(job.random_seed).uniform(-0.8, 0.8, len(self.means)).astype(np.float32)
+
+    def velocity(self, batch, x, t, labels):
+        """x [B, C, H, W] at time t (noise at 0, data at 1), labels [B] (the last: null) -> velocity."""
+        batch.evaluated(len(x))
+        mean = self.means[labels].reshape(-1, 1, 1, 1)
+        slope = (t * self.width**2 - (1 - t)) / (t**2 * self.width**2 + (1 - t) ** 2)
+        return mean + np.float32(slope) * (x - np.float32(t) * mean)
+
+    def sample(self, batch):
+        """Return images, float32 [B, 3, resolution, resolution] in [-1, 1]."""
+        x = batch.normal(self.latent_shape)
+        times = [(i / batch.steps) ** batch.settings["shift"] for i in range(batch.steps + 1)]
+        null = np.full_like(batch.labels, self.num_classes)
+        for t, t_next in zip(times[:-1], times[1:]):
+            v = self.velocity(batch, x, t, batch.labels)
+            if batch.cfg != 1.0:  # 1.0 is no guidance, and costs no second evaluation
+                v_null = self.velocity(batch, x, t, null)
+                v = v_null + np.float32(batch.cfg) * (v - v_null)
+            x = x + np.float32(t_next - t) * v
+        return np.repeat(x, 3, axis=1)
+
+
+if __name__ == "__main__":
+    serve(Model)
+'''
+
+WORKER_TABLE = """
+[worker]
+requirements = ["numpy"]
+"""
+
+
+def write_adapter(name: str, directory: Path, *, out_of_process: bool = False) -> list[Path]:
+    """Write the package into `directory` and return its files.
+
+    `out_of_process`: its family names a script that samples in an environment of its own. Raises BenchError for a bad
+    name or a used directory.
+    """
     package = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or keyword.iskeyword(package):
         raise BenchError(f"adapter name '{name}' must be lower-case letters, digits and hyphens, for example my-model")
@@ -173,13 +257,16 @@ def write_adapter(name: str, directory: Path) -> list[Path]:
     contents = {
         "pyproject.toml": PYPROJECT,
         f"{package}/__init__.py": '"""An adapter of fewstep-bench."""\n',
-        f"{package}/adapter.py": ADAPTER,
+        f"{package}/adapter.py": WORKER_ADAPTER if out_of_process else ADAPTER,
         f"{package}/cards/__init__.py": '"""Model cards."""\n',
-        f"{package}/cards/{name}.toml": CARD,
+        f"{package}/cards/{name}.toml": CARD + WORKER_TABLE if out_of_process else CARD,
         f"{package}/cards/card.schema.json": json.dumps(card_schema(), indent=2).replace("$", "$$") + "\n",
         f"tests/test_{package}.py": TEST,
     }
     words["reference"] = json.dumps(f"fewstep-bench @ {origin()}")
+    if out_of_process:
+        ours = Path(bench_worker.__file__).read_text(encoding="utf-8")
+        contents |= {f"{package}/worker.py": WORKER, f"{package}/bench_worker.py": ours.replace("$", "$$")}
     paths = []
     for relative, text in contents.items():
         path = directory / relative

@@ -41,14 +41,19 @@ class Operations(NamedTuple):
 _operations: dict[tuple[str, str], Operations] = {}
 
 
-def sample_operations(cell: Cell, adapter: Adapter, labels: np.ndarray) -> Operations:
-    """Return the operations of the cell's samples, counted once for a checkpoint and dtype in a process."""
+def sample_operations(cell: Cell, adapter: Adapter, labels: np.ndarray) -> Operations | None:
+    """Return the operations of the cell's samples, counted once for a checkpoint and dtype in a process.
+
+    None where the network is in another process.
+    """
     label = adapter.own_labels(torch.from_numpy(labels[:1]))
 
     def sample() -> Tensor:
         noise = PhiloxNoise(cell.seed, [0], adapter.device)
         return adapter.sample(label, cell.steps, cell.cfg, noise=noise, **cell.settings)
 
+    if adapter.out_of_process:
+        return None
     with first_calls(adapter) as calls:
         sample()
     key = (cell.card.name, cell.dtype)

@@ -14,14 +14,15 @@ from bench.judges.fidelity import EXTRACTORS
 from bench.metrics.registry import METRICS, check_metrics
 from bench.models.cards import CARDS, cards
 from bench.models.compilation import check_compiler
+from bench.models.environments import environment_python
 from bench.models.files import model_files
-from bench.models.registry import ADAPTERS
+from bench.models.registry import ADAPTERS, family_class
 from bench.recordings.replay import REPLAYS
 from bench.references.datasets import DATASETS
 from bench.references.source import check_policy
 from bench.references.stored import SOURCES, check_kind, check_source
 from bench.run.executors import EXECUTORS
-from bench.run.needs import needs_of_judging, needs_of_run, require
+from bench.run.needs import cards_of, needs_of_judging, needs_of_run, require
 from bench.run.plan import Request
 from bench.run.provenance import device_name, package_versions
 from bench.weights.cache import FileCache, cache_directory
@@ -195,6 +196,9 @@ def check_surroundings(request: Request, runs: Path, database: Path) -> None:
     check_protocol(request.protocol)
     if request.compile:
         check_compiler(request.device)
+    for card in cards_of([request]):
+        if family_class(card.family).out_of_process:
+            environment_python(card)
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / f".write-{os.getpid()}"

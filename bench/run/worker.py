@@ -123,7 +123,7 @@ def measure_task(
         **cost,
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
-        "flops": operations.per_sample(cost["nfe"], cost["guide_nfe"]),
+        "flops": operations and operations.per_sample(cost["nfe"], cost["guide_nfe"]),
         "pixels": pixel_facts(facts, adapter.card.resolution, context.protocol.resolution),
         "finished": now().isoformat(),
     }

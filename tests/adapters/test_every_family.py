@@ -78,9 +78,15 @@ def representatives() -> dict[str, ModelCard]:
     for card in sorted(cards().values(), key=lambda card: card.name):
         network = card.architecture.get("network", card.architecture.get("model_type"))
         kind = card.family, network, (card.autoencoder or {}).get("kind"), card.guidance.kind
-        if not card.members and not family_class(card.family).takes_prompts:  # those: test_hosted.py
+        if not card.members and sampled_here(card.family):
             chosen.setdefault(kind, card)
     return {card.name: card for card in chosen.values()}
+
+
+def sampled_here(family: str) -> bool:
+    """Tell whether this file checks a family; others: test_hosted.py and tests/bench/run/test_workers.py."""
+    found = family_class(family)
+    return not (found.takes_prompts or found.out_of_process)
 
 
 def small(card: ModelCard) -> ModelCard:
@@ -175,8 +181,7 @@ EVERY = pytest.mark.parametrize("card", [pytest.param(small(card), id=name) for 
 
 
 def test_every_family_has_a_card() -> None:
-    points = entry_points(group="bench.adapters")
-    families = {point.name for point in points if not family_class(point.name).takes_prompts}
+    families = {point.name for point in entry_points(group="bench.adapters") if sampled_here(point.name)}
     assert {card.family for card in FOUND.values()} == families
 
 
