@@ -101,7 +101,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
         rate_of(row),
         numbers.with_interval(1e3 * latency["median"], low, high) + " ms",
         "-" if not row.get("peak_memory") else f"{row['peak_memory'] / 2**20:,.1f} MiB",
-        numbers.number(row["flops"] / 1e9),
+        numbers.number(None if row["flops"] is None else row["flops"] / 1e9),
         "-" if share is None else f"{share:.1%}",
     ]
 

@@ -132,7 +132,7 @@ def _measured(cell: Cell, adapter: Adapter, seconds: float, peak: float) -> dict
     return {
         "nfe": nfe,
         "guide_nfe": guide,
-        "flops": operations.per_sample(nfe, guide),
+        "flops": operations and operations.per_sample(nfe, guide),
         "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
         **({"peak_memory": on_card} if on_card else {}),
         **facts,
