@@ -1,9 +1,12 @@
 """The report: one HTML file that opens offline, read from a results database."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from results.errors import ReportError
+
+RealImages = Callable[[str, Collection[int]], Mapping[int, Sequence[bytes]]]
+"""A protocol's name and labels to PNG files of real images of each label."""
 
 
 def write_report(
@@ -12,13 +15,13 @@ def write_report(
     *,
     protocol: str | None = None,
     without_trained_on: Sequence[str] = (),
-    real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None,
+    real: RealImages | None = None,
 ) -> Path:
     """Write the report of `database` to the HTML file `output` and return its path.
 
     The page shows the ranking with the most finished rows first, of `protocol` if it is given, and the others at the
-    choice of the reader. `real` holds PNG files of real images by protocol and label, shown next to samples. The file
-    is written beside its final place and renamed, so an interrupted call leaves an older report as it was.
+    choice of the reader. `real` gives the real images to show next to samples. The file is written beside its final
+    place and renamed, so an interrupted call leaves an older report as it was.
 
     `without_trained_on` leaves out the models that were trained on these judges' features, and ranks without them.
 
@@ -29,4 +32,17 @@ def write_report(
     return write(Path(database), Path(output), protocol, without_trained_on, real)
 
 
-__all__ = ["ReportError", "write_report"]
+def write_figures(
+    database: Path, directory: Path, *, protocol: str | None = None, without_trained_on: Sequence[str] = ()
+) -> list[Path]:
+    """Write quality against cost and the rank sets as SVG and PDF, and the leaderboard as LaTeX, to `directory`.
+
+    Returns the paths written; the same database gives the same bytes. Raises `ReportError` as `write_report` does, and
+    where Matplotlib is not installed.
+    """
+    from report.paper import write_figures
+
+    return write_figures(Path(database), Path(directory), protocol, without_trained_on)
+
+
+__all__ = ["RealImages", "ReportError", "write_figures", "write_report"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from report import findings, tables, text
+from report import RealImages, findings, tables, text
 from report.data import Measurements
 from report.markup import Markup, element
 from report.sections import Page, scroll, section, select
@@ -133,7 +133,7 @@ def _signs(data: Measurements, cells: Sequence[str], metric: str) -> list[str]:
     return ["".join(sign(one, other) for other in cells) for one in cells]
 
 
-def heads(page: Page, real: Mapping[int, Sequence[bytes]]) -> Markup | None:
+def heads(page: Page, real: RealImages | None) -> Markup | None:
     """How do two rows differ, by every metric and image by image?"""
     data = page.data
     if not page.headline:
@@ -149,9 +149,10 @@ def heads(page: Page, real: Mapping[int, Sequence[bytes]]) -> Markup | None:
         "pairs": {f"{i} {j}": _differences(data, cells[i], cells[j]) for i, j in combinations(range(len(cells)), 2)},
         "scores": {cell: found for cell, found in scores.items() if found},
     }
+    shown = sorted(set(map(int, data.thumbnails["label"])))
     page.script_data["real"] = {
         str(label): [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
-        for label, pictures in real.items()
+        for label, pictures in (real(str(data.protocol["name"]), shown) if real else {}).items()
     }
     judges = {key: data.metrics[key].short for found in scores.values() for key in found}
     orders = [("", "sample order")]

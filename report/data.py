@@ -172,7 +172,7 @@ class Measurements:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
 
 
-MOST_COMPARED = 400
+MOST_COMPARED = 150
 """Rows among which every pair is compared: the time and the page's size go with their square."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import choices, findings, tables, text
+from report import RealImages, choices, findings, tables, text
 from report.data import Measurements, cell_of, decoded, read_rankings
 from report.markup import Markup, element, escape, script_json
 from report.sections import Page, section
@@ -78,7 +78,7 @@ def write(
     output: Path,
     protocol: str | None,
     without_trained_on: Sequence[str] = (),
-    real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None,
+    real: RealImages | None = None,
 ) -> Path:
     """Read `database`, build the page and put it at `output` in one step. See `report.write_report`."""
     views = read_rankings(database, protocol, without_trained_on)
@@ -89,9 +89,9 @@ def write(
     return output
 
 
-def build(*views: Measurements, real: Mapping[str, Mapping[int, Sequence[bytes]]] | None = None) -> str:
+def build(*views: Measurements, real: RealImages | None = None) -> str:
     """Return the whole page: the first of the rankings in full, the others ready to be shown in its place."""
-    first, *others = [_view(data, views, (real or {}).get(str(data.protocol["name"]), {})) for data in views]
+    first, *others = [_view(data, views, real) for data in views]
     templates = [
         element("template", other, class_="view", data_ranking=data.number[:12])
         for data, other in zip(views[1:], others, strict=True)
@@ -135,7 +135,7 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _view(data: Measurements, views: Sequence[Measurements], real: Mapping[int, Sequence[bytes]]) -> Markup:
+def _view(data: Measurements, views: Sequence[Measurements], real: RealImages | None) -> Markup:
     """Return header, blocks and data of one ranking."""
     page = Page(data, len(views))
     blocks = [

@@ -12,7 +12,7 @@ import typer
 from bench.cli.check import check
 from bench.cli.compare import compare
 from bench.cli.fetching import get
-from bench.cli.leaderboard import ExcludeTrainedOn, leaderboard, unreported
+from bench.cli.leaderboard import leaderboard, unreported
 from bench.cli.licences import ACCEPT, tell
 from bench.cli.output import (
     RUNS_DIR,
@@ -27,6 +27,7 @@ from bench.cli.output import (
     runs_directory,
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
+from bench.cli.reporting import report
 from bench.cli.seeds import print_over_seeds
 from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
@@ -249,29 +250,6 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
     suffix = f" --runs-dir {given}" if given is not None else ""
     out.print(f"\nDatabase: {summary.database}", markup=False)
     out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False)
-
-
-def report(
-    protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The page to write [report.html in the runs directory].")] = None,
-    exclude: ExcludeTrainedOn = None,
-    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
-) -> None:
-    """Write the results as one HTML page. It is self-contained and opens offline."""
-    from report import write_report
-    from results.errors import ReportError
-    from results.files import output_file
-    from results.training import spaces_of
-
-    runs = runs_directory(runs_dir)
-    database, place = runs / "bench.duckdb", output or runs / "report.html"
-    target = output_file(place, "--output", database)
-    try:
-        without = () if exclude is None else spaces_of(exclude)
-        write_report(database, target, protocol=protocol, without_trained_on=without)
-    except ReportError as error:
-        raise BenchError(str(error)) from error
-    console().print(f"Report: {place}", markup=False, soft_wrap=True)
 
 
 def score(

@@ -389,6 +389,13 @@ def check_source(protocol: Protocol) -> None:
         SOURCES.check(str(protocol.reference["source"]), _asked_by(protocol))
 
 
+def source_images(protocol: Protocol) -> tuple[torch.Tensor, np.ndarray] | None:
+    """Return the images uint8 [n, 3, h, w] and labels int64 [n] that the reference's `source` gives; None without."""
+    facts = dict(protocol.reference)
+    loaded = _load_source(protocol, facts) if "source" in facts else None
+    return None if loaded is None or not hasattr(loaded, "images") else (loaded.images, loaded.labels.numpy())
+
+
 def _load_source(protocol: Protocol, facts: Mapping[str, Any]) -> Any:
     source = str(facts["source"])
     function = SOURCES.load(source, _asked_by(protocol))
