@@ -81,17 +81,17 @@ class Measurements:
         cell = self.cells.iloc[0]
         return f"{self.protocol['name']}, {int(cell['num_samples']):,} images, seed {cell['seed']}"
 
-    @property
+    @cached_property
     def distance(self) -> str:
         """The metric that figures begin with: FID without its bias, else FID, else the headline."""
         return next((name for name in leaderboard.DISTANCES if name in self.metrics), self.headline)
 
-    @property
+    @cached_property
     def headline(self) -> str:
         """The metric that decides the order of the page; empty where none was measured."""
         return leaderboard.headline([self.rows[cell] for cell in self.ranked.index]) if self.metrics else ""
 
-    @property
+    @cached_property
     def ranked(self) -> pd.DataFrame:
         """The cells that take part in rankings."""
         return self.cells[~self.cells["random_weights"]]
@@ -148,6 +148,12 @@ class Measurements:
         """Return how `metric` goes with the number of images for each model's best row."""
         return convergence.convergence(self._chosen(self.best(metric)), self.finished, metric)
 
+    def drawn(self, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """Return the rows that a chart can hold: all, or of very many each model's best at each step count."""
+        if len(rows) <= MOST_DRAWN:
+            return rows
+        return rows.loc[self.best(metric, ("model", "steps"), rows.index)[:MOST_DRAWN]].assign(variant="")
+
     def with_metric(self, metric: str) -> pd.DataFrame:
         """Return the ranked cells that have `metric`, joined with its value, low, high and ranks."""
         values = self.values[self.values["metric"] == metric].set_index("cell_id")
@@ -172,6 +178,8 @@ class Measurements:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
 
 
+MOST_DRAWN = 500
+"""Points of one chart."""
 MOST_COMPARED = 150
 """Rows among which every pair is compared: the time and the page's size go with their square."""
 

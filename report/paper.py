@@ -16,7 +16,7 @@ from results.files import write_atomically
 
 WIDTH = 5.5
 """Inches: the text of a one-column page."""
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,

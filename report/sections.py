@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, findings, samples, speed, students, tables, text
-from report.data import COMPOSITE, Measurements, cell_of
+from report.data import COMPOSITE, MOST_DRAWN, Measurements, cell_of
 from report.markup import Markup, element, escape
 from results.budgets import Budget
 from results.catalog import FACTS
@@ -18,6 +18,8 @@ from results.statistics import share_half_width
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""
+MOST_SWEPT = 12
+"""Models whose guidance paths are drawn where there are very many rows."""
 MOST_CLASS_VALUES = 120_000
 
 
@@ -105,7 +107,7 @@ class Page:
         """How does quality grow with cost?"""
         data = self.data
         metric = data.distance
-        rows = data.with_metric(metric) if metric else pd.DataFrame()
+        rows = data.drawn(data.with_metric(metric), metric) if metric else pd.DataFrame()
         if rows.empty or rows["nfe"].isna().all():
             return None
         drawn = figures.steps_curve(rows, data.metrics[metric], self.styles)
@@ -146,7 +148,7 @@ class Page:
         if not self.headline:
             return None
         metric = data.distance
-        rows = data.with_metric(metric).dropna(subset=["evaluations"])
+        rows = data.drawn(data.with_metric(metric).dropna(subset=["evaluations"]), metric)
         if len(rows) < 2:
             return None
         device = str(data.ranked["device"].mode().iloc[0])
@@ -207,6 +209,11 @@ class Page:
         rows = data.with_metric(up).dropna(subset=["cfg", "steps"])
         swept = rows.groupby(["model", "steps"])["cfg"].transform("nunique") > 2
         rows = rows[swept]
+        if len(rows) > MOST_DRAWN:
+            models = list(dict.fromkeys(rows.loc[data.best(up, ("model",), rows.index), "model"]))[:MOST_SWEPT]
+            rows = rows[rows["model"].isin(models)].groupby(["model", "steps"]).filter(lambda path: len(path) > 2)
+            first = rows.groupby("model")["steps"].transform("min")
+            rows = rows[rows["steps"] == first]
         if rows.empty:
             return None
         chosen = data.best(up, ("model", "steps"), rows.index)
