@@ -16,6 +16,10 @@ class BenchWarning(UserWarning):
     """What the user should know and need not fix: one line, shown as `Warning: ...`."""
 
 
+class DeviceLostError(BenchError):
+    """The accelerator failed or went away; everything of this process on it is gone, what is on disk stays."""
+
+
 class MissingError(BenchError):
     """Files or references that a plan needs and this machine lacks: one line each, between heading and remedy."""
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples per setting (default: the protocol's).")
 BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch (default: the protocol's).")
+COMPILE = typer.Option(
+    metavar="[yes|no|auto]",
+    help="Use torch.compile, on CUDA with CUDA graphs; auto: where the plan is long enough to pay.",
+)
 SEED = typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise (default: the protocol's).")
 SELECT_ON = typer.Option(
     min=0, max=LARGEST_SEED, help="Also measure on this seed, and choose each model's setting on it alone."
@@ -80,7 +84,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile, on CUDA with CUDA graphs.")] = False,
+    compile: Annotated[str | None, COMPILE] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sampler setting; repeatable.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
@@ -115,6 +119,8 @@ def run(
         raise BenchError("--seed measures one seed, --seeds several: use one of the two")
     if sampler is not None and sampler not in SAMPLERS:
         raise BenchError(f"--sampler: '{sampler}' is unknown; choose {' or '.join(SAMPLERS)}")
+    if compile not in (None, "yes", "no", "auto"):
+        raise BenchError(f"--compile: '{compile}' is unknown; choose yes (or no value), no or auto")
     use_worker(worker, worker_python)
     models = parse_models(model) if model is not None else None
     out = console()
@@ -131,12 +137,14 @@ def run(
         select_on=select_on,
         device=parse_device(device),
         dtype=parse_dtype(dtype),
-        compile=compile,
+        compile=compile == "yes",
         options=parse_options(option or []),
         weights=weights,
         random_weights=random_weights,
     )
     requests = [replace(asked, protocol=parse_protocol(name), models=chosen) for name, chosen in plans.items()]
+    if compile == "auto":
+        requests = [_compiled_or_not(request, out) for request in requests]
     runs = runs_directory(runs_dir)
     if dry_run:
         _print_plans(requests, runs)
@@ -183,6 +191,15 @@ def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -
         if name != DEFAULT_PROTOCOL:
             out.print(f"Protocol {name}, home of {', '.join(chosen)} (--protocol chooses another)", markup=False)
     return homes
+
+
+def _compiled_or_not(request: Request, out: Console) -> Request:
+    """Return the request as `--compile auto` decides it, and say what was decided and why."""
+    from bench.run.compiling import decide
+
+    decision = decide(request)
+    out.print(f"Protocol {request.protocol.name}: {decision.why}", markup=False)
+    return replace(request, compile=decision.compile)
 
 
 def _print_plans(requests: Sequence[Request], runs: Path) -> None:

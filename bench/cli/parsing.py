@@ -110,7 +110,7 @@ def check_words(words: Sequence[str]) -> None:
             raise BenchError(f"'{value}' is not a number here; write {value.replace('_', '')}")
 
 
-MAY_STAND_ALONE = {"--exclude-trained-on": "any"}
+MAY_STAND_ALONE = {"--exclude-trained-on": "any", "--compile": "yes"}
 """Options whose value may be left out, and what it then is: the option parser itself knows no such thing."""
 
 

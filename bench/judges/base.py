@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from bench.judges.options import JUDGES, JudgeKind, check_judges
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile, here
 from protocols import Protocol as Definition
-from results.errors import BenchError, unknown
+from results.errors import BenchError, BenchWarning, unknown
 
 Prompt = str | Sequence[str]
 HALF_TYPES = {"cuda": torch.float16}
@@ -107,7 +108,24 @@ class Judge(ABC):
         BenchError on images or labels of another kind.
         """
         self._check(images, labels)
-        size = self.batch_size or max(len(images), 1)
+        while True:
+            size = self.batch_size or max(len(images), 1)
+            try:
+                return self._judged(images, labels, size)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise BenchError(
+                        f"judge '{self.name}': {self.device} has too little memory for one image; free some of it, or "
+                        "use another --device"
+                    ) from error
+                self.batch_size = (size + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # only now: the error held on to what was allocated
+            line = f"judge '{self.name}': too little memory for {size} images at once; {self.batch_size} from here on"
+            warnings.warn(line, BenchWarning, stacklevel=2)
+
+    def _judged(self, images: Tensor, labels: Tensor, size: int) -> dict[str, Tensor]:
+        """Return what `__call__` does, from `size` images at once."""
         with (
             torch.inference_mode(),
             full_precision(),

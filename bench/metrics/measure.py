@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.metrics import algebra
 from bench.metrics.cell import Cell, Unavailable
 from bench.metrics.records import CellMetrics, JudgeOutputs, MetricValue, PerClass, ReferenceFeatures, SkippedMetric
-from bench.metrics.registry import PER_CLASS, check_metrics, find_metric
+from bench.metrics.registry import PER_CLASS, Metric, check_metrics, find_metric
 from results.errors import BenchError, one_line
 
 __all__ = [
@@ -72,7 +73,7 @@ def measure(
         metric = find_metric(name)
         settings = metric.settings(options)
         try:
-            value = metric.measure(cell, metric.fact, settings)
+            value = _value(metric, cell, settings)
             if not isinstance(value, MetricValue):
                 raise TypeError(f"returned {type(value).__name__}, not a MetricValue")
             if not np.isfinite(value.value):
@@ -81,9 +82,22 @@ def measure(
             skipped.append(SkippedMetric(name, str(error)))
             continue
         except Exception as error:  # anyone's metric may fail in any way; the others and the images stay
+            if type(error).__name__ == "AcceleratorError":
+                raise  # the device is gone, and with it all that follows: no fault of the metric
             skipped.append(SkippedMetric(name, one_line(f"{type(error).__name__}: {error}")))
             continue
         values.append(value)
         if metric.per_class is not None and labels is not None and options.get(PER_CLASS.name, PER_CLASS.default):
             by_class += metric.per_class(cell, metric.fact, settings)
     return CellMetrics(values, skipped, by_class)
+
+
+def _value(metric: Metric, cell: Cell, settings: Mapping[str, Any]) -> MetricValue:
+    """Return the metric of a cell, from the processor where an accelerator has too little memory for it."""
+    try:
+        return metric.measure(cell, metric.fact, settings)
+    except Exception as error:
+        if algebra.device() is None or type(error).__name__ != "OutOfMemoryError":
+            raise
+    with algebra.on(None):
+        return metric.measure(cell, metric.fact, settings)

@@ -1,4 +1,4 @@
-"""`--compile`: the network through torch.compile, with CUDA graphs on an accelerator."""
+"""`--compile`: network, guide and decoder through torch.compile, with CUDA graphs on an accelerator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
+from bench.weights.cache import cache_directory
 from results.errors import BenchError
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -27,15 +28,18 @@ def check_compiler(device: str) -> None:
 
 
 def compile_networks(adapter: Adapter) -> Adapter:
-    """Compile the network and the guide of `adapter` for each shape they meet, and return it.
+    """Compile the network, the guide and the decoder of `adapter` for each shape they meet, and return it.
 
-    On CUDA kernels are tuned and replayed as CUDA graphs (mode max-autotune). Only `forward` is replaced, by an
-    attribute of the instance: hooks run outside what is compiled, so evaluations are counted as ever. Raises BenchError
-    when there is no compiler.
+    On CUDA kernels are replayed as CUDA graphs; no products are tuned by search, which takes minutes a shape. What was
+    compiled is kept in the cache directory for the next run (`TORCHINDUCTOR_CACHE_DIR` chooses another place). Only
+    `forward` is replaced, by an attribute of the instance: hooks run outside what is compiled, so evaluations are
+    counted as ever. Raises BenchError when there is no compiler.
     """
     check_compiler(adapter.device.type)
-    for network in (adapter.network, adapter.guide):
-        if network is not None:
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
+    decoder = getattr(adapter.autoencoder, "decoder", None)
+    for network in (adapter.network, adapter.guide, decoder):
+        if isinstance(network, nn.Module):
             compile_forward(network, graphs=adapter.device.type == "cuda")
     return adapter
 
@@ -44,7 +48,9 @@ def compile_forward(network: nn.Module, *, graphs: bool) -> None:
     """Replace the `forward` of one network by its compiled form."""
     eager = network.forward
     # One graph a shape: a run meets few shapes (full and last batch, batch 1, each of them doubled when guided).
-    compiled: Callable[..., Tensor] = torch.compile(eager, mode="max-autotune" if graphs else "default", dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(
+        eager, mode="reduce-overhead" if graphs else "default", dynamic=False
+    )
 
     def forward(*inputs: Any, **named: Any) -> Tensor:
         output = compiled(*inputs, **named)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
@@ -55,6 +55,8 @@ def build_adapter(
     adapter.to(device, DTYPES[dtype])
     if compile and adapter.out_of_process:
         raise BenchError(f"{card.name} is sampled by a worker, which is not compiled here; leave out --compile")
+    if adapter.device.type == "cuda" and isinstance(adapter.autoencoder, nn.Module):
+        adapter.autoencoder.to(memory_format=torch.channels_last)  # convolutions on tensor cores take no other
     return compile_networks(adapter) if compile else adapter
 
 

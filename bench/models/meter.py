@@ -33,6 +33,14 @@ class Meter:
         """Evaluations of the guide, counted by batch rows."""
         return self.guide_evaluations.rows
 
+    def state(self) -> tuple[int, int, float]:
+        """Return what `restore` takes."""
+        return self.rows, self.guide_rows, self.decode_seconds
+
+    def restore(self, state: tuple[int, int, float]) -> None:
+        """Forget what was counted since `state`: an attempt that came to nothing."""
+        self.evaluations.rows, self.guide_evaluations.rows, self.decode_seconds = state
+
     @contextmanager
     def installed(self) -> Iterator[Meter]:
         """Install the hooks for the duration of the block."""

@@ -18,6 +18,7 @@ from bench.judges.pixels.resize import NATIVE_RESIZE, resize
 from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, clock
 from bench.run.containment import TimedOut, contained, time_limit
+from bench.run.devices import LOST
 from bench.run.plan import Cell
 from bench.run.quantise import quantise
 from protocols import Protocol
@@ -34,6 +35,9 @@ SHARD_FACTS = (
 _WARM: WeakKeyDictionary[Adapter, tuple[str, int]] = WeakKeyDictionary()
 """The cell and batch size that each adapter sampled last: only a repetition is timed, the first one compiles and
 allocates."""
+
+_FITTING: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
+"""The largest batch that memory takes, of adapters for which a whole one was too large."""
 
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -88,7 +92,7 @@ def sample_shard(
             batch_labels = torch.from_numpy(labels[first:last])
             memory = PeakMemory(adapter)
             began = clock(adapter.device)
-            images = _checked_sample(cell, adapter, batch_labels, first, last, timeout)
+            images = _sampled(cell, adapter, meter, batch_labels, first, last, timeout)
             seconds = clock(adapter.device) - began
             sample_seconds += seconds
             peak = max(peak, memory.read())
@@ -122,6 +126,49 @@ def sample_shard(
     return arrays, facts
 
 
+def fitting(adapter: Adapter, batch_size: int) -> int:
+    """Return how many images at once memory takes of `batch_size`, as far as sampling in this process has shown."""
+    return min(_FITTING.get(adapter, batch_size), batch_size)
+
+
+def _sampled(
+    cell: Cell,
+    adapter: Adapter,
+    meter: Meter,
+    labels: Tensor,
+    first: int,
+    last: int,
+    timeout: float | None,
+) -> Tensor:
+    """Sample [first, last) in parts that memory takes: halved until one fits, which is kept for the adapter."""
+    parts: list[Tensor] = []
+    start, short = first, False
+    while start < last:
+        stop = min(start + fitting(adapter, last - first), last)
+        before = meter.state()
+        try:
+            part = labels[start - first : stop - first]
+            parts.append(_checked_sample(cell, adapter, part, start, stop, timeout))
+        except torch.OutOfMemoryError as error:
+            if stop - start == 1:
+                reason = f"{adapter.device} has too little memory for one image; try --dtype bfloat16"
+                raise CellFailure(reason) from error
+            meter.restore(before)
+            short, _FITTING[adapter] = True, (stop - start + 1) // 2
+        else:
+            start = stop
+            continue
+        if adapter.device.type == "cuda":
+            torch.cuda.empty_cache()  # only now: the error held on to what was allocated
+    if short:
+        line = (
+            f"{cell.label}: too little memory for batches of {last - first}; sampled {_FITTING[adapter]} at once, "
+            "the same samples"
+        )
+        warnings.warn(line, BenchWarning, stacklevel=2)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _checked_sample(
     cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, timeout: float | None = None
 ) -> Tensor:
@@ -131,7 +178,7 @@ def _checked_sample(
             images = adapter.sample(adapter.own_labels(labels), cell.steps, cell.cfg, noise=noise, **cell.settings)
     except BenchError as error:
         raise CellFailure(str(error)) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, torch.OutOfMemoryError, *LOST):
         raise
     except TimedOut as error:
         raise CellFailure(f"samples {first}..{last - 1}: {error}") from error

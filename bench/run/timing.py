@@ -18,6 +18,7 @@ from bench.models.timing import TensorMemory, repeated, surroundings
 from bench.run.containment import no_exit, time_limit
 from bench.run.plan import Cell
 from bench.run.record import Context
+from bench.run.shard import fitting
 from bench.run.worker import load_cell_adapter
 from results.cells import CellDirectory
 from results.errors import one_line
@@ -55,7 +56,7 @@ def timed_facts(cell: Cell, adapter: Adapter, labels: np.ndarray, seconds: float
         labels: int64 [N] of the cell's samples.
         seconds: how long repetitions of a batch may go on; half of it for one image.
     """
-    size = min(cell.batch_size, cell.num_samples)
+    size = fitting(adapter, min(cell.batch_size, cell.num_samples))
     batch, one = (sampling(cell, adapter, labels[:count]) for count in (size, 1))
     memory = {} if adapter.device.type == "cuda" else {"peak_memory": tensor_memory(adapter, batch)}
     batch()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
 from bench.run.costs import sample_operations
+from bench.run.devices import LOST, losses
 from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
 from bench.run.plan import Cell
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, measure_arrays, model_row, pixel_facts
@@ -65,6 +67,18 @@ def load_cell_adapter(cell: Cell, protocol: Protocol, device: str) -> Adapter:
     return adapter
 
 
+def _reporting_losses(task: Callable[..., CellFailure | None]) -> Callable[..., CellFailure | None]:
+    """Make a task of (context, cell, ...) end in one line where the device fails."""
+
+    @wraps(task)
+    def reporting(context: Context, cell: Cell, *rest: Any) -> CellFailure | None:
+        with losses(context.device, cell.label):
+            return task(context, cell, *rest)
+
+    return reporting
+
+
+@_reporting_losses
 def sample_task(
     context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
 ) -> CellFailure | None:
@@ -101,6 +115,7 @@ def _proof(directory: CellDirectory) -> Mapping[str, Any]:
     return found
 
 
+@_reporting_losses
 def measure_task(
     context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
 ) -> CellFailure | None:
@@ -138,7 +153,7 @@ def adapter_faults(cell: Cell) -> Iterator[None]:
     try:
         with no_exit():
             yield
-    except (BenchError, CellFailure, KeyboardInterrupt):
+    except (BenchError, CellFailure, KeyboardInterrupt, *LOST):
         raise
     except BaseException as error:
         trace(error)
