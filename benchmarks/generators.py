@@ -290,8 +290,10 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=None, help="blocks of each trunk, 0 for all [all on CUDA, else 2]")
     parser.add_argument("--repeats", type=int, default=None, help="[5 on CUDA, else 2]")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--budget", type=float, default=None, help="seconds after which no further row is begun")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
+    began = time.monotonic()
     on_gpu = arguments.device.startswith("cuda")
     arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     batch = arguments.batch_size or (64 if on_gpu else 1)
@@ -311,6 +313,9 @@ def main() -> None:
     rows = []
     for name in arguments.models.split(","):
         for steps in map(int, arguments.steps.split(",")):
+            if arguments.budget is not None and time.monotonic() - began > arguments.budget:
+                print(f"{name} at {steps} steps: left out, the time is spent", flush=True)
+                continue
             row = measure(name, steps, batch, arguments)
             rows.append(row)
             rest = max(0.0, row.generate_seconds - row.network_seconds - row.guide_seconds)

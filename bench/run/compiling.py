@@ -38,6 +38,8 @@ def decide(request: Request) -> Decision:
             continue
         name = cell.card.name
         counter = counters.setdefault(name, Counter(cell.card))
+        if counter.adapter.out_of_process:
+            return Decision(False, f"not compiled: {name} is sampled by a worker")
         settings = counter.adapter.resolve_settings(cell.steps, cell.sampler, cell.options)
         count = counter.count(cell.steps, cell.cfg, settings)
         a_sample = cell.steps if count is None else count.nfe + count.guide_nfe

@@ -9,7 +9,7 @@ import torch
 
 from results.errors import DeviceLostError, one_line
 
-LOST: tuple[type[RuntimeError], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+LOST: tuple[type[BaseException], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 """What torch raises once a device does not answer, or a kernel has spoilt this process's use of it."""
 
 

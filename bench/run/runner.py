@@ -24,6 +24,7 @@ from bench.run.halves import halves
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
 from bench.run.readiness import preflight
+from bench.run.reading_ahead import read_ahead
 from bench.run.record import Context, cell_record, model_row, ranking_of
 from bench.run.shard import SHARD_FACTS, CellFailure, Layout, judged_layout, shard_ranges
 from bench.run.timing import time_task
@@ -292,6 +293,10 @@ def _execute(
 
     def start(task: _Task) -> None:
         item, span = task.item, task.span
+        if span is not None and span == item.missing[-1]:
+            following = next((entry for entry, _ in queue if entry.cell.card.name != item.cell.card.name), None)
+            if following is not None:
+                read_ahead(following.cell)
         if span is None:
             future = _submit(pool, measure_task, context, item.cell, item.labels, item.ranges, runs, item.row)
         else:

@@ -38,6 +38,8 @@ allocates."""
 
 _FITTING: WeakKeyDictionary[Adapter, int] = WeakKeyDictionary()
 """The largest batch that memory takes, of adapters for which a whole one was too large."""
+_PASSED_ON: tuple[type[BaseException], ...] = (KeyboardInterrupt, torch.OutOfMemoryError, *LOST)
+"""What an adapter may raise that is no fault of its own."""
 
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -103,7 +105,7 @@ def sample_shard(
             native = quantise(images, protocol.quantise, protocol.levels)
             same = native.shape[-1] == protocol.resolution
             pixels = native if same else resize(native, protocol.resolution, NATIVE_RESIZE)
-            for name, values in judge_batch(judges, pixels, batch_labels.to(pixels.device), native).items():
+            for name, values in judge_batch(judges, pixels, batch_labels, native).items():
                 parts.setdefault(name, []).append(values)
             facts["judge_seconds"] += clock(adapter.device) - began
             seen.add(pixels.cpu().numpy())
@@ -178,7 +180,7 @@ def _checked_sample(
             images = adapter.sample(adapter.own_labels(labels), cell.steps, cell.cfg, noise=noise, **cell.settings)
     except BenchError as error:
         raise CellFailure(str(error)) from error
-    except (KeyboardInterrupt, torch.OutOfMemoryError, *LOST):
+    except _PASSED_ON:
         raise
     except TimedOut as error:
         raise CellFailure(f"samples {first}..{last - 1}: {error}") from error
@@ -211,7 +213,23 @@ def judge_batch(
     """
     drawn = pixels if native is None else native
     judged = {name: judge(drawn if judge.reads_native else pixels, labels) for name, judge in judges.items()}
-    return {f"{name}.{key}": values.cpu().numpy() for name, said in judged.items() for key, values in said.items()}
+    return hosted({f"{name}.{key}": values for name, said in judged.items() for key, values in said.items()})
+
+
+def hosted(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors as arrays on the host: those of an accelerator all queued at once, which is waited for once."""
+    host = {
+        name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        if values.is_cuda
+        else values
+        for name, values in tensors.items()
+    }
+    for device in {values.device for values in tensors.values() if values.is_cuda}:
+        torch.cuda.synchronize(device)
+    # Pinned memory is scarce, and a shard is kept longer than a batch.
+    return {
+        name: host[name].numpy().copy() if values.is_cuda else host[name].numpy() for name, values in tensors.items()
+    }
 
 
 def judged_layout(judges: Mapping[str, Judge], protocol: Protocol) -> Layout:

@@ -32,6 +32,7 @@ from results.store import now
 
 BATCHES_OF_COSTS = 10
 """What is allowed for the costs of a sample, as so many batches."""
+_PASSED_ON: tuple[type[BaseException], ...] = (BenchError, CellFailure, KeyboardInterrupt, *LOST)
 _judges: dict[str, Mapping[str, Judge]] = {}
 _adapters: dict[tuple[str, ...], Adapter] = {}
 
@@ -153,7 +154,7 @@ def adapter_faults(cell: Cell) -> Iterator[None]:
     try:
         with no_exit():
             yield
-    except (BenchError, CellFailure, KeyboardInterrupt, *LOST):
+    except _PASSED_ON:
         raise
     except BaseException as error:
         trace(error)

@@ -372,3 +372,23 @@ def test_torch_keeps_its_random_state(measure):
     before = torch.get_rng_state()
     measure()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_next_model_is_read_ahead_during_the_last_shard(measure, tmp_path, monkeypatch, quiet):
+    seen = []
+    monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 100)
+    monkeypatch.setattr("bench.run.runner.read_ahead", lambda cell: seen.append((cell.card.name, progress.shards)))
+    progress = quiet()
+    measure(models=("digits-flow-small", "digits-flow"), progress=progress)
+    assert seen == [("digits-flow", 1)], "asked for once, after the first of two shards"
+
+
+def test_files_are_read_ahead_by_the_system(monkeypatch, digits_request):
+    from bench.run.plan import make_plan
+    from bench.run.reading_ahead import read_ahead
+
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words[1:]), raising=False)
+    (cell,) = make_plan(digits_request(), "")
+    read_ahead(cell)
+    assert asked == [(0, 0, os.POSIX_FADV_WILLNEED)]

@@ -1,0 +1,105 @@
+"""All that is measured on one accelerator, in one call of under eight minutes.
+
+    python benchmarks/gpu.py --output DIR           (one GPU; random weights, nothing is downloaded)
+    python benchmarks/gpu.py --output DIR --tiny    (the same parts at toy sizes on a processor: does the script run?)
+
+Each part is a process of its own with a share of the time: what is not done by then is left out, and said. The output
+of every part lies in DIR. Needs torchmetrics, as evaluation.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+TOTAL = 470.0
+
+
+class Part(NamedTuple):
+    """A script with its arguments, and the seconds it may take."""
+
+    name: str
+    seconds: float
+    words: list[str]
+
+
+def parts(tiny: bool) -> list[Part]:
+    """Return what is measured, the most telling first."""
+    generators, evaluation, run = (str(HERE / f"{name}.py") for name in ("generators", "evaluation", "run"))
+    if tiny:
+        few = ["--steps", "1", "--repeats", "1", "--depth", "1", "--device", "cpu"]
+        return [
+            Part("generators", 150, [generators, "--models", "sit-xl", *few, "--budget", "100"]),
+            Part("evaluation", 150, [evaluation, "--num", "32", "--references", "32", "--variants", "floor,ours,loop"]),
+            Part("run", 150, [run, "--device", "cpu", "--model", "digits-flow-small", "--steps", "1", "--num", "100"]),
+        ]
+    big = ["--batch-size", "128", "--device", "cuda"]
+    return [
+        Part("generators", 110, [generators, *big, "--steps", "1,8", "--repeats", "2", "--budget", "100"]),
+        Part(
+            "compiled",
+            100,
+            [generators, *big, "--models", "sit-xl", "--steps", "1,8", "--repeats", "2", "--compile", "--budget", "90"],
+        ),
+        Part(
+            "evaluation",
+            130,
+            [
+                evaluation, "--num", "1024", "--references", "1024", "--models", "published", "--resolution", "256",
+                "--device", "cuda", "--threads", "8", "--variants", "floor,ours,loop,ours-fidelity,fidelity",
+                "--budget", "125",
+            ],
+        ),
+        Part("run", 60, [run, "--device", "cuda", "--protocol", "digits", "--budget", "55"]),
+        Part(
+            "tests",
+            70,
+            ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(HERE.parent / "tests/bench/metrics"),
+             str(HERE.parent / "tests/bench/models")],
+        ),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Run the parts one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    failed = []
+    for part in parts(given.tiny):
+        left = TOTAL - (time.monotonic() - began)
+        if left < 20 and not given.tiny:
+            print(f"\n## {part.name}: left out, the time is spent", flush=True)
+            continue
+        print(f"\n## {part.name}", flush=True)
+        output = given.output / f"{part.name}.txt"
+        with output.open("w") as file:
+            try:
+                limit = part.seconds if given.tiny else min(part.seconds, left)
+                done = subprocess.run(
+                    [sys.executable, *part.words], stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=limit
+                )
+                ended = "" if done.returncode == 0 else f"exit code {done.returncode}"
+            except subprocess.TimeoutExpired:
+                ended = f"ended after {limit:.0f} s"
+        print(output.read_text(), end="", flush=True)
+        if ended:
+            failed.append(f"{part.name}: {ended}")
+            print(failed[-1], flush=True)
+    print(f"\n{time.monotonic() - began:.0f} s in all; {'; '.join(failed) or 'every part came to its end'}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
