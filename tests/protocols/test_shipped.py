@@ -15,6 +15,7 @@ DATA_SETS = {name: protocol for name, protocol in PROTOCOLS.items() if "kind" in
 WANTED = (
     "fair-imagenet-256", "fair-imagenet-256-v2", "fair-imagenetv2-256", "fair-imagenetv2-256-v2", "fair-relaionet-256",
     "fair-relaionet-256-v2", "imagenet-256-adm", "imagenet-512-adm", "imagenet-64", "text-to-image",
+    "text-to-image-rewards",
     "cifar10", "cifar10-uncond", "lsun-bedroom-256", "lsun-cat-256", "ffhq-64", "afhqv2-64", "imagenet-512-uncond",
 )  # fmt: skip
 
