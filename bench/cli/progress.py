@@ -105,8 +105,11 @@ class RunProgress:
         if reason is not None:
             self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status}: {reason}", markup=False)
         elif not self.console.is_terminal:
-            elapsed = _duration(time.monotonic() - self.began)
-            self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status} ({elapsed})", markup=False)
+            elapsed = time.monotonic() - self.began
+            told = _duration(elapsed)
+            if 0 < self.done_cost < self.cost:
+                told += f", about {_duration(elapsed * (self.cost - self.done_cost) / self.done_cost)} left"
+            self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status} ({told})", markup=False)
 
 
 def _duration(seconds: float) -> str:
