@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,7 @@ def worker(tmp_path, monkeypatch, other_python):
         indented = "".join(f"        {line}\n" for line in (KEEP + lines).splitlines())
         (tmp_path / "worker.py").write_text(script.replace(SAMPLE, SAMPLE + indented))
         (tmp_path / "scripted.toml").write_text(CARD)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs of workers that failed are kept
         monkeypatch.setenv(SCRIPT, str(tmp_path / "worker.py"))
         monkeypatch.setenv(PYTHON, str(other_python))
         card = replace(load_card(tmp_path / "scripted.toml"), **facts)
