@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from adapters.hosted.folders import check_folder, encoders, fuse_lora, load_part, scheduler_settings
 from adapters.hosted.prompts import Conditioning, Prompts
 from adapters.hosted.schedulers import build_scheduler
 from adapters.hosted.table import Hosting, diffusers_version, from_diffusers, hosting
@@ -133,7 +135,8 @@ class Hosted(Adapter):
         super().__init__(card)
         facts = card.architecture
         logging.getLogger("diffusers").setLevel(logging.ERROR)  # what it warns of is in the table
-        self.hosting: Hosting = hosting(str(facts.get("pipeline")))
+        self.pipeline_name = str(facts.get("pipeline"))
+        self.hosting: Hosting = hosting(self.pipeline_name)
         self.host = f"diffusers {diffusers_version()}"
         part, name = self.hosting.network
         self.part = part
@@ -151,6 +154,9 @@ class Hosted(Adapter):
         self.prompts = Prompts(self.hosting, self._config(), card.name)
         self._pipeline: Any = None
         self._changes: Mapping[str, Any] = {}
+        self._folder: Path | None = None
+        self._folder_scheduler: tuple[str, Mapping[str, Any]] = ("", {})
+        self._placed = ""
 
     @property
     def num_classes(self) -> int:
@@ -166,6 +172,29 @@ class Hosted(Adapter):
         """Fill the network from its own state dict, diffusers' names."""
         found = second_time_keys(dict(state)) if self.card.architecture.get("second_time") else state
         load_strict(self.network, found, self.card.name)
+
+    def load_folder(self, folder: Path, extra: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take network, autoencoder, scheduler and text encoders from the folder of a pipeline.
+
+        `extra` may hold `network`, a whole state that replaces the network's (a student), and `lora`, which is added to
+        it at the card's `lora_scale`.
+        """
+        facts, name = self.card.architecture, self.card.name
+        check_folder(folder, self.pipeline_name, self.hosting, name)
+        part, made = self.hosting.network
+        self.network = load_part(folder, part, made, name)
+        if facts.get("second_time"):
+            self.network = with_second_time(self.network)
+        vae = load_part(folder, "vae", self.hosting.autoencoder, name)
+        self.autoencoder = HostedDecoder(vae, self.hosting.decoding)
+        self._pipeline = None
+        if "network" in extra:
+            self.load(extra["network"], {})
+        if "lora" in extra:
+            fuse_lora(self.pipeline(), extra["lora"], float(facts.get("lora_scale", 1.0)), name)
+        self._folder_scheduler = scheduler_settings(folder, name)
+        self.prompts = Prompts(self.hosting, self._config(), name)
+        self._folder = folder
 
     def unsupported(self, steps: int, cfg: float, settings: HostedSettings | None = None) -> str | None:
         """Refuse settings that the pipeline class does not take, or that are of another step count."""
@@ -197,9 +226,12 @@ class Hosted(Adapter):
                 continue
             for name, value in module.named_parameters():
                 wanted = torch.float32 if module is self.network and set(name.split(".")) & kept else own
-                value.data = value.data.to(self.device, wanted)
-            for buffer in module.buffers():  # positions and statistics: the library's loader keeps them exact too
-                buffer.data = buffer.data.to(self.device)
+                value.data = value.data.to(dtype=wanted)
+            # Positions and statistics stay exact, as the library's loader keeps them.
+            if self.device.type != "cuda":
+                module.to(self.device)
+            elif module is not self.network:  # the network waits for what the settings say
+                self._move(module)
             module.eval().requires_grad_(False)
         return self
 
@@ -217,15 +249,57 @@ class Hosted(Adapter):
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: HostedSettings) -> Tensor:
         """Return latents, float32 [B, C, h, w], normalised as the pipeline holds them."""
         s = settings
+        if self._folder is not None:
+            small = s.text_encoder == "float8"
+            self.prompts.open = partial(
+                encoders, self._folder, self.pipeline_name, self.hosting, self.device, self.dtype, small, self.card.name
+            )
         guided = (self.guidance == "classifier-free" and cfg > 1) or s.true_cfg > 1
         conditioning = self.prompts.batch(
             labels, negative=s.negative_prompt if guided else None, tokens=s.max_tokens, device=self.device,
             dtype=self.dtype,
         )  # fmt: skip
+        self._place(s)
         size = Size(self.card.resolution, self.card.resolution)
         arguments = self.arguments(steps, cfg, s)
         latents = self.run(noise, self.latent_shape, steps, size, conditioning, arguments, s.scheduler)
         return self.hosting.layout.unpack(latents, self.latent_shape).float()
+
+    def _place(self, settings: HostedSettings) -> None:
+        """Bring the networks to the device, or have what waits on the host brought there when it is called."""
+        wanted = f"{settings.offload} {settings.vae_tiling}"
+        if self._placed == wanted:
+            return
+        if self._placed.partition(" ")[0] not in ("", settings.offload):
+            raise BenchError(
+                f"{self.card.name}: offload is chosen once in a process; measure each choice in its own run"
+            )
+        if self.autoencoder is not None and hasattr(self.autoencoder.vae, "use_tiling"):
+            vae: Any = self.autoencoder.vae
+            (vae.enable_tiling if settings.vae_tiling else vae.disable_tiling)()
+        if settings.offload != "none" and self._placed == "" and self.device.type == "cuda":
+            from diffusers.hooks import apply_group_offloading
+
+            apply_group_offloading(
+                self.network, onload_device=self.device, offload_device=torch.device("cpu"),
+                offload_type=f"{settings.offload}_level",
+                num_blocks_per_group=1 if settings.offload == "block" else None,
+            )  # fmt: skip
+        elif self._placed == "" and self.device.type == "cuda":
+            self._move(self.network)
+        self._placed = wanted
+
+    def _move(self, module: nn.Module) -> None:
+        """Bring a network to the device. Raises BenchError, with what it takes, where there is no room."""
+        need = sum(value.numel() * value.element_size() for value in module.parameters())
+        free = torch.cuda.mem_get_info(self.device)[0]
+        if need > free:
+            raise BenchError(
+                f"{self.card.name}: {type(module).__name__} needs {need / 2**30:.1f} GiB, {self.device} has "
+                f"{free / 2**30:.1f}; try --dtype bfloat16 or --option offload=block"
+            )
+        for value in (*module.parameters(), *module.buffers()):
+            value.data = value.data.to(self.device)
 
     def arguments(self, steps: int, cfg: float, settings: HostedSettings) -> dict[str, Any]:
         """Return what a call says of guidance and of the settings, under the pipeline's names."""
@@ -287,11 +361,10 @@ class Hosted(Adapter):
     def scheduler(self, draw: Any, name: str | None) -> Any:
         """Return a fresh scheduler; another class than the card's takes the settings of the card that it knows."""
         facts = self.card.architecture
-        own = str(facts.get("scheduler_class", PLAIN_SCHEDULER))
-        config = {**facts.get("scheduler", {}), **self._changes}
-        if name is not None and name != own:
-            return build_scheduler(name, config, draw, lenient=True)
-        return build_scheduler(own, config, draw)
+        found, settings = self._folder_scheduler
+        own = str(facts.get("scheduler_class", found or PLAIN_SCHEDULER))
+        config = {**settings, **facts.get("scheduler", {}), **self._changes}
+        return build_scheduler(name or own, config, draw, lenient=bool(settings) or name not in (None, own))
 
     def reconfigure(self, changes: Mapping[str, Any]) -> None:
         """Change settings of the card's scheduler."""
@@ -300,7 +373,7 @@ class Hosted(Adapter):
     def pipeline(self) -> Any:
         """Return the pipeline of diffusers around the adapter's networks, without text encoders."""
         if self._pipeline is None:
-            name = str(self.card.architecture["pipeline"])
+            name = self.pipeline_name
             made = from_diffusers(name, "pipeline")
             facts = dict(self.card.architecture.get("options", {}))
             parts = {**dict.fromkeys(self.hosting.text), **self.hosting.constructor, **facts}

@@ -12,7 +12,7 @@ from results.licences import forbids_commercial_use
 GUIDANCE_KINDS = ("none", "classifier-free", "embedded", "autoguidance")
 SAMPLERS = ("native", "plain")
 """Sampler settings that every card has: its own presets, and none."""
-WEIGHT_FORMATS = ("safetensors", "torch", "flax-msgpack", "orbax", "pickle")
+WEIGHT_FORMATS = ("safetensors", "torch", "flax-msgpack", "orbax", "pickle", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class WeightsSource:
     """Where one file of weights lies and which tree inside it is sampled."""
 
     format: str
-    """One of WEIGHT_FORMATS."""
+    """One of WEIGHT_FORMATS; `diffusers` is the folder of a pipeline, `file` its model_index.json."""
     path: Path | None = None
     """A file shipped beside the card (the digits models)."""
     repo: str | None = None

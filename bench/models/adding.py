@@ -12,6 +12,7 @@ from bench.models.loading import check_facts, naming_files
 from bench.models.registry import ADAPTERS, skeleton
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, FileState, convert_network, model_file, read_state
+from bench.weights.folder import FORMAT as FOLDER
 from results.errors import BenchError, unknown
 from results.files import writing
 
@@ -59,7 +60,7 @@ def check_fits(card: ModelCard, role: str, path: Path) -> None:
     The network is built without memory. Files that are loaded together (a guide, statistics) are looked at together:
     nothing is said while another of them is not here, nor where the family is not installed.
     """
-    if card.family not in ADAPTERS.names() or card.weights is None:
+    if card.family not in ADAPTERS.names() or card.weights is None or card.weights.format == FOLDER:
         return
     decoding = autoencoder_sources(card)
     together = decoding if role in decoding else {NETWORK: card.weights, **card.extra_weights}

@@ -16,8 +16,11 @@ from bench.contracts.out_of_process import WorkerAdapter
 from bench.models.compilation import compile_networks
 from bench.models.environments import environment_python
 from bench.models.files import autoencoder_sources
-from bench.models.registry import family_class
-from bench.weights.file import NETWORK, locate, read_state
+from bench.models.registry import family_class, skeleton
+from bench.weights.cache import FileCache, cache_directory
+from bench.weights.file import NETWORK, here, locate, model_file, read_state
+from bench.weights.folder import FORMAT as FOLDER
+from bench.weights.folder import INDEX
 from bench.weights.holders import NetworkState
 from results.errors import BenchError, unknown
 
@@ -43,6 +46,11 @@ def build_adapter(
     if card.members:
         names = ", ".join(member.model for member in card.members)
         raise BenchError(f"{card.name} stands for {names}; name one of them")
+    if card.weights is not None and card.weights.format == FOLDER and not random_weights:
+        adapter = skeleton(card)
+        load_pipeline(adapter, card, weights)
+        adapter.to(device, DTYPES[dtype])
+        return compile_networks(adapter) if compile else adapter
     adapter = family_class(card.family)(card)
     if isinstance(adapter, WorkerAdapter):
         _place(adapter, card, weights, random_weights)
@@ -89,6 +97,26 @@ def _load(adapter: Adapter, card: ModelCard, path: Path) -> None:
         states = {role: read_state(paths[role], source, card.name, role) for role, source in sources.items()}
         with naming_files(card, *paths.values()):
             adapter.autoencoder.load(states)
+
+
+def load_pipeline(adapter: Adapter, card: ModelCard, folder: Path | None) -> None:
+    """Fill `adapter` from the folder of a pipeline, verified, and from the card's `extra_weights`.
+
+    `folder` replaces the card's own. Raises BenchError likewise.
+    """
+    assert card.weights is not None
+    cache = FileCache(cache_directory())
+    if folder is None:
+        file = model_file(card.name, NETWORK, card.weights)
+        folder = here(file, cache)
+        cache.verify(file.title, folder, file.key(cache), card.weights.sha256)
+    if not folder.is_dir():
+        raise BenchError(f"--weights: {folder} is not the folder of a pipeline; give the folder that holds {INDEX}")
+    extra = {
+        role: read_state(locate(source, card.name, role), source, card.name, role)
+        for role, source in card.extra_weights.items()
+    }
+    adapter.load_folder(folder, extra)
 
 
 def check_facts(

@@ -69,7 +69,7 @@ def fetch_hub(
             path = _into_hub_cache(remote, repository, file, commit or revision, expected, title, progress)
             cache.verify(title, path, key, expected)
             commit = remote.commit
-        return _keep(cache, key, path, published, title, repository=repository, file=file, commit=commit)
+        return keep(cache, key, path, published, title, repository=repository, file=file, commit=commit)
 
 
 def fetch_url(
@@ -82,10 +82,11 @@ def fetch_url(
             version = hashlib.sha256(f"{url} {remote.etag} {remote.size}".encode()).hexdigest()[:24]
             expected = published or cache.pinned(url).get("sha256")
             download(remote, cache.root / "partial" / version, path, expected, title, "BENCH_CACHE_DIR", progress)
-        return _keep(cache, url, path, published, title, url=url)
+        return keep(cache, url, path, published, title, url=url)
 
 
-def _keep(cache: FileCache, key: str, path: Path, published: str | None, title: str, **facts: Any) -> Path:
+def keep(cache: FileCache, key: str, path: Path, published: str | None, title: str, **facts: Any) -> Path:
+    """Return `path` once it is the published or pinned file; a file that is new here is pinned with its `facts`."""
     cache.verify(title, path, key, published)
     if not cache.pinned(key):
         cache.pin(key, path, **facts)
@@ -114,7 +115,7 @@ def _into_hub_cache(
         blob = blobs / remote.etag
         if not blob.exists():
             download(remote, blobs / f"{remote.etag}.part", blob, expected, title, "HF_HOME", progress)
-    with _hub_faults(title, f"{repository}/{file}", repository):
+    with hub_faults(title, f"{repository}/{file}", repository):
         path = Path(hf_hub_download(repository, file, revision=revision))
     if blob is not None and not path.is_symlink():  # a file system without links: the client has made a copy
         blob.unlink(missing_ok=True)
@@ -127,8 +128,8 @@ def ask_hub(repository: str, file: str, revision: str | None, title: str) -> Rem
     from huggingface_hub.utils import build_hf_headers
 
     where = f"{repository}/{file}" + (f" at revision {revision}" if revision else "")
-    _refuse_offline(title, f"{repository}/{file}")
-    with _hub_faults(title, where, repository):
+    refuse_offline(title, f"{repository}/{file}")
+    with hub_faults(title, where, repository):
         facts = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
     # Asked for by its commit, so that the bytes are those of the metadata even if the branch moves meanwhile.
     url = hf_hub_url(repository, file, revision=facts.commit_hash or revision)
@@ -139,7 +140,7 @@ def ask_server(url: str, title: str) -> Remote:
     """Return what a server says of the file at `url`. Raises Unreachable when it has none."""
     from huggingface_hub import get_session
 
-    _refuse_offline(title, url)
+    refuse_offline(title, url)
     try:
         answer = get_session().head(url, headers={"Accept-Encoding": "identity"}, follow_redirects=True)
         if answer.status_code in (403, 405, 501):  # servers that know no HEAD; what they send can still be had whole
@@ -153,7 +154,8 @@ def ask_server(url: str, title: str) -> Remote:
     return Remote(url, int(size) if size else None, answer.headers.get("ETag"))
 
 
-def _refuse_offline(title: str, where: str) -> None:
+def refuse_offline(title: str, where: str) -> None:
+    """Raise Unreachable where the hub client is set to stay offline."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -161,7 +163,7 @@ def _refuse_offline(title: str, where: str) -> None:
 
 
 @contextmanager
-def _hub_faults(title: str, where: str, repository: str) -> Iterator[None]:
+def hub_faults(title: str, where: str, repository: str) -> Iterator[None]:
     """Turn what the hub client raises into one line that says what to do."""
     from huggingface_hub import constants, errors
 

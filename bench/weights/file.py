@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from bench.contracts.card import WeightsSource
+from bench.weights import folder as folders
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.download import Progress, Remote, Unreachable, quiet
 from bench.weights.fetch import NotOnHub, ask_hub, ask_server, fetch_hub, fetch_url, find_hub, hub_key, hub_path
@@ -91,6 +92,11 @@ class NeededFile:
         """Where it comes from, for people."""
         return f"hub {self.repo}" if self.repo is not None else str(self)
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is the folder of a pipeline on the hub, which its name stands for."""
+        return self.repo is not None and self.source is not None and self.source.format == folders.FORMAT
+
     def key(self, cache: FileCache) -> str:
         """Return the name under which the file is pinned; a file of the hub has one, whoever needs it."""
         if self.repo is not None:
@@ -102,12 +108,16 @@ class NeededFile:
         """Return where the file belongs, whether or not it is there; of the hub's files, where a person's copy does."""
         if self.path is not None:
             return self.path
+        if self.is_folder:
+            return folders.added_folder(cache, str(self.repo), self.revision)
         if self.repo is not None:
             return hub_path(cache, self.repo, self.name, self.revision)
         return cache.place(*self.folder, self.name)
 
     def find(self, cache: FileCache) -> Path | None:
         """Return the file's path when it is on this machine. Never downloads."""
+        if self.is_folder:
+            return folders.find_folder(cache, str(self.repo), self.revision)
         if self.path is None and self.repo is not None:
             found = (find_hub(cache, self.repo, name, self.revision) for name in self.names)
             return next((path for path in found if path is not None), None)
@@ -237,6 +247,8 @@ def reading(title: str, path: Path, format: str) -> Iterator[None]:
 def ask(file: NeededFile) -> Remote:
     """Return what the server of a file says of it, first of all its size. Raises BenchError when it does not answer."""
     repo = file.repo
+    if file.is_folder:
+        return Remote(f"{repo}", file.size, None)
     if repo is None:
         return ask_server(file.url or "", file.title)
     return _first_name(file.names, lambda name: ask_hub(repo, name, file.revision, file.title))
@@ -251,7 +263,9 @@ def fetch_file(file: NeededFile, cache: FileCache | None = None, progress: Progr
         cache.verify(file.title, path, file.key(cache), file.sha256)
         return FileState(file, "shipped" if file.path is not None else "here", path, convert_network(file, path, cache))
     try:
-        if file.repo is not None:
+        if file.is_folder:
+            path = folders.fetch_folder(cache, str(file.repo), file.revision, file.title)
+        elif file.repo is not None:
             path = _fetch_alternative(file, cache, progress)
         else:
             path = fetch_url(cache, str(file.url), before or file.place(cache), file.sha256, file.title, progress)

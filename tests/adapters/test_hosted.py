@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hosted_tiny import TINY, tiny
@@ -16,11 +20,17 @@ from adapters.hosted.schedulers import build_scheduler
 from adapters.hosted.table import HOSTED
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
+from bench.judges.base import Judge
 from bench.models.conformance import check_adapter
 from bench.models.counting import Counter
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
-from results.errors import BenchError
+from bench.run.plan import Request, make_plan
+from bench.run.record import pixel_facts
+from bench.run.shard import sample_shard
+from bench.run.worker import load_cell_adapter
+from protocols import find_protocol
+from results.errors import BenchError, BenchWarning
 
 PROMPTS = ("a red apple", "an old bicycle leaning against a brick wall", "a lighthouse on a cliff in a storm")
 EVERY = pytest.mark.parametrize("name", TINY)
@@ -174,3 +184,117 @@ def test_the_version_of_the_library_is_part_of_a_rows_identity() -> None:
     from importlib.metadata import version
 
     assert built("sd3").host == f"diffusers {version('diffusers')}"
+
+
+def tiny_folder(place: Path, text: str = "abcdefghijklmnopqrstuvwxyz") -> Path:
+    """Save a tiny Stable Diffusion pipeline, text encoder and tokenizer included, and return its folder."""
+    import diffusers
+    from hosted_tiny import UNET, VAE
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    place.mkdir(parents=True)
+    words = [*text, *(f"{letter}</w>" for letter in text), "<|startoftext|>", "<|endoftext|>"]
+    (place.parent / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (place.parent / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(place.parent / "vocab.json"), str(place.parent / "merges.txt"), model_max_length=77)
+    torch.manual_seed(0)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
+        )
+    )  # fmt: skip
+    diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(**VAE), text_encoder=encoder, tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(**UNET), safety_checker=None, feature_extractor=None,
+        scheduler=diffusers.DDIMScheduler(**tiny("sd15").architecture["scheduler"]),
+        requires_safety_checker=False,
+    ).save_pretrained(place)  # fmt: skip
+    return place
+
+
+def test_a_folder_is_sampled_as_the_library_samples_it_and_its_encoders_are_opened_once(tmp_path: Path) -> None:
+    import diffusers
+
+    folder = tiny_folder(tmp_path / "pipeline")
+    adapter = build_adapter(tiny("sd15"), weights=folder)
+    assert isinstance(adapter, Hosted)
+    adapter.prepare(PROMPTS, tmp_path / "store")
+    noise = PhiloxNoise(7, range(3))
+    images = adapter.sample(torch.arange(3), 2, 3.0, noise=noise)
+    whole = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None)
+    whole.set_progress_bar_config(disable=True)
+    own = whole(list(PROMPTS), height=16, width=16, num_inference_steps=2, guidance_scale=3.0, output_type="pt",
+        latents=noise.normal((4, 8, 8)))  # fmt: skip
+    assert torch.allclose((images + 1) / 2, own.images, atol=1e-4)
+
+    shutil.rmtree(folder / "text_encoder")
+    again = build_adapter(tiny("sd15"), weights=folder)
+    again.prepare(PROMPTS, tmp_path / "store")
+    assert torch.equal(images, again.sample(torch.arange(3), 2, 3.0, noise=noise))
+
+
+def test_words_that_an_encoder_cuts_are_named(tmp_path: Path) -> None:
+    adapter = build_adapter(tiny("sd15"), weights=tiny_folder(tmp_path / "pipeline"))
+    adapter.prepare([" ".join(["abc"] * 30 + ["zebra"])])
+    with pytest.warns(BenchWarning, match="tokenizer reads 77 tokens, so that a prompt loses its end: '.*zebra'"):
+        adapter.sample(torch.tensor([0]), 1, 1.0, noise=PhiloxNoise(7, [0]))
+
+
+@pytest.mark.parametrize(("break_it", "told"), [
+    (lambda folder: (folder / "model_index.json").unlink(), "model_index.json cannot be read"),
+    (lambda folder: index(folder, _class_name="FluxPipeline"), "holds a FluxPipeline"),
+    (lambda folder: index(folder, unet=["own_code", "Net"]), "code of its own"),
+    (lambda folder: shutil.rmtree(folder / "vae"), "lacks the component 'vae'"),
+    (lambda folder: next((folder / "unet").glob("*.safetensors")).write_bytes(b"\0" * 90), "cannot be read as UNet2D"),
+])  # fmt: skip
+def test_a_damaged_folder_is_refused_in_one_line(break_it: Callable[[Path], Any], told: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "pipeline")
+    break_it(folder)
+    with pytest.raises(BenchError) as refusal:
+        build_adapter(tiny("sd15"), weights=folder)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def index(folder: Path, **changes: Any) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_prompts_are_sampled_at_their_own_size_and_resized_once(tmp_path: Path) -> None:
+    protocol = tmp_path / "text-to-image-tiny.toml"
+    protocol.write_text(
+        'extends = "digits"\nname = "text-to-image-tiny"\ntitle = "Prompts"\n[labels]\n'
+        f"names = {json.dumps([f'{count} red apples' for count in range(10)])}\n"
+        'template = "a photo of {name}"\n[sampling]\nnum_samples = 40\nbatch_size = 20\n'
+    )
+    card = tmp_path / "tiny-flux.toml"
+    facts = tiny("flux-schnell")
+    network, vae = ("\n".join(f"{k} = {json.dumps(v)}" for k, v in table.items()) for table in (
+        facts.architecture["network"], facts.autoencoder or {}))  # fmt: skip
+    card.write_text(
+        'name = "tiny-flux"\nfamily = "diffusers"\ntitle = "Tiny"\nresolution = 16\nnum_classes = 0\n'
+        'latent_shape = [4, 8, 8]\n[architecture]\npipeline = "FluxPipeline"\n[architecture.network]\n'
+        f'{network}\n[autoencoder]\n{vae}\n[weights]\nformat = "diffusers"\nrepo = "a/b"\nfile = "model_index.json"\n'
+    )
+    request = Request(find_protocol(str(protocol)), models=(str(card),), steps=(2,), random_weights=True)
+    (cell,) = make_plan(request, "")
+    labels = np.arange(40) % 10
+    adapter = load_cell_adapter(cell, request.protocol, "cpu")
+    seen: dict[str, tuple[int, ...]] = {}
+
+    class Looking(Judge):
+        def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            seen[self.name] = tuple(images.shape[1:])
+            return {"score": images.float().mean((1, 2, 3))}
+
+    judges = {name: Looking(name, {}, torch.device("cpu")) for name in ("small", "native")}
+    judges["native"].reads_native = True
+    _, facts_of_shard = sample_shard(cell, request.protocol, adapter, judges, labels, 0, 40)
+    assert seen == {"small": (3, 8, 8), "native": (3, 16, 16)}
+    assert facts_of_shard["network_rows"] == 80
+    pixels = pixel_facts([facts_of_shard], 16, 8)
+    assert pixels is not None
+    assert (pixels["native"], pixels["resize"]) == (16, "lanczos")
+    assert replace(cell, host="diffusers 0.1").cell_id != cell.cell_id

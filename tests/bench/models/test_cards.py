@@ -7,6 +7,7 @@ from bench.contracts.card import WEIGHT_FORMATS
 from bench.contracts.plugins import Plugin
 from bench.models import cards as module
 from bench.models.cards import cards, find_card, load_card
+from bench.models.registry import family_class
 from bench.weights.formats import READERS
 from protocols import load_protocol, protocol_files
 from results.errors import BenchError
@@ -82,7 +83,7 @@ FIGURE = '[[published]]\nmetric = "fid"\nvalue = 2.5\nsteps = 1\nsource = "paper
         (WEIGHTS.replace('"a/b"', "5"), "key 'weights.repo' must be text, found 5"),
         (
             WEIGHTS.replace("torch", "zip"),
-            "torch, flax-msgpack, orbax, pickle, found 'zip'",
+            "torch, flax-msgpack, orbax, pickle, diffusers, found 'zip'",
         ),
         (WEIGHTS + 'sha256 = "beef"', "key 'weights.sha256' must be the 64 hexadecimal digits of a SHA-256"),
         (WEIGHTS + 'path = "x"', "key 'weights' must have one of path, repo and url, found path and repo"),
@@ -146,7 +147,7 @@ def test_shapes_and_names_are_checked(tmp_path, change, message):
 
 
 def test_every_format_of_weights_that_a_card_may_name_has_a_reader():
-    assert tuple(READERS) == WEIGHT_FORMATS
+    assert (*READERS, "diffusers") == WEIGHT_FORMATS  # the folder of a pipeline is read by its family
 
 
 def test_presets_apply_to_their_step_counts_only(tmp_path):
@@ -178,6 +179,9 @@ def test_a_card_is_at_home_in_a_protocol_of_its_images_and_classes():
     fitting = {(protocol.resolution, len(protocol.class_names)) for protocol in shipped}
     homes = {protocol.name: (protocol.resolution, len(protocol.class_names)) for protocol in shipped}
     for card in cards().values():
+        if family_class(card.family).takes_prompts:  # labels of any protocol, resized to its images
+            assert card.home == "text-to-image", card.name
+            continue
         asked = (card.resolution, max(card.num_classes, 1))
         unknown_data = card.num_classes == 0 and card.home is None  # one class says nothing of what the images show
         fits = unknown_data or homes[card.home] == asked if asked in fitting else card.home is None

@@ -167,7 +167,7 @@ def test_every_card_can_be_read_and_says_where_its_file_is():
     for card in cards().values():
         for source in (card.weights, *card.extra_weights.values()):
             if source is not None:
-                assert source.format in READERS, card.name
+                assert source.format in (*READERS, "diffusers"), card.name
                 assert source.path is not None or source.file or source.url, card.name
                 assert source.path is not None or source.repo or source.url, card.name
 
