@@ -15,6 +15,7 @@ from bench.cli.output import (
     RUNS_DIR,
     caveats,
     console,
+    hidden_columns,
     leaderboard_table,
     legend,
     marks_of,
@@ -184,6 +185,8 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
     else:
         sort = board.view.sort
         print_table(page(), leaderboard_table(standing.rows, room(page()), sort))
+        if hidden := hidden_columns(standing.rows, room(page()), sort):
+            print_lines(page(), [f"no room for {', '.join(hidden)}: widen the terminal, pipe the output or use --json"])
         print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"))])
         if sort is not None and all(row.value(sort) is None for row in standing.rows):
             print_lines(page(), [f"no row here has '{sort}': in the order of measurement"])

@@ -148,14 +148,23 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     `first` is the probability of being truly the best (of the model, where each has one row); `legend` says so. What
     the rows are sorted by has a column, and samples that failed have one where there are any.
     """
-    columns = leaderboard_columns(found, sort)
-    for heading in _dropped():
-        if _width(columns, found) <= width:
-            break
-        columns = [column for column in columns if column.heading != heading or heading == (sort or "").upper()]
+    hidden = hidden_columns(found, width, sort)
+    columns = [column for column in leaderboard_columns(found, sort) if column.heading not in hidden]
     headings = [column.heading for column in columns]
     lines = [[column.text(row) for column in columns] for row in found]
     return plain_table(headings, lines, right=[name for name in headings if name != "model"], fixed=["model"])
+
+
+def hidden_columns(found: Sequence[Row], width: int, sort: str | None = None) -> list[str]:
+    """Return the headings of the columns that a page of `width` has no room for."""
+    columns, hidden = leaderboard_columns(found, sort), []
+    for heading in _dropped():
+        if _width(columns, found) <= width:
+            break
+        kept = [column for column in columns if column.heading != heading or heading == (sort or "").upper()]
+        hidden += [heading] * (len(kept) < len(columns))
+        columns = kept
+    return hidden
 
 
 def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:

@@ -152,3 +152,14 @@ def test_the_progress_display_is_whole(width):
     shown = out.file.getvalue()
     assert "images/s, about" in shown and " left" in shown and "cfg 1.25" in shown
     assert "…" not in shown
+
+
+def test_columns_without_room_are_named_in_the_order_they_go():
+    from bench.cli.output import hidden_columns
+
+    found = [row()]
+    assert hidden_columns(found, 1000) == []
+    narrow = hidden_columns(found, 10)
+    assert narrow[0] == "first" and "MMHM" not in narrow
+    shown = printed(leaderboard_table(found, 10), 300)[0]
+    assert not set(narrow) & set(shown.split()) and "MMHM" in shown
