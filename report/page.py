@@ -69,6 +69,8 @@ TOOLBAR = {
     "showEditInChartStudio": False,
 }
 """Plotly's configuration. Buttons are listed, so that a new version of Plotly adds none, such as one that uploads."""
+MOST_EXPORTED = 1000
+"""Rows that the page carries as files to download."""
 PLAIN = 2_000_000
 """Characters of JSON from which on it is packed."""
 
@@ -189,11 +191,13 @@ def _head(data: Measurements, views: Sequence[Measurements], blocks: Sequence[Ma
         "settings": _counts(data),
     }
     definitions = [element("div", element("dt", key), element("dd", value)) for key, value in facts.items() if value]
-    table = _exported(data)
-    downloads = [
-        _download("CSV", "leaderboard.csv", "text/csv", table.to_csv(index=False)),
-        _download("JSON", "leaderboard.json", "application/json", table.to_json(orient="records")),
-    ]
+    downloads: Any = "with 'bench export metrics'"  # of very many rows the page would be half copies of them
+    if len(cells) <= MOST_EXPORTED:
+        table = _exported(data)
+        downloads = [
+            _download("CSV", "leaderboard.csv", "text/csv", table.to_csv(index=False)),
+            _download("JSON", "leaderboard.json", "application/json", table.to_json(orient="records")),
+        ]
     warnings = [element("li", warning) for warning in alerts(data, views)]
     others = [name for name in data.other_protocols if name not in {view.protocol["name"] for view in views}]
     return element(
@@ -206,7 +210,7 @@ def _head(data: Measurements, views: Sequence[Measurements], blocks: Sequence[Ma
             class_="title",
         ),
         element("dl", definitions, class_="facts"),
-        element("ul", warnings, class_="alerts", role="alert") if warnings else None,
+        element("div", element("ul", warnings, class_="alerts"), role="alert") if warnings else None,
         element("p", f"Also in this database: {', '.join(others)} (choose with --protocol).", class_="note")
         if others
         else None,

@@ -349,6 +349,7 @@ class Page:
             place=[1 + order.index(str(cell)) for cell in shown.index],
             p_first=[rank.get("p_first_model") for rank in ranks],
         )
+        rows.loc[rows.duplicated("model"), "p_first"] = None  # the chance is the model's: said once
         parts = []
         if rows["rank_low"].notna().any():
             caption = (

@@ -37,17 +37,20 @@ def convergence(shown: Sequence[Row], everything: Sequence[Row], metric: str) ->
     `everything`: finished rows of any N of the same protocol; the first seed measured of an N stands for it.
     """
     found = []
+    alike: dict[tuple[object, ...], list[Row]] = {}
+    if len({row.cell["num_samples"] for row in everything}) > 1:
+        for other in everything:
+            if not other.cell["random_weights"]:
+                alike.setdefault(_but_for_n(other), []).append(other)
     for row in shown:
         value = row.measured(metric)
         if value is None or value.value is None:
             continue
-        own = _but_for_n(row)
         points = {row.cell["num_samples"]: value}
-        for other in everything:
+        for other in alike.get(_but_for_n(row), []):
             measured = other.measured(metric)
             n = other.cell["num_samples"]
-            alike = _but_for_n(other) == own and not other.cell["random_weights"]
-            if alike and measured is not None and measured.value is not None and measured.n == n:
+            if measured is not None and measured.value is not None and measured.n == n:
                 points.setdefault(n, measured)
         limit = value.corrected
         slope = None if limit is None else (value.value - limit) * value.n

@@ -360,6 +360,12 @@ def new_database(tmp_path: Path) -> Callable[..., Builder]:
 
 
 @pytest.fixture(scope="session")
+def start_database() -> Callable[[Path], Builder]:
+    """Return what starts a database at a path."""
+    return Builder
+
+
+@pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The usual database, built once."""
     return fill(Builder(tmp_path_factory.mktemp("results") / "bench.duckdb"))

@@ -15,6 +15,7 @@ import report
 from report.data import Measurements, read_measurements
 from results.budgets import cost_of, pareto_front
 from results.leaderboard import within_budget
+from results.picks import beaten_by, pick
 from results.statistics import share_difference
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -154,6 +155,63 @@ def test_budgets_can_be_evaluations_or_time(opened):
     choose(opened, "strip-cost", "seconds")
     assert " ms" in opened.execute_script(title) and "NFE" not in opened.execute_script(title)
     choose(opened, "strip-cost", "nfe")
+
+
+HEADING = "return document.querySelector(`#${arguments[0]} h2`).innerText"
+
+
+def test_headings_follow_metric_budget_and_hidden_models(opened):
+    first = opened.execute_script(HEADING, "answer")
+    click(opened, "th[data-key=fid] button")
+    assert "leads on FID" in opened.execute_script(HEADING, "answer")
+    assert "by=fid" in opened.execute_script("return location.hash")
+    choose(opened, "budget", "1")
+    assert opened.execute_script(HEADING, "answer").startswith("At most 1 NFE: digits-ucgm-few at 1 step leads on FID")
+    choose(opened, "budget", "")
+    choose(opened, "filter", "no such model")
+    assert "No row matches" in opened.execute_script("return document.getElementById('rows-shown').innerText")
+    choose(opened, "filter", "")
+    click(opened, "th[data-key=mmhm] button")
+    click(opened, "th[data-key=rank] button")
+    click(opened, "th[data-key=rank] button")
+    assert opened.execute_script(HEADING, "answer") == first
+    front = shown_data(opened, "pareto")[0]["y"]
+    click(opened, ".chips [data-model=digits-ucgm-few]")
+    assert shown_data(opened, "pareto")[0]["y"] != front
+    assert "digits-ucgm-few" not in opened.execute_script(HEADING, "pareto")
+    assert "hide=digits-ucgm-few" in opened.execute_script("return location.hash")
+    click(opened, ".chips [data-model=digits-ucgm-few]")
+
+
+def test_the_picker_answers_as_the_results_do(opened, measured):
+    table = "return [...document.getElementById('pick-table').tBodies[0].rows].map((row) => row.cells[1].innerText)"
+    choose(opened, "pick-metric", "fid")
+    choose(opened, "pick-most", "4")
+    choose(opened, "pick-limit-1", "recall")
+    choose(opened, "pick-bound-1", "0.6")
+    among = [row for row in within_budget(list(measured.rows.values()), nfe=4) if row.value("recall") >= 0.6]
+    found = pick(among, "fid", beaten_by(measured.contenders("fid"), "fid"))
+    heading = opened.execute_script(HEADING, "pick")
+    assert heading.startswith(found.row.cell["model"]) and f"best of {len(among)} settings" in heading
+    shown = opened.execute_script(table)
+    assert shown[0] == found.row.cell["model"]
+    assert sorted(shown[1:]) == sorted(row.cell["model"] for row in found.tied)[: len(shown) - 1]
+    choose(opened, "pick-bound-1", "2")
+    assert "No setting with FID meets" in opened.execute_script(HEADING, "pick")
+    for control, value in (("pick-bound-1", ""), ("pick-limit-1", ""), ("pick-most", ""), ("pick-metric", "mmhm")):
+        choose(opened, control, value)
+
+
+def test_two_rows_stand_head_to_head_either_way_round(opened):
+    lines = "return [...document.getElementById('head-table').tBodies[0].rows].map((row) => row.innerText)"
+    pair = [opened.execute_script(f"return document.getElementById('head-{name}').value") for name in ("one", "other")]
+    before = opened.execute_script(HEADING, "heads")
+    for control, value in zip(("head-one", "head-other"), reversed(pair), strict=True):
+        choose(opened, control, value)
+    turned = opened.execute_script(HEADING, "heads")
+    assert turned != before and "is better than" in turned and len(opened.execute_script(lines)) >= 8
+    pictures = "return document.querySelectorAll('#head-images img').length"
+    assert opened.execute_script(pictures) == 32
 
 
 def test_a_row_opens_its_settings(opened):
