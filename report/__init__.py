@@ -1,9 +1,15 @@
-"""The report: one HTML file that opens offline, read from a results database."""
+"""The report, one HTML file that opens offline, and the site of many: read from results databases and bundles."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from results.errors import ReportError
+
+if TYPE_CHECKING:
+    from report.site import Written
 
 RealImages = Callable[[str, Collection[int]], Mapping[int, Sequence[bytes]]]
 """A protocol's name and labels to PNG files of real images of each label."""
@@ -45,4 +51,18 @@ def write_figures(
     return write_figures(Path(database), Path(directory), protocol, without_trained_on)
 
 
-__all__ = ["RealImages", "ReportError", "write_figures", "write_report"]
+def write_site(
+    directory: Path,
+    bundles: Sequence[Path],
+    *,
+    audits: Sequence[Path] = (),
+    title: str = "Few-step generators compared",
+    allowed: Path | None = None,
+) -> Written:
+    """Write static pages from bundles to `directory`. See `report.site.write_site`."""
+    from report.site import write_site as write
+
+    return write(directory, bundles, audits=audits, title=title, allowed=allowed)
+
+
+__all__ = ["RealImages", "ReportError", "write_figures", "write_report", "write_site"]

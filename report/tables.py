@@ -149,6 +149,7 @@ def _details(
         "FLOPs per image": text.size(row["flops"], ("", "k", "M", "G", "T", "P"), 1000),
         "guide NFE": text.number(row["guide_nfe"]) if text.known(row["guide_nfe"]) and row["guide_nfe"] else None,
         "substeps without the network": text.number(row["substeps"]) if text.known(row["substeps"]) else None,
+        "signed by": None if pd.isna(row["signed_by"]) else row["signed_by"],
         "cell": cell,
         "ranking": row["ranking"],
     }

@@ -18,6 +18,11 @@ from pathlib import Path
 from results.errors import BenchError
 
 
+def runs_directory(given: str | Path | None = None) -> Path:
+    """Return where results lie: the place given, else BENCH_RUNS_DIR, else `runs` in the working directory."""
+    return Path(given) if given is not None else Path(os.environ.get("BENCH_RUNS_DIR") or "runs")
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.

@@ -12,7 +12,9 @@ import numpy as np
 
 from results.cells import CellDirectory, alone, cell_directories, is_array_name
 from results.errors import BenchError, StoreError, one_line
-from results.files import disk_error, mark, remove
+from results.evidence import NAME as EVIDENCE
+from results.evidence import read_evidence
+from results.files import disk_error, mark, remove, write_atomically
 from results.index import Fault, reindex
 from results.ranking import rank
 from results.records import checked, is_cell_id, records_of
@@ -20,10 +22,11 @@ from results.store import check_foreign, connect, dictionaries, finish_runs, now
 
 
 class Incoming(NamedTuple):
-    """A cell of another place: its record, and the files of its arrays where there are some."""
+    """A cell of another place: its record, and its arrays and evidence where there are some."""
 
     record: Mapping[str, Any]
     arrays: Sequence[Path] = ()
+    evidence: Path | bytes | None = None
 
 
 class Merged(NamedTuple):
@@ -33,16 +36,21 @@ class Merged(NamedTuple):
     faults: list[Fault]
 
 
-def read_source(source: Path) -> tuple[dict[str, Incoming], list[Fault]]:
-    """Return the finished cells of a database or of a runs directory, by id, and those that cannot be read.
+def read_source(source: Path, allowed: Path | None = None) -> tuple[dict[str, Incoming], list[Fault]]:
+    """Return the finished cells of a database, a bundle or a runs directory, by id, and those that cannot be read.
 
-    Raises StoreError when `source` is neither.
+    Raises StoreError when `source` is none of them, and for a bundle that is not whole.
     """
-    if source.is_dir():
-        return _of_directory(source)
-    if not source.is_file():
-        raise StoreError(f"{source}: no such file; name a runs directory or its bench.duckdb")
-    return _of_database(source)
+    from results.bundles import is_bundle, read_bundle
+
+    if not source.exists():
+        raise StoreError(f"{source}: no such file; name a bundle, a runs directory or its bench.duckdb")
+    if source.is_file() and is_bundle(source):
+        cells = read_bundle(source, allowed).cells
+        return {name: Incoming(row.record, evidence=row.payload) for name, row in cells.items()}, []
+    if allowed is not None:
+        raise StoreError(f"{source}: no bundle, so nobody signed it; leave out --allowed-signers")
+    return _of_directory(source) if source.is_dir() else _of_database(source)
 
 
 def _of_directory(runs: Path) -> tuple[dict[str, Incoming], list[Fault]]:
@@ -52,7 +60,9 @@ def _of_directory(runs: Path) -> tuple[dict[str, Incoming], list[Fault]]:
         if not directory.result_path.exists():
             continue
         try:
-            found[directory.path.name] = Incoming(directory.load_result(), _arrays(directory))
+            evidence = directory.path / EVIDENCE
+            record = _unsigned(directory.load_result())
+            found[directory.path.name] = Incoming(record, _arrays(directory), evidence if evidence.exists() else None)
         except StoreError as error:
             faults.append(Fault(directory.path.name, f"{directory.result_path}: {error}"))
     database = runs / "bench.duckdb"
@@ -85,20 +95,25 @@ def _of_database(database: Path) -> tuple[dict[str, Incoming], list[Fault]]:
             except StoreError as error:
                 faults.append(Fault(one_line(name, 60), f"{database}: {error}"))
                 continue
-            found[name] = Incoming(record)
+            found[name] = Incoming(_unsigned(record))
     return found, faults
 
 
-def merge(runs: Path, sources: Sequence[Path]) -> Merged:
-    """Add the cells of other databases and runs directories that `runs` lacks: directories first, then the rows.
+def _unsigned(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record without the signer that it names: only a bundle can prove one."""
+    return record | {"cell": {key: value for key, value in record["cell"].items() if key != "signed_by"}}
 
-    Nothing is added when one of the sources cannot be read, or the disk is full. Cells that cannot be taken are named
-    in the outcome.
+
+def merge(runs: Path, sources: Sequence[Path], allowed: Path | None = None) -> Merged:
+    """Add the cells of other databases, bundles and runs directories that `runs` lacks: directories, then the rows.
+
+    `allowed` is a file of the signers whose bundles are taken. Nothing is added when one of the sources cannot be read,
+    or the disk is full. Cells that cannot be taken are named in the outcome.
     """
     incoming: dict[str, Incoming] = {}
     faults: list[Fault] = []
     for source in sources:
-        found, bad = read_source(source)
+        found, bad = read_source(source, allowed)
         faults += bad
         for name, cell in found.items():
             there = incoming.get(name)
@@ -137,7 +152,7 @@ def _move_in(
             if CellDirectory(runs, name).read_result() is None:
                 own = mine.get(name)
                 same = own is None or own.get("metrics") == checked_metrics(cell.record)
-                _stage(staged, name, cell if own is None else Incoming(own, cell.arrays if same else ()))
+                _stage(staged, name, cell if own is None else Incoming(own, *cell[1:] if same else ()))
         for path in sorted((staged / "cells").glob("*")):
             target = CellDirectory(runs, path.name)
             target.clear()
@@ -164,7 +179,15 @@ def _stage(staged: Path, name: str, cell: Incoming) -> None:
             raise BenchError(f"{path}: not an array of numbers ({one_line(str(error), 80)})") from error
         directory.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, directory.path / path.name)
+    if cell.evidence is not None:
+        payload = cell.evidence if isinstance(cell.evidence, bytes) else _read_evidence(cell.evidence)
+        write_atomically(directory.path / EVIDENCE, payload)
     directory.write_result(json.loads(json.dumps(cell.record)))
+
+
+def _read_evidence(path: Path) -> bytes:
+    read_evidence(path.parent)  # raises for what is none
+    return path.read_bytes()
 
 
 class Found(NamedTuple):

@@ -82,7 +82,8 @@ CREATE TABLE cells (
   command VARCHAR NOT NULL,            -- repeats this row to the same digits
   started TIMESTAMP NOT NULL,
   finished TIMESTAMP NOT NULL,
-  pixels JSON                          -- what the images look like: counts, exact copies, remarks; NULL before version 2
+  pixels JSON,                         -- what the images look like: counts, exact copies, remarks; NULL before version 2
+  signed_by VARCHAR                    -- key that signed the bundle which the row came in; NULL: none (before version 6)
 );
 
 CREATE TABLE metrics (

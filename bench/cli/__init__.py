@@ -16,7 +16,20 @@ from typing import Any, NoReturn
 
 import typer
 
-from bench.cli import browse, contribute, data, fetching, measure, mmhm, power, reference, speed, weights, workers
+from bench.cli import (
+    browse,
+    contribute,
+    data,
+    fetching,
+    measure,
+    mmhm,
+    power,
+    reference,
+    speed,
+    verify,
+    weights,
+    workers,
+)
 from bench.cli.help import App
 from bench.cli.parsing import check_words, completed
 from bench.cli.terminal import data_alone, prepare_streams, write_line
@@ -41,7 +54,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (measure, speed, fetching, mmhm, power, browse, data, reference, weights, contribute, workers):
+for module in (measure, speed, fetching, mmhm, power, browse, data, verify, reference, weights, contribute, workers):
     module.register(app)
 
 

@@ -112,9 +112,9 @@ def _leads(first: Sequence[str], rest: Sequence[str]) -> str:
 
 
 def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: bool) -> None:
-    from results.comparing import compare_settings
+    from bench import api
 
-    outcomes = compare_settings(database, a, b, seed)
+    outcomes = api.compare(a, b, seed=seed, runs=database.parent).comparisons
     if as_json:
         several = len(outcomes) > 1
         print_json(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from bench.cli.output import RUNS_DIR, console, runs_directory
+from bench.cli.output import ALLOWED, RUNS_DIR, console, runs_directory
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def export(
 
 def merge(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="PATHS", help="Other runs directories or databases (bench.duckdb).")
+        list[Path], typer.Argument(metavar="PATHS", help="Bundles, runs directories or databases (bench.duckdb).")
     ],
+    allowed: Annotated[Path | None, ALLOWED] = None,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Add the rows of other runs directories or databases.
+    """Add the rows of bundles, other runs directories or databases.
 
     Rows that are already here are left as they are; rankings are computed again.
     """
@@ -63,7 +64,7 @@ def merge(
     runs = runs_directory(runs_dir)
     for source in sources:
         if not source.exists():
-            raise BenchError(f"{source}: no such file; name a runs directory or its bench.duckdb")
+            raise BenchError(f"{source}: no such file; name a bundle, a runs directory or its bench.duckdb")
         mine = runs if source.is_dir() else runs / "bench.duckdb"
         if mine.exists() and mine.samefile(source):
             what = "the runs directory" if source.is_dir() else "the database"
@@ -72,7 +73,7 @@ def merge(
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(runs, error) from error
-    merged = merge_cells(runs, sources)
+    merged = merge_cells(runs, sources, allowed)
     count = len(merged.added)
     console().print(f"{count} row{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
     _print_faults(merged.faults)

@@ -75,9 +75,9 @@ def leaderboard(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Rank measured rows. Rows that differ in reference, judges, seed or sample count get separate rankings."""
+    from bench import api
     from results.published import claims_under
     from results.standings import View
-    from results.standings import leaderboard as query
     from results.store import connect
     from results.training import spaces_of
 
@@ -93,8 +93,8 @@ def leaderboard(
             raise BenchError(f"--teachers compares all settings of student and teacher: leave out {given[0]}")
         show_students(database, protocol, sort, as_json)
         return
+    board = api.leaderboard(database.parent, view).board
     with connect(database, retry=True) as connection:
-        board = query(connection, view)
         names = dict.fromkeys(standing.rows[0].cell["protocol"] for standing in board.standings) if claims else ()
         published = {name: claims_under(connection, name) for name in names}
     if as_json:

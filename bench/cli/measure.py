@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,30 +103,20 @@ def run(
 
     Without arguments: the embedded default, which takes minutes on a CPU.
     """
+    from bench import api
     from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
     from bench.cli.progress import RunProgress
-    from bench.models.loading import parse_device, parse_dtype
     from bench.run.needs import cards_of, needs_of_run, require
-    from bench.run.plan import DEFAULT_PROTOCOL, Request
-    from bench.run.provenance import typed_command
+    from bench.run.plan import DEFAULT_PROTOCOL
     from bench.run.readiness import check_surroundings
-    from bench.run.runner import run as run_request
-    from protocols.tables import SAMPLERS
 
-    if random_weights and select_on is not None:
-        raise BenchError("--select-on: random weights are never ranked, so there is nothing to choose; leave one out")
-    if seed is not None and seeds is not None:
-        raise BenchError("--seed measures one seed, --seeds several: use one of the two")
-    if sampler is not None and sampler not in SAMPLERS:
-        raise BenchError(f"--sampler: '{sampler}' is unknown; choose {' or '.join(SAMPLERS)}")
     if compile not in (None, "yes", "no", "auto"):
         raise BenchError(f"--compile: '{compile}' is unknown; choose yes (or no value), no or auto")
     use_worker(worker, worker_python)
-    models = parse_models(model) if model is not None else None
     out = console()
-    plans = _plans(models, protocol, out)
-    asked = Request(
-        protocol=parse_protocol(DEFAULT_PROTOCOL),
+    requests = api.requests(
+        parse_models(model) if model is not None else None,
+        protocol=None if protocol is None else parse_protocol(protocol),
         steps=parse_steps(steps) if steps is not None else None,
         cfg=parse_scales(cfg) if cfg is not None else None,
         num_samples=num_samples,
@@ -135,14 +125,18 @@ def run(
         batch_size=batch_size,
         sampler=sampler,
         select_on=select_on,
-        device=parse_device(device),
-        dtype=parse_dtype(dtype),
+        device=device,
+        dtype=dtype,
         compile=compile == "yes",
         options=parse_options(option or []),
         weights=weights,
         random_weights=random_weights,
     )
-    requests = [replace(asked, protocol=parse_protocol(name), models=chosen) for name, chosen in plans.items()]
+    if protocol is None and model is not None:
+        for request in requests:
+            if request.protocol.name != DEFAULT_PROTOCOL:
+                home = f"Protocol {request.protocol.argument}, home of {', '.join(request.models or ())}"
+                out.print(f"{home} (--protocol chooses another)", markup=False)
     if compile == "auto":
         requests = [_compiled_or_not(request, out) for request in requests]
     runs = runs_directory(runs_dir)
@@ -159,15 +153,8 @@ def run(
     failed, behind = False, None
     for request in requests:
         with RunProgress(out) as progress:
-            summary = run_request(
-                request,
-                runs,
-                progress=progress,
-                executor=executor,
-                workers=workers,
-                fresh=fresh,
-                arguments=typed_command(),
-                timeout=timeout,
+            ((_, summary),) = api.measure(
+                [request], runs, progress=progress, executor=executor, workers=workers, fresh=fresh, timeout=timeout
             )
         if summary.behind is None:
             _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
@@ -178,19 +165,6 @@ def run(
         raise BenchError(f"{behind.behind}; everything measured is kept, and the same command adds it to the database")
     if failed:
         raise typer.Exit(1)  # a run that could not measure anything is not a success
-
-
-def _plans(models: tuple[str, ...] | None, protocol: str | None, out: Console) -> Mapping[str, tuple[str, ...] | None]:
-    """Return the models of each protocol to run: the one asked for, else the models' homes, else the default."""
-    from bench.run.plan import DEFAULT_PROTOCOL, by_home
-
-    if protocol is not None or models is None:
-        return {protocol or DEFAULT_PROTOCOL: models}
-    homes = by_home(models)
-    for name, chosen in homes.items():
-        if name != DEFAULT_PROTOCOL:
-            out.print(f"Protocol {name}, home of {', '.join(chosen)} (--protocol chooses another)", markup=False)
-    return homes
 
 
 def _compiled_or_not(request: Request, out: Console) -> Request:
@@ -281,33 +255,27 @@ def score(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images made elsewhere, as one more row."""
+    from bench import api
     from bench.cli.parsing import parse_protocol
-    from bench.models.cards import cards
-    from bench.models.loading import parse_device
-    from bench.run.score import name_of, score_images
-    from results.leaderboard import missing_metrics, rows
+    from results.leaderboard import missing_metrics
     from results.store import connect
 
-    runs = runs_directory(runs_dir)
     if not images:
         raise BenchError(
             "score: the path of the images is empty; name a folder or a file (`.` is the working directory)"
         )
-    path = Path(images)
-    name = name_of(path) if name is None else name
-    if name in cards():
-        raise BenchError(f"score: '{name}' is the name of a model; choose another with --name")
-    cell_id = score_images(
-        path,
-        parse_protocol(protocol),
-        runs,
+    runs = runs_directory(runs_dir)
+    row = api.score(
+        images,
+        protocol=parse_protocol(protocol),
         name=name,
         nfe=nfe,
-        device=parse_device(device),
         first_label=first_label,
+        device=device,
+        runs=runs,
     )
+    cell_id = row.cell["cell_id"]
     with connect(runs / "bench.duckdb", retry=True) as connection:
-        row = next(row for row in rows(connection) if row.cell["cell_id"] == cell_id)
         missing = missing_metrics(connection, [row])
     print_table(console(), leaderboard_table([row], room(console())))
     images = f"Images: {(row.pixels or {}).get('described', '')}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -25,6 +24,9 @@ RUNS_DIR = typer.Option(
     "--runs-dir", help="Directory of the results (default: BENCH_RUNS_DIR, else ./runs).", show_default=False
 )
 JSON = typer.Option("--json", help="Print JSON on stdout and nothing else.")
+ALLOWED = typer.Option(
+    "--allowed-signers", help="Take only bundles signed by one of the keys in this file (as ssh-keygen writes it)."
+)
 GAP = 2
 """Blanks between the columns of a table."""
 NARROWEST_TEXT = 24
@@ -38,7 +40,9 @@ SHOWN_ANYWAY = ("mmhm", "rank", "nfe", "steps", "images_per_second")
 
 def runs_directory(given: Path | None) -> Path:
     """Return the runs directory: the option, else BENCH_RUNS_DIR, else `runs` in the working directory."""
-    return given or Path(os.environ.get("BENCH_RUNS_DIR") or "runs")
+    from results.files import runs_directory as directory_of
+
+    return directory_of(given)
 
 
 def console() -> Console:
@@ -260,11 +264,21 @@ def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     lines = [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
     if any(row.rank.get("rank_low") is not None for row in shown):
         lines.append(ORDER.format(who="model, with any of its settings," if one_of_each(shown) else "row"))
+    lines += signatures(shown)
     lines += [
         f"no rank sets: {reason}"
         for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld"))
     ]
     return [*lines, *caveats(shown, clip)]
+
+
+def signatures(shown: Sequence[Row]) -> list[str]:
+    """Return a line for each key that signed bundles which rows came in: the rows."""
+    signers: dict[str, list[str]] = {}
+    for row in shown:
+        if row.cell.get("signed_by"):
+            signers.setdefault(row.cell["signed_by"], []).append(_setting_of(row, shown))
+    return [f"signed by {signer}: {', '.join(dict.fromkeys(names))}" for signer, names in signers.items()]
 
 
 def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:

@@ -21,11 +21,13 @@ from bench.metrics import algebra
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
 from bench.metrics.registry import PER_CLASS, fact_of
 from bench.references.stored import Reference
+from bench.run.evidence import evidence_of
 from bench.run.halves import remark
 from protocols import Protocol
 from results.catalog import CATALOG
 from results.cells import CellDirectory
 from results.digests import digest_of
+from results.evidence import write_evidence
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,10 @@ def finish_rows(
     labels: np.ndarray,
     proof: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Join a cell's shards, measure them and return its rows by table."""
+    """Join a cell's shards, measure them, keep their evidence and return the rows by table."""
     arrays = directory.assemble(ranges)
     measured = measure_arrays(context, arrays, labels)
+    write_evidence(directory.path, evidence_of(context.protocol, arrays))
     thumbnails = arrays.get("thumbnails")
     return {
         "metrics": metric_rows(context, measured, proof),

@@ -22,6 +22,7 @@ from bench.metrics.measure import CellMetrics, SkippedMetric
 from bench.metrics.registry import fact_of
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
+from bench.run.evidence import evidence_of
 from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
 from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
@@ -42,6 +43,7 @@ from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
 from results.cells import CellDirectory, sweep_if_idle
 from results.errors import BenchError, StoreError
+from results.evidence import write_evidence
 from results.files import mark
 from results.index import index_cells
 from results.ranking import rank_all
@@ -112,6 +114,7 @@ def _score(
         thumbnails = arrays.pop("thumbnails", None)
         order = order_of_content(np.concatenate(pixels.hashes), images.labels)
         measured = measure_arrays(context, arrays, images.labels, order)
+        write_evidence(directory.path, evidence_of(protocol, arrays, order))
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -102,9 +102,7 @@ def sample_shard(
                 timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
             warm = _WARM[adapter] = (cell.cell_id, last - first)
             began = clock(adapter.device)
-            native = quantise(images, protocol.quantise, protocol.levels)
-            same = native.shape[-1] == protocol.resolution
-            pixels = native if same else resize(native, protocol.resolution, NATIVE_RESIZE)
+            native, pixels = judged_pixels(images, protocol)
             for name, values in judge_batch(judges, pixels, batch_labels, native).items():
                 parts.setdefault(name, []).append(values)
             facts["judge_seconds"] += clock(adapter.device) - began
@@ -150,7 +148,7 @@ def _sampled(
         before = meter.state()
         try:
             part = labels[start - first : stop - first]
-            parts.append(_checked_sample(cell, adapter, part, start, stop, timeout))
+            parts.append(checked_sample(cell, adapter, part, range(start, stop), timeout))
         except torch.OutOfMemoryError as error:
             if stop - start == 1:
                 reason = f"{adapter.device} has too little memory for one image; try --dtype bfloat16"
@@ -171,10 +169,22 @@ def _sampled(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _checked_sample(
-    cell: Cell, adapter: Adapter, labels: Tensor, first: int, last: int, timeout: float | None = None
+def judged_pixels(images: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Return sampled images [B, 3, H, W] in 8 bits, as they are and at the protocol's resolution: what judges read."""
+    native = quantise(images, protocol.quantise, protocol.levels)
+    same = native.shape[-1] == protocol.resolution
+    return native, native if same else resize(native, protocol.resolution, NATIVE_RESIZE)
+
+
+def checked_sample(
+    cell: Cell, adapter: Adapter, labels: Tensor, indices: Sequence[int], timeout: float | None = None
 ) -> Tensor:
-    noise = PhiloxNoise(cell.seed, range(first, last), adapter.device)
+    """Return the samples `indices` of a cell, asked for with `labels` int64 [B]: float32 [B, 3, H, W], the card's size.
+
+    Raises CellFailure as `sample_shard` does.
+    """
+    first, last = indices[0], indices[-1] + 1
+    noise = PhiloxNoise(cell.seed, indices, adapter.device)
     try:
         with contained() as changes, time_limit(timeout):
             images = adapter.sample(adapter.own_labels(labels), cell.steps, cell.cfg, noise=noise, **cell.settings)
@@ -192,7 +202,7 @@ def _checked_sample(
     if changes.settings:
         line = f"{cell.label}: the adapter changed {', '.join(changes.settings)}; restored, but fix the adapter"
         warnings.warn(line, BenchWarning, stacklevel=2)
-    expected = (last - first, 3, cell.card.resolution, cell.card.resolution)
+    expected = (len(indices), 3, cell.card.resolution, cell.card.resolution)
     if not isinstance(images, Tensor) or tuple(images.shape) != expected:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise CellFailure(f"the adapter returned {found}, expected a tensor of shape {expected}")

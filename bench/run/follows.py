@@ -1,0 +1,194 @@
+"""Whether a row's stored metrics follow from its evidence, as far as that says.
+
+Means over samples follow exactly, up to the rounding of float16. A Frechet distance lies between two bounds that meet
+where the evidence holds the whole covariance (features of up to 48 dimensions); beyond, with covariance F F^T + E,
+tr E = t, and s the trace of the reference's covariance off the span of F,
+
+    base - 2 sqrt(t s) <= distance <= base = |m1 - m2|^2 + tr S1 + tr S2 - 2 |F^T L|_nuclear,    S2 = L L^T,
+
+since the fidelity of Gaussians grows with E and by no more than sqrt(t s). Of other metrics only the interval is held
+against the values without each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bench.metrics.distances import FID, IS
+from bench.metrics.records import ReferenceFeatures
+from bench.metrics.registry import find_metric
+from bench.metrics.scores import ACCURACY, CLIP
+from bench.run.evidence import splits_of
+from protocols import Protocol
+from results.catalog import CATALOG
+from results.errors import BenchError
+from results.evidence import SKETCH, Evidence, Grid, projection
+from results.statistics import jackknife
+
+Verdict = Literal["follows", "cannot tell", "contradicted"]
+ROUNDED = 2.0**-11
+"""Largest relative error of a float16."""
+SURE = 6.0
+"""Standard deviations of rounding noise that are let through."""
+BLOCK_DRIFT = 1.0
+"""Standard errors by which the mean of the values without a block may lie off the value: it is bias / blocks."""
+EQUAL = 1e-6
+
+
+class Finding(NamedTuple):
+    """What the evidence says of one metric, or (no metric) of itself."""
+
+    metric: str
+    verdict: Verdict
+    reason: str
+
+
+def follow(
+    metrics: Sequence[Mapping[str, Any]],
+    evidence: Evidence,
+    protocol: Protocol,
+    references: Mapping[str, ReferenceFeatures],
+    labels: np.ndarray | None,
+) -> list[Finding]:
+    """Return a finding for every stored metric (rows of table `metrics`), and for a sketch that denies its moments."""
+    found = [finding for output in evidence.outputs for finding in _moments(output, evidence.parts(output))]
+    for row in metrics:
+        own = _interval(row) or _of_evidence(row, evidence, protocol, references, labels)
+        found.append(own)
+    return found
+
+
+def _of_evidence(
+    row: Mapping[str, Any],
+    evidence: Evidence,
+    protocol: Protocol,
+    references: Mapping[str, ReferenceFeatures],
+    labels: np.ndarray | None,
+) -> Finding:
+    name = str(row["metric"])
+    try:
+        metric = find_metric(name)
+    except BenchError:
+        return Finding(name, "cannot tell", "the metric is not installed here")
+    parts, array = evidence.parts(metric.fact.array), metric.fact.array
+    if row["n"] != evidence.samples:
+        return Finding(name, "contradicted", f"{row['n']:,} samples, but evidence of {evidence.samples:,}")
+    if metric.measure is CLIP.measure and "score" in parts:
+        return _mean(name, row["value"], parts["score"])
+    if metric.measure is ACCURACY.measure and "named" in parts and labels is not None:
+        share = float((parts["named"] == labels).mean())
+        return _within(name, row["value"], share - 1e-9, share + 1e-9)
+    if metric.measure is IS.measure and "marginals" in parts:
+        return _inception_score(row["value"], parts, protocol)
+    if metric.measure is FID.measure and "factor" in parts and array in references:
+        return _frechet(name, row["value"], parts, references[array])
+    return Finding(name, "cannot tell", "the evidence lacks what it is computed from")
+
+
+def _within(name: str, value: float, low: float, high: float) -> Finding:
+    if low <= value <= high:
+        return Finding(name, "follows", "")
+    said = f"{low:.6g}" if high - low <= 1e-3 * abs(high) else f"{low:.4g} .. {high:.4g}"
+    return Finding(name, "contradicted", f"{value:.6g} is stored, the evidence gives {said}")
+
+
+def _mean(name: str, value: float, scores: np.ndarray) -> Finding:
+    known = scores.astype(np.float64)
+    spacing = np.spacing(np.abs(scores)).astype(np.float64)
+    slack = spacing.mean() / 2
+    if known.std() > spacing.mean():  # rounding errors of spread scores do not add up
+        slack = min(slack, SURE * float(np.sqrt((spacing**2).mean() / 12 / len(known))))
+    slack += 1e-7 * max(1.0, abs(value))
+    return _within(name, value, known.mean() - slack, known.mean() + slack)
+
+
+def _inception_score(value: float, parts: Mapping[str, np.ndarray], protocol: Protocol) -> Finding:
+    certainty, q = parts["certainty"].astype(np.float64), parts["marginals"].astype(np.float64)
+    split = splits_of(protocol, len(certainty))
+    if split is None or int(split.max()) + 1 != len(q):
+        return Finding("is", "contradicted", f"evidence of {len(q)} splits, which the protocol does not have")
+    mean = np.bincount(split, weights=certainty) / np.bincount(split)
+    entropy = np.array([-(row[row > 0] * np.log(row[row > 0])).sum() for row in q])
+    score = float(np.exp(mean + entropy).mean())
+    slack = score * (ROUNDED * float(np.abs(certainty).mean()) + 1e-5)
+    return _within("is", value, score - slack, score + slack)
+
+
+def _frechet(name: str, value: float, parts: Mapping[str, np.ndarray], reference: ReferenceFeatures) -> Finding:
+    real, mean, factor = reference.frechet, parts["mean"].astype(np.float64), parts["factor"].astype(np.float64)
+    if mean.size != real.mu.size:
+        return Finding(name, "contradicted", f"evidence of {mean.size} dimensions, the reference has {real.mu.size}")
+    trace, known = float(parts["trace"][0]), float((factor**2).sum())
+    rest = trace - known
+    if rest < -1e-4 * trace:
+        return Finding(name, "contradicted", "the evidence's covariance is larger than its trace")
+    traces = trace + float(np.trace(real.sigma))
+    nuclear = float(np.linalg.svd(factor.T @ real.root, compute_uv=False).sum())
+    base = float(((mean - real.mu) ** 2).sum()) + traces - 2 * nuclear
+    slack = 3e-6 * traces
+    low = base
+    if factor.shape[1] < factor.shape[0]:
+        basis = np.linalg.svd(factor, full_matrices=False)[0]
+        off = max(0.0, float(np.trace(real.sigma) - np.einsum("ij,jk,ki->", basis.T, real.sigma, basis)))
+        low = base - 2 * float(np.sqrt(max(rest, 0.0) * off))
+    return _within(name, value, low - slack, base + slack)
+
+
+def _interval(row: Mapping[str, Any]) -> Finding | None:
+    """Return a contradiction between a metric's interval and its values without each block; None where there is none.
+
+    The spacing of the values is all that an interval rests on, so it has to be theirs to the last digits.
+    """
+    name, value, left = str(row["metric"]), row["value"], row.get("jackknife")
+    if row.get("low") is not None and not row["low"] - EQUAL <= value <= row["high"] + EQUAL:
+        return Finding(name, "contradicted", f"{value:.6g} lies outside of its own interval")
+    if left is None or len(left) < 2 or "delete-block jackknife" not in row["method"]:
+        return None
+    reference = row.get("jackknife_reference")
+    made = jackknife(value, np.asarray(left), reference=None if not reference else np.asarray(reference))
+    stored = row.get("standard_error")
+    if stored is not None and made.standard_error is not None and not _equal(stored, made.standard_error):
+        return Finding(name, "contradicted", "its standard error is not that of its values without each block")
+    corrected = row.get("corrected")
+    if name == "fid" and not (corrected is None or _equal(corrected, made.corrected or 0.0, abs(value))):
+        return Finding(name, "contradicted", "its corrected value is not that of its values without each block")
+    if "Wilson" not in row["method"] and row.get("low") is not None and made.low is not None and made.high is not None:
+        fact = CATALOG.get(name)
+        bounded = fact is not None and fact.lowest == 0.0 and fact.highest == 1.0
+        low, high = (max(0.0, made.low), min(1.0, made.high)) if bounded else (made.low, made.high)
+        scale = max(abs(value), abs(high - low))
+        if not (_equal(row["low"], low, scale) and _equal(row["high"], high, scale)):
+            return Finding(name, "contradicted", "its interval is not that of its values without each block")
+    error = made.standard_error
+    if error and abs(float(np.mean(left)) - value) > BLOCK_DRIFT * error:
+        return Finding(name, "contradicted", f"{value:.6g} is far from its values without each block")
+    return None
+
+
+def _equal(one: float, other: float, scale: float = 0.0) -> bool:
+    return abs(one - other) <= EQUAL * max(abs(one), abs(other), scale)
+
+
+def _moments(output: str, parts: Mapping[str, np.ndarray]) -> list[Finding]:
+    """Return a contradiction between a sketch and the mean and covariance beside it."""
+    if "sketch" not in parts:
+        return []
+    grid = Grid(*parts["grid"].astype(np.float64))
+    mean, factor = parts["mean"].astype(np.float64), parts["factor"].astype(np.float64)
+    matrix = projection(output, mean.size)
+    levels = parts["sketch"].astype(np.float64)
+    n = len(levels)
+    spread = levels.std(axis=0) + 0.3
+    drift = np.abs((mean @ matrix - grid.centre) / grid.step - levels.mean(axis=0))
+    if (drift > SURE * 0.3 / np.sqrt(n) + 0.02 * spread).any():
+        return [Finding("", "contradicted", f"the sketch of '{output}' does not have the mean that is beside it")]
+    wanted = ((factor.T @ matrix) ** 2).sum(axis=0) / grid.step**2
+    rest = max(0.0, float(parts["trace"][0]) - float((factor**2).sum())) * (matrix**2).sum(axis=0) / grid.step**2
+    there = levels.var(axis=0, ddof=1) if n > 1 else np.zeros(SKETCH)
+    slack = 0.05 * wanted + 1.0
+    if ((there < wanted - slack) | (there > wanted + rest + slack)).any():
+        return [Finding("", "contradicted", f"the sketch of '{output}' does not have the covariance that is beside it")]
+    return []
