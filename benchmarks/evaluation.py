@@ -315,15 +315,16 @@ def measure(variant: str, setting: Setting) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu, "peak": peak, "device_peak": device_peak, "values": values}
 
 
-def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any]:
-    """Run one variant in a fresh process and return what it measured."""
+def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any] | None:
+    """Run one variant in a new process and return what it measured; None where it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BENCH_CACHE_DIR": str(setting.root / "cache")}
     here = Path(__file__).resolve()
     environment["PYTHONPATH"] = os.pathsep.join([str(setting.site), str(here.parent), str(here.parent.parent)])
     arguments = [sys.executable, str(here), "--worker", variant, json.dumps([str(setting.root), *setting[1:]])]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     if done.returncode:
-        sys.exit(f"{variant} failed:\n{done.stderr}")
+        print(f"{variant} failed:\n{done.stderr}", file=sys.stderr)
+        return None
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -482,7 +483,11 @@ def main() -> None:
                 if given.budget is not None and time.monotonic() - began > given.budget:
                     print(f"{number} {variant}: left out, the time is spent", flush=True)
                     continue
-                results[variant] = in_a_process(variant, setting, given.threads)
+                measured = in_a_process(variant, setting, given.threads)
+                if measured is None:  # a library that is not here, say: the other variants stay
+                    print(f"{number} {variant}: failed, see above", flush=True)
+                    continue
+                results[variant] = measured
                 print(f"{number} {variant}: {json.dumps(results[variant])}", file=sys.stderr, flush=True)
             print(f"\nN = {number}, {given.references} reference images\n\n{table(results, number)}", flush=True)
 

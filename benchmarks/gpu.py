@@ -33,9 +33,9 @@ def parts(tiny: bool) -> list[Part]:
     """Return what is measured, the most telling first."""
     generators, evaluation, run = (str(HERE / f"{name}.py") for name in ("generators", "evaluation", "run"))
     if tiny:
-        few = ["--steps", "1", "--repeats", "1", "--depth", "1", "--device", "cpu"]
+        few = ["--steps", "1", "--repeats", "1", "--depth", "0", "--device", "cpu"]
         return [
-            Part("generators", 150, [generators, "--models", "sit-xl", *few, "--budget", "100"]),
+            Part("generators", 150, [generators, "--models", "digits-flow", *few, "--budget", "100"]),
             Part("evaluation", 150, [evaluation, "--num", "32", "--references", "32", "--variants", "floor,ours,loop"]),
             Part("run", 150, [run, "--device", "cpu", "--model", "digits-flow-small", "--steps", "1", "--num", "100"]),
         ]
