@@ -70,7 +70,7 @@ def picker(page: Page) -> Markup | None:
     if len(data.compared) < len(data.ranked):
         note += f" Ties are known among {len(data.compared)} rows, the best of each setting."
     return section(
-        "pick",
+        "picker",
         "Find a setting",
         "The picker needs JavaScript",
         element("div", controls, class_="controls", data_scripted=True, hidden=True),

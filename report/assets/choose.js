@@ -35,14 +35,14 @@ function updatePick() {
   }
   const among = candidates(), found = pick(among, key), table = byId("pick-table");
   if (!found) {
-    heading("pick", `No setting with ${metric.short} meets these conditions`);
+    heading("picker", `No setting with ${metric.short} meets these conditions`);
     table.hidden = true;
     return;
   }
   const { best, tied } = found, row = page.cells[best];
   const setting = row.steps === null ? "" : `, ${plural(row.steps, "step")}, cfg ${row.cfg}`;
   const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} tied with it` : "nothing is tied with it";
-  heading("pick", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
+  heading("picker", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
   table.hidden = false;
   const spent = SPENDING[byId("pick-cost").value];
   const line = (cell) => {

@@ -191,13 +191,13 @@ def test_the_picker_answers_as_the_results_do(opened, measured):
     choose(opened, "pick-bound-1", "0.6")
     among = [row for row in within_budget(list(measured.rows.values()), nfe=4) if row.value("recall") >= 0.6]
     found = pick(among, "fid", beaten_by(measured.contenders("fid"), "fid"))
-    heading = opened.execute_script(HEADING, "pick")
+    heading = opened.execute_script(HEADING, "picker")
     assert heading.startswith(found.row.cell["model"]) and f"best of {len(among)} settings" in heading
     shown = opened.execute_script(table)
     assert shown[0] == found.row.cell["model"]
     assert sorted(shown[1:]) == sorted(row.cell["model"] for row in found.tied)[: len(shown) - 1]
     choose(opened, "pick-bound-1", "2")
-    assert "No setting with FID meets" in opened.execute_script(HEADING, "pick")
+    assert "No setting with FID meets" in opened.execute_script(HEADING, "picker")
     for control, value in (("pick-bound-1", ""), ("pick-limit-1", ""), ("pick-most", ""), ("pick-metric", "mmhm")):
         choose(opened, control, value)
 

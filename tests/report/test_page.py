@@ -92,7 +92,7 @@ def test_every_section_is_reached_by_the_navigation(content):
     tree = Tree(content)
     sections = [attributes["id"] for tag, attributes in tree.tags if tag == "section"]
     assert [a["data-section"] for tag, a in tree.tags if tag == "a" and "data-section" in a] == sections
-    assert {"pick", "wins", "heads", "images", "stability"} <= set(sections)
+    assert {"picker", "wins", "heads", "images", "stability"} <= set(sections)
 
 
 def test_ties_of_the_page_are_those_of_the_results(content, database):
