@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
             ["run", "--model", "sit-xl", "--protocol", "digits"],
             "model 'sit-xl' makes 256-pixel images, protocol 'digits' judges 8",
         ),
-        (["run", "--model", "meanflow-cifar10"], "its card names no home protocol; choose one with --protocol"),
+        (["run", "--model", "shortcut-celeba-b"], "its card names no home protocol; choose one with --protocol"),
         (["fetch"], "fetch: name models with --model or a protocol"),
         (["run", "--executor", "slurm"], "unknown executor 'slurm'"),
         (["run", "--num-samples", "1"], "--num-samples"),
@@ -188,7 +188,7 @@ def test_students_are_shown_beside_their_teachers_with_data_for_programs(bench, 
 
 def test_an_unknown_metric_names_the_known_ones(bench, finished):
     code, _, err = bench("leaderboard", "--sort", "fjd", "--runs-dir", finished)
-    assert code == 2 and "unknown metric 'fjd': the metrics here are accuracy, clip, fid" in err
+    assert code == 2 and "unknown metric 'fjd': the metrics here are accuracy, clip, fd_cross_check, fid" in err
 
 
 def test_compare_pairs_the_same_noise(bench, finished):
@@ -258,7 +258,7 @@ def test_check_passes_on_its_own_baseline_and_names_what_moved(bench, tmp_path, 
     subset = ["--model", "digits-flow-small", "--steps", "2", "--num-samples", "200", "--workers", "1"]
     assert bench("check", "--write", path, *subset)[0] == 0
     code, out, err = bench("check", "--baseline", path, "--workers", "1", "--json")
-    assert code == 0 and "check passed: 8 metrics and 4 costs" in err
+    assert code == 0 and "check passed: 9 metrics and 4 costs" in err
     records = json.loads(out)
     assert len(records) == 12 and {record["verdict"] for record in records} == {"same"}
     baseline = json.loads(path.read_text())
@@ -326,7 +326,7 @@ def test_score_without_labels_skips_what_needs_prompts(bench, tmp_path):
     np.savez(path, load_split("train").images[:50].permute(0, 2, 3, 1).numpy())
     assert bench("score", path)[0] == 0
     cell = json.loads(bench("leaderboard", "--json", "--sort", "fid")[1])[0]
-    assert set(cell["metrics"]) == {"fid", "is", "kid", "precision", "recall"}
+    assert set(cell["metrics"]) == {"fd_cross_check", "fid", "is", "kid", "precision", "recall"}
     _, out, _ = bench("show", cell["cell_id"], "--json")
     assert {"clip", "pick", "accuracy"} <= set(json.loads(out)["skipped_metrics"])
 
