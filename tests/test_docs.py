@@ -21,6 +21,7 @@ DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs"
 LINE = 120
 FENCED = r"^```.*?^```"
 ACRONYMS = {
+    "ERNIE",
     "NVIDIA",
     "ILSVRC",
     "CIFAR",

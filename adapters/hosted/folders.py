@@ -29,7 +29,7 @@ def check_folder(folder: Path, pipeline: str, hosting: Hosting, model: str) -> N
     index = _json(folder / INDEX, model)
     found = str(index.get("_class_name"))
     if found != pipeline:
-        raise BenchError(f"{model}: {folder} holds a {found}, the card needs a {pipeline}; give another folder")
+        raise BenchError(f"{model}: {folder} holds a {found}, the card needs a {pipeline}; choose another folder")
     for part, value in index.items():
         if (
             isinstance(value, list)
@@ -167,5 +167,5 @@ def _json(path: Path, model: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{model}: {path} cannot be read ({one_line(str(error))}); fetch it again") from error
     if not isinstance(found, dict):
-        raise BenchError(f"{model}: {path} holds no object; fetch it again")
+        raise BenchError(f"{model}: {path} is not an object; fetch it again")
     return found

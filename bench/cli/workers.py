@@ -41,7 +41,9 @@ def worker_setup(
     python: Annotated[str | None, typer.Option(help="The interpreter to make it with [the card's version].")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before packages are installed.")] = False,
 ) -> None:
-    """Make the environment of a model: a folder of the cache with the packages that its card requires.
+    """Make the environment of a model, in the cache.
+
+    It has the packages that the card requires.
 
     What a package does when it is installed and run, it does with your rights.
     """
@@ -51,7 +53,7 @@ def worker_setup(
     card, out = find_card(name), console()
     check_worker(card)
     folder = environment_folder(card)
-    out.print(f"Environment {folder}, made anew with:", markup=False, soft_wrap=True)
+    out.print(f"Environment {folder}, made with:", markup=False, soft_wrap=True)
     for requirement in card.worker.requirements or ("nothing but Python",):
         out.print(f"  {requirement}", markup=False, soft_wrap=True)
     if not yes and not typer.confirm("Install them?", default=False, err=True):

@@ -143,7 +143,7 @@ class WorkerAdapter(Adapter):
             raise worker.refuse(f"could not start ({answer.get('reason')})")
         if answer["kind"] != "ready" or answer.get("protocol") != bench_worker.PROTOCOL:
             raise worker.refuse(
-                f"speaks protocol {answer.get('protocol')}, not {bench_worker.PROTOCOL}; copy bench_worker.py anew"
+                f"speaks protocol {answer.get('protocol')}, not {bench_worker.PROTOCOL}; copy bench_worker.py again"
             )
         for fact in ("latent_shape", "resolution", "num_classes", "guidance"):
             if answer.get(fact) != facts[fact]:
