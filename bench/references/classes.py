@@ -185,7 +185,8 @@ def _mixed(root: object, images: Sequence[PurePosixPath], loose: Sequence[PurePo
         return DatasetError(
             f"{root}/{loose[0]}: lies next to class folders{more}; move it into one of them or elsewhere"
         )
+    inside = "1 image" if len(rest) == 1 else f"{len(rest)} images"
     return DatasetError(
-        f"{root}/{rest[0].parts[0]}: is a folder with {len(rest)} images next to {len(loose)} loose ones; move it "
+        f"{root}/{rest[0].parts[0]}: is a folder with {inside} next to {len(loose)} loose ones; move it "
         "elsewhere, or put all images into one folder"
     )

@@ -321,7 +321,7 @@ FOLDER = DataSet(_folder)
 
 
 def _by_names(kind: str, container: Container, names: ClassNames, ambiguous: str) -> ImageSet:
-    skip = "" if kind == "folder" else ", or leave them out with --ambiguous skip"
+    skip = "" if kind == "folder" else ", or leave it out with --ambiguous skip"
     found = sort_by_folder(
         container.path,
         container.images,

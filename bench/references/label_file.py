@@ -63,9 +63,8 @@ def read_label_file(file: Path, first_label: int | None = None) -> Callable[[str
     width = 2 if headed else len(filled[0][1])
     for number, cells in filled:
         if len(cells) != width or width > 2:
-            raise DatasetError(
-                f"{file}: line {number} has {len(cells)} fields instead of {min(width, 2)}; correct the line"
-            )
+            fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+            raise DatasetError(f"{file}: line {number} has {fields} instead of {min(width, 2)}; correct the line")
     if width == 2:
         return _by_name(file, _named(file, filled, first_label))
     if width == 1:

@@ -57,7 +57,9 @@ def _moments(path: Path, mean: str, covariance: str) -> Moments:
     keys = npz_keys(path)
     missing = next((key for key in (mean, covariance) if key not in keys), None)
     if missing is not None:
-        raise DatasetError(f"{path}: has no '{missing}', only {', '.join(keys)}; both of a pair are required")
+        raise DatasetError(
+            f"{path}: has no '{missing}', only {', '.join(keys)}; store both '{mean}' and '{covariance}'"
+        )
     headers = [npz_header(path, key) for key in (mean, covariance)]
     for key, header in zip((mean, covariance), headers, strict=True):
         if header.dtype.hasobject:
@@ -65,7 +67,7 @@ def _moments(path: Path, mean: str, covariance: str) -> Moments:
                 f"{path}: '{key}' cannot be read (it is a pickle, which is never loaded); get the file again"
             )
         if not np.issubdtype(header.dtype, np.floating):
-            raise DatasetError(f"{path}: '{key}' is {header.dtype}; floating-point numbers are required")
+            raise DatasetError(f"{path}: '{key}' is {header.dtype}; store floating-point numbers")
     shape = headers[0].shape
     if len(shape) != 1 or shape[0] == 0 or headers[1].shape != shape * 2:
         raise DatasetError(

@@ -257,7 +257,7 @@ def test_a_reference_by_another_judge_or_cut_otherwise_is_refused(tmp_path):
     prepare_reference(protocol(), judges, tmp_path)
     with pytest.raises(BenchError, match=r"was cropped with squash at 16 pixels, .* uses adm-center-crop at 16"):
         prepare_reference(protocol(resize="adm-center-crop"), judges, tmp_path)
-    with pytest.raises(BenchError, match="asks for squash at 32"):
+    with pytest.raises(BenchError, match=r"was cropped with squash at 16 pixels, .* uses squash at 32"):
         prepare_reference(replace(protocol(), resolution=32), judges, tmp_path)
 
 
@@ -405,10 +405,12 @@ def test_a_run_against_a_built_reference_equals_the_embedded_one(tmp_path, quiet
         match=r"missing for digits-flow-small under digits: reference digits-archive\n.*bench reference build digits",
     ):
         run(digits_request(protocol=archived), tmp_path / "runs", progress=quiet(), workers=1)
-    spec = archived.judges["inception"]
-    options = {key: value for key, value in spec.items() if key != "kind"}
-    judge = load_judge(JudgeSpec("inception", spec["kind"], options), device="cpu", root=archived.path.parent)
-    build_reference(BuildRequest("digits-archive", tmp_path / "digits.npz", archived), [judge], Said())
+    judges = []
+    for name in ("inception", "cross_check"):
+        options = {key: value for key, value in archived.judges[name].items() if key != "kind"}
+        spec = JudgeSpec(name, archived.judges[name]["kind"], options)
+        judges.append(load_judge(spec, device="cpu", root=archived.path.parent))
+    build_reference(BuildRequest("digits-archive", tmp_path / "digits.npz", archived), judges, Said())
     found = []
     for request in (digits_request(), digits_request(protocol=archived)):
         summary = run(request, tmp_path / "runs", progress=quiet(), workers=1)
@@ -417,6 +419,7 @@ def test_a_run_against_a_built_reference_equals_the_embedded_one(tmp_path, quiet
             found.append(next(row for row in rows(connection) if row.cell["cell_id"] in cells))
     embedded, built = found
     assert built.metrics["fid"].value == pytest.approx(embedded.metrics["fid"].value, rel=1e-9)
+    assert built.metrics["fd_cross_check"].value == pytest.approx(embedded.metrics["fd_cross_check"].value, rel=1e-9)
     assert built.metrics["precision"].value == embedded.metrics["precision"].value
     assert built.cell["ranking"] != embedded.cell["ranking"]
 

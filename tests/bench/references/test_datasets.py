@@ -125,7 +125,7 @@ def test_imagenetv2_folders_count_as_numbers_not_as_text(tmp_path):
 
 def test_several_variants_side_by_side_must_be_told_apart(tmp_path):
     touch(tmp_path, "imagenetv2-top-images-format-val/0/a.jpeg", "imagenetv2-threshold0.7-format-val/1/a.jpeg")
-    with pytest.raises(DatasetError, match="name one of them"):
+    with pytest.raises(DatasetError, match="choose one of them with --data"):
         open_image_set("imagenetv2", tmp_path)
     assert open_image_set("imagenetv2", tmp_path, variant="threshold-0.7").labels.tolist() == [1]
 
@@ -134,7 +134,7 @@ def test_several_variants_side_by_side_must_be_told_apart(tmp_path):
 def test_relaionet_names_that_clash_are_refused_or_left_out_but_never_guessed(tmp_path, clash):
     root = tmp_path / "reLAIONet-cleaned-v1"
     touch(root, f"{clash}/a.png", "carpenter_s_kit/b.png", "great-white-shark/c.png", f"{CRANE_BIRD}/d.png")
-    with pytest.raises(DatasetError, match=rf"'{clash}' stands for class \d+ .* and class \d+"):
+    with pytest.raises(DatasetError, match=rf"'{clash}' matches both class \d+ .* and class \d+"):
         open_image_set("relaionet", tmp_path)
     found = open_image_set("relaionet", tmp_path, ambiguous="skip")
     assert found.labels.tolist() == [2, 134, 477]
@@ -143,7 +143,9 @@ def test_relaionet_names_that_clash_are_refused_or_left_out_but_never_guessed(tm
 
 def test_relaionet_folders_of_no_class_are_refused_with_the_nearest_name(tmp_path):
     touch(tmp_path, "goldfish/a.png", "great_wite_shark/b.png")
-    with pytest.raises(DatasetError, match=r"'great_wite_shark' does not match any class \(near: great_white_shark\)"):
+    with pytest.raises(
+        DatasetError, match=r"'great_wite_shark' does not match any class \(close to: great_white_shark\)"
+    ):
         open_image_set("relaionet", tmp_path)
 
 

@@ -32,9 +32,9 @@ def test_every_spelling_is_read_alike(tmp_path, text):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (f"ImageId,PredictionString\n{IMAGE}\n", "line 2 has 1 fields instead of 2"),
-        (f"{IMAGE} 65\n{OTHER}\n", "line 2 has 1 fields instead of 2"),
-        (f"{IMAGE} 65 extra\n", "line 1 has 3 cells"),
+        (f"ImageId,PredictionString\n{IMAGE}\n", "line 2 has 1 field instead of 2"),
+        (f"{IMAGE} 65\n{OTHER}\n", "line 2 has 1 field instead of 2"),
+        (f"{IMAGE} 65 extra\n", "line 1 has 3 fields instead of 2"),
         (f"{IMAGE} 65\n{IMAGE}.JPEG 66\n", "lines 1 and 2 give image .* two classes, 65 and 66"),
         (f"{IMAGE} -1\n", r"line 1: -1 is not one of the 1000 synsets' numbers 0\.\.999"),
         (f"{IMAGE} 65.0\n", r"line 1: 65\.0 is not a whole number"),

@@ -237,13 +237,13 @@ def touched(root, *names):
         (["4/0/a.png", "4/1/b.png"], "two levels of folders name classes"),
             (
                 ["zero/a.png", "thre/b.png"],
-                r"'thre' does not match any class \(near: three\).*its number 0..9 \(leading zeros",
+                r"'thre' does not match any class \(close to: three\).*its number 0..9 \(leading zeros",
             ),
         (["9/a.png", "11/b.png"], r"'11' does not match any class \(they are numbered 0..9\)"),
         ([f"{n}/a.png" for n in range(1, 11)], "seem to be numbered from 1 .*--first-label 1"),
         ([f"{n:03d}/a.png" for n in range(1, 10)], "seem to be numbered from 1 .*--first-label 1"),
         (["0/a.png", "1/b.png", "grid.png"], r"grid\.png: lies next to class folders"),
-        (["a.png", "b.png", "c.png", "old/d.png"], r"/old: is a folder with 1 images beside 3 loose ones"),
+        (["a.png", "b.png", "c.png", "old/d.png"], r"/old: is a folder with 1 image next to 3 loose ones"),
         (["0/a.txt"], "contains no images.*passed over: 0/a.txt is not an image file"),
         (["a.tar", "b.tar"], r"contains no images but 2 archives \(the first a.tar\)"),
         (["0/a.png"], "contains 1 image; a score needs at least 2"),
@@ -262,7 +262,7 @@ def test_folders_of_imagenet_are_named_by_synset_number_or_name_and_never_guesse
     )
     assert open_images(root, 8, names).labels.tolist() == [1, 2, 0, 0]
     for clash, labels in (("crane", "134 .*517"), ("cardigan", "264 .*474"), ("maillot", "638 .*639")):
-        with pytest.raises(BenchError, match=rf"'{clash}' stands for class {labels}"):
+        with pytest.raises(BenchError, match=rf"'{clash}' matches both class {labels}"):
             open_images(touched(tmp_path / clash, f"{clash}/a.png", "0/b.png"), 8, names)
     apart = find_protocol("fair-imagenet-256-v2").class_names
     assert open_images(touched(tmp_path / "v2", f"{apart[474]}/a.png", "0/b.png"), 8, apart).labels.max() == 474

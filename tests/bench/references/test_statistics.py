@@ -26,9 +26,9 @@ def test_a_reference_batch_adds_spatial_statistics_to_its_images(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"mu": MU}, "has no 'sigma' but mu"),
+        ({"mu": MU}, "has no 'sigma', only mu; store both 'mu' and 'sigma'"),
         ({"mu": MU, "sigma": np.eye(4)}, r"mu is \[3\] and sigma \[4, 4\]"),
-        ({"mu": MU.astype(int), "sigma": SIGMA}, "'mu' holds int64"),
+        ({"mu": MU.astype(int), "sigma": SIGMA}, "'mu' is int64; store floating-point numbers"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "not finite"),
         ({"mu": MU, "sigma": np.triu(np.ones((3, 3)))}, "not symmetric"),
         ({"mu": np.array([{}], dtype=object), "sigma": SIGMA}, "'mu' cannot be read .*pickle"),
@@ -44,7 +44,7 @@ def test_unusable_statistics_are_named_with_the_reason(tmp_path, arrays, reason)
 
 def test_what_is_no_archive_is_one_clear_line(tmp_path):
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
-    with pytest.raises(DatasetError, match=r"is not a \.npz file"):
+    with pytest.raises(DatasetError, match=r"is not an \.npz file, or a damaged one; get the file again"):
         read_statistics(tmp_path / "s.npz")
 
 
