@@ -98,7 +98,7 @@ FIGURE = '[[published]]\nmetric = "fid"\nvalue = 2.5\nsteps = 1\nsource = "paper
         ("[[presets]]\nsteps = true", "key 'presets[0].steps' must be a step count, [first] or [first, last]"),
         ("[[presets]]\nsteps = 1\n[[presets]]\nsteps = 0", "key 'presets[1].steps' must be a step count"),
         ("supported_steps = [1, 2.5]", "key 'supported_steps[1]' must be an integer, found 2.5"),
-        ("supported_steps = [1, 2, 1]", "key 'supported_steps' holds 1 twice"),
+        ("supported_steps = [1, 2, 1]", "key 'supported_steps' contains 1 twice"),
         ("natural_steps = 1_000_001", "key 'natural_steps' must be an integer of at most 1000000, found 1000001"),
         ('natural_steps = "5"', "key 'natural_steps' must be an integer, found '5'"),
         ("parameters = -1", "key 'parameters' must be an integer of at least 0"),
