@@ -36,9 +36,13 @@ class Evaluations:
 def batch_rows(output: Any) -> int:
     """Return the batch size of a network's output: of the tensor, or of the first in what it returns.
 
-    That may be a tuple, a list, a dictionary, or an output of diffusers or transformers. Raises BenchError for one
-    without a tensor.
+    That may be a tuple, a list, a dictionary, or an output of diffusers or transformers. Where the first thing in it is
+    itself a list of tensors, as in `([sample, sample],)` of diffusers' Z-Image, each of them is one sample. Raises
+    BenchError for an output without a tensor.
     """
+    first = next((part for part in _parts(output) if first_tensor(part) is not None), None)
+    if isinstance(first, list) and all(isinstance(sample, Tensor) for sample in first):
+        return len(first)
     found = first_tensor(output)
     if found is None or found.ndim == 0:
         what = type(output).__name__ if found is None else "a number"
@@ -52,12 +56,15 @@ def first_tensor(output: Any) -> Tensor | None:
     """Return the first tensor of nested tuples, lists, dictionaries and dataclasses; None where there is none."""
     if isinstance(output, Tensor):
         return output
+    return next((found for part in _parts(output) if (found := first_tensor(part)) is not None), None)
+
+
+def _parts(output: Any) -> Iterable[Any]:
+    """Return what a tuple, list, dictionary or dataclass holds, in its order; nothing of anything else."""
     if isinstance(output, Mapping):
-        parts: Iterable[Any] = output.values()
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        parts = (getattr(output, field.name) for field in dataclasses.fields(output))
-    else:
-        return None
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+        return output.values()
+    if isinstance(output, (tuple, list)):
+        return output
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return (getattr(output, field.name) for field in dataclasses.fields(output))
+    return ()

@@ -37,6 +37,12 @@ def test_rows_are_those_of_the_first_tensor(output):
     assert batch_rows(output) == 5
 
 
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_a_list_of_one_tensor_a_sample_counts_its_samples(rows):
+    samples = [torch.zeros(4, 1, 8, 8) for _ in range(rows)]
+    assert batch_rows((samples,)) == batch_rows(Sample(sample=samples)) == batch_rows((None, samples)) == rows
+
+
 def test_a_network_of_diffusers_is_counted_as_it_is():
     from diffusers import UNet2DModel
 
