@@ -136,7 +136,7 @@ def run(
         for request in requests:
             if request.protocol.name != DEFAULT_PROTOCOL:
                 home = f"Protocol {request.protocol.argument}, home of {', '.join(request.models or ())}"
-                out.print(f"{home} (--protocol chooses another)", markup=False)
+                out.print(f"{home} (--protocol chooses another)", markup=False, soft_wrap=True)
     if compile == "auto":
         requests = [_compiled_or_not(request, out) for request in requests]
     runs = runs_directory(runs_dir)
@@ -172,7 +172,7 @@ def _compiled_or_not(request: Request, out: Console) -> Request:
     from bench.run.compiling import decide
 
     decision = decide(request)
-    out.print(f"Protocol {request.protocol.name}: {decision.why}", markup=False)
+    out.print(f"Protocol {request.protocol.name}: {decision.why}", markup=False, soft_wrap=True)
     return replace(request, compile=decision.compile)
 
 
@@ -239,8 +239,8 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
     else:
         out.print(f"\n{counts}")
     suffix = f" --runs-dir {given}" if given is not None else ""
-    out.print(f"\nDatabase: {summary.database}", markup=False)
-    out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False)
+    out.print(f"\nDatabase: {summary.database}", markup=False, soft_wrap=True)
+    out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False, soft_wrap=True)
 
 
 def score(
