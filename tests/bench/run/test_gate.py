@@ -90,7 +90,7 @@ def test_paired_intervals_of_continuous_metrics_are_ten_times_narrower(network, 
 
 def test_rounding_of_weights_is_no_change(network, baseline):
     checks = compare(baseline, network.measured(1e-6))
-    assert len(checks) == 16 and not moved(checks) and {check.rule for check in checks} == {"paired"}
+    assert len(checks) == 20 and not moved(checks) and {check.rule for check in checks} == {"paired"}
 
 
 def test_same_model_on_other_noise_fails_in_less_than_one_check_of_a_hundred(network):
