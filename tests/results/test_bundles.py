@@ -232,7 +232,7 @@ def test_the_commands_bundle_and_merge_say_what_they_did(runs, tmp_path, capsys)
     assert stat.S_IMODE(path.stat().st_mode) & 0o111 == 0
     with pytest.raises(SystemExit) as stop:
         main(["merge", str(path), "--runs-dir", str(tmp_path / "there")])
-    assert stop.value.code == 0 and "2 cells added" in capsys.readouterr().err
+    assert stop.value.code == 0 and "2 rows added" in capsys.readouterr().err
     path.write_bytes(io.BytesIO(path.read_bytes()).read()[:-40])
     with pytest.raises(SystemExit) as stop:
         main(["merge", str(path), "--runs-dir", str(tmp_path / "there")])
