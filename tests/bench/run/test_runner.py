@@ -364,7 +364,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path):
         with connect(tmp_path / name / "bench.duckdb") as connection:
             query = "SELECT cell_id, metric, value, low, high FROM metrics ORDER BY ALL"
             stored.append(connection.execute(query).fetchall())
-    assert len(stored[0]) == 2 * 8
+    assert len(stored[0]) == 2 * 10
     assert stored[0] == stored[1]
 
 

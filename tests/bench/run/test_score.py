@@ -79,13 +79,15 @@ def test_a_row_tells_its_command_what_is_missing_and_what_its_pixels_look_like(t
     assert words[6:] == ["--nfe", "4", "--device", "cpu", "--", str(source)]
     reasons = {row["metric"]: row["reason"] for row in record["skipped_metrics"]}
     why = "no labels (arr_1, labels or label); the file also contains: y"
-    assert reasons == {"clip": why, "pick": why, "accuracy": why}
+    few = "20 images in 48 dimensions are too few to remove the bias; it takes 240"
+    assert reasons == {"clip": why, "pick": why, "accuracy": why, "fid_corrected": few}
     assert record["cell"]["pixels"]["remarks"][0] == "all pixels are 0 or 1: scale to 0..255"
     with connect(tmp_path / "runs" / "bench.duckdb") as connection:
         (row,) = rows(connection)
         assert row.remarks == record["cell"]["pixels"]["remarks"]
         assert missing_metrics(connection, [row]) == [
-            "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also contains: y"
+            "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also contains: y",
+            "20 images in 48 dimensions are too few to remove the bias: fid_corrected not measured; it takes 240",
         ]
 
 
