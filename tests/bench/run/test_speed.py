@@ -96,7 +96,7 @@ def test_a_grid_shows_the_classes_asked_for(cli, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("digits-flow", "--labels", "11"), "labels must lie in 0..9"),
+        (("digits-flow", "--labels", "11"), "labels must be in 0..9"),
         (("digits-dmd", "--steps", "2"), "takes 1 step only"),
         (("digits-flow", "-o", "grid.jpg"), "ends in .png"),
         (("digits-flow", "--option", "nothing=1"), "nothing"),
