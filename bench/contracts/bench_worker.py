@@ -253,12 +253,14 @@ def _tell(channel: Channel, error: Exception) -> None:
 
 
 def _peak_memory() -> int:
-    """Return the most memory that this process took, in bytes: the accelerator's where torch is on one."""
+    """Return the most memory that this process took, in bytes: the accelerator's where torch is on one, 0 where no system tells."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
