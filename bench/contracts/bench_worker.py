@@ -253,7 +253,7 @@ def _tell(channel: Channel, error: Exception) -> None:
 
 
 def _peak_memory() -> int:
-    """Return the most memory that this process took, in bytes: the accelerator's where torch is on one, 0 where no system tells."""
+    """Return the most memory that this process took, in bytes (an accelerator's if torch uses one), or 0 if unknown."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
