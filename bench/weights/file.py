@@ -283,8 +283,11 @@ def convert_network(file: NeededFile, path: Path, cache: FileCache) -> str:
     """
     from bench.weights.conversion import convert, converted, is_pickled_network
 
-    if file.source is None or not is_pickled_network(path):
+    if file.source is None:
         return ""
+    with reading(file.title, path, file.source.format):
+        if not is_pickled_network(path):
+            return ""
     form = converted(file.source, cache, cache.digest(path))
     with cache.lock(f"converted:{form.name}"):
         if form.exists():

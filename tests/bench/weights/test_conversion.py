@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,14 +74,10 @@ def bench(*words, code=0):
 
 def tiny_weights(seed=0):
     """The state dict of the card's network, with seeded weights."""
-    card = ARCHITECTURE.strip()
     from adapters.edm import build_network
 
-    facts = {"model_type": "DhariwalUNet", "img_resolution": 8, "label_dim": 10, "model_channels": 8,
-             "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}  # fmt: skip
-    assert all(key in card for key in facts)
     generator = torch.Generator().manual_seed(seed)
-    state = build_network(facts, "tiny").state_dict()
+    state = build_network(tomllib.loads(ARCHITECTURE), "tiny").state_dict()
     return {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in state.items()}
 
 
@@ -210,6 +207,19 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, monke
     assert "is a folder" in bench("weights", "convert", "whole.pkl", "-o", ".", code=2)
     assert "not on this machine; fetch with" in bench("weights", "convert", "edm-imagenet-64", code=2)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("damage", ["a record's sum", "an encrypted record"])
+def test_a_fetched_archive_that_cannot_be_opened_is_one_line(served, hub, tmp_path, damage):
+    torch.save(tiny_weights(), tmp_path / "tiny.pt")
+    content = bytearray((tmp_path / "tiny.pt").read_bytes())
+    if damage == "an encrypted record":
+        content[content.find(b"PK\x01\x02") + 8] |= 1
+    else:
+        content[content.find(b"\x80\x02}") + 4] ^= 0xFF
+    hub.files["tiny.pkl"] = bytes(content)
+    said = bench("weights", "fetch", served, "--accept-licence", code=2)
+    assert said.startswith("weights of tiny-edm: ") and "cannot be read as pickle" in said
 
 
 def test_a_model_is_converted_by_its_name(served, cache, tmp_path):
