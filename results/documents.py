@@ -83,6 +83,14 @@ def read_json(path: Path, what: str, error: type[BenchError] = BenchError) -> An
         raise error(f"{what} {shown(path)}: not JSON ({one_line(str(fault))}); fix the file") from fault
 
 
+def read_object(path: Path, what: str, error: type[BenchError] = BenchError) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises as `read_json`, and for anything else than an object."""
+    content = read_json(path, what, error)
+    if not isinstance(content, dict):
+        raise error(f"{what} {shown(path)}: must contain a JSON object, found {found(content)}; fix the file")
+    return content
+
+
 def _depth(table: dict[str, Any]) -> int:
     depth, level = 0, list[Any]([table])
     while level and depth <= DEEPEST:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
-from bench.judges.files import file_sha256, library_version, read_json
+from bench.judges.files import file_sha256, library_version
 from bench.judges.pixels.preprocess import Preprocess, from_processor_config
 from bench.judges.transformers_clip import MODEL_OPTIONS, directory_files, load_model, model_files
 from bench.weights.file import NeededFile
+from results.documents import read_object
 from results.errors import BenchError, unknown
 
 
@@ -35,12 +36,13 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
     weights, config, processor = files
-    kind = str(read_json(config).get("model_type"))
+    kind = str(read_object(config, f"judge '{spec.name}': configuration").get("model_type"))
     if kind not in KNOWN:
         raise unknown(f"model type of judge '{spec.name}' ({spec.kind})", kind, KNOWN)
     facts = AutoConfig.from_pretrained(config.parent, local_files_only=True)
     model = load_model(spec, AutoModelForImageClassification._model_mapping[type(facts)], config)
-    preprocess = from_processor_config(read_json(processor), spec.options.get("backend", "pillow"))
+    settings = read_object(processor, f"judge '{spec.name}': image processor")
+    preprocess = from_processor_config(settings, spec.options.get("backend", "pillow"))
     wanted = getattr(model.config, "image_size", preprocess.size)
     if wanted != preprocess.size:
         raise BenchError(

@@ -13,12 +13,6 @@ from typing import Any
 
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile
-from results.errors import BenchError
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
 
 PUBLISHED_BYTES = {
     "facebook/dinov2-large": 1_217_481_000,
@@ -69,14 +63,3 @@ def library_version(distribution: str) -> str:
 def facts_digest(facts: Mapping[str, Any]) -> str:
     """Return the SHA-256 of facts as canonical JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object. Raises BenchError naming the file when it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BenchError(f"{path}: cannot be read as JSON ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise BenchError(f"{path}: does not contain a JSON object")
-    return content

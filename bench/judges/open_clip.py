@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import file_sha256, library_version, option_path, read_json
+from bench.judges.files import file_sha256, library_version, option_path
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import AlignmentJudge, Towers
 from bench.weights.file import NeededFile
+from results.documents import read_object
 from results.errors import BenchError, unknown
 
 MODEL_OPTIONS = ("model", "pretrained", "config", "weights", "merges", "geometry", "batch_size")
@@ -157,7 +158,7 @@ def _model_config(spec: JudgeSpec, config_path: Path | None) -> tuple[dict[str, 
     from open_clip.factory import get_model_config, list_models
 
     if config_path is not None:
-        content = read_json(config_path)
+        content = read_object(config_path, f"judge '{spec.name}': configuration")
         config = content.get("model_cfg", content)
         for key in ("embed_dim", "vision_cfg", "text_cfg"):
             if key not in config:

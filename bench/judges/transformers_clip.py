@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
-from bench.judges.files import file_sha256, library_version, option_path, read_json
+from bench.judges.files import file_sha256, library_version, option_path
 from bench.judges.pixels.preprocess import from_processor_config
 from bench.judges.towers import AlignmentJudge, Towers
 from bench.weights.file import NeededFile
+from results.documents import read_object
 from results.errors import BenchError
 
 MODEL_OPTIONS = ("path", "hub", "revision", "batch_size")
@@ -83,7 +84,8 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
         for part in parts:
             (Path(alone) / part.name).symlink_to(part.absolute())
         tokenizer = transformers.CLIPTokenizer.from_pretrained(alone, local_files_only=True)
-    preprocess = from_processor_config(read_json(processor), spec.options.get("backend", "pillow"))
+    settings = read_object(processor, f"judge '{spec.name}': image processor")
+    preprocess = from_processor_config(settings, spec.options.get("backend", "pillow"))
     if model.config.vision_config.image_size != preprocess.size:
         raise BenchError(
             f"judge '{spec.name}': its image processor gives {preprocess.size} pixels, "
@@ -143,7 +145,8 @@ def load_model(spec: JudgeSpec, model_class: Any, config: Path) -> Any:
     Only safetensors are read. Raises BenchError for another type of model, and when a weight is absent (transformers
     itself would go on with random numbers).
     """
-    expected, found = model_class.config_class.model_type, read_json(config).get("model_type")
+    settings = read_object(config, f"judge '{spec.name}': configuration")
+    expected, found = model_class.config_class.model_type, settings.get("model_type")
     if found != expected:
         raise BenchError(f"judge '{spec.name}': {config} is of type '{found}'; this judge takes '{expected}'")
     with _quietly(spec, config.parent):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from bench.weights.cache import FileCache
@@ -41,10 +40,12 @@ def find_folder(cache: FileCache, repository: str, revision: str | None) -> Path
 
 def lacking(folder: Path) -> list[str]:
     """Return what a pipeline's folder lacks: its index, folders of components, shards that an index names."""
+    from results.documents import read_object
+
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / INDEX, "index")
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    except (OSError, ValueError, AttributeError, IndexError):
+    except (BenchError, IndexError):
         return [INDEX]
     off = {pattern.partition("/")[0] for pattern in UNWANTED if pattern.endswith("/*")}
     missing = [part for part in parts if part not in off and not (folder / part).is_dir()]
@@ -52,8 +53,8 @@ def lacking(folder: Path) -> list[str]:
         if ".fp16." in path.name:
             continue
         try:
-            shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            shards = set(read_object(path, "index")["weight_map"].values())
+        except (BenchError, KeyError, AttributeError, TypeError):
             missing.append(f"{path.parent.name}/{path.name}")
             continue
         missing += [f"{path.parent.name}/{shard}" for shard in sorted(shards) if not (path.parent / shard).exists()]

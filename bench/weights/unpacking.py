@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from bench.weights.opcodes import Bomb
 from bench.weights.orbax import is_orbax
 from bench.weights.sniff import kind_of
+from results.documents import read_object
 from results.errors import BenchError
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".msgpack", ".pkl", ".pickle")
@@ -69,9 +69,8 @@ def _weights_among(entries: list[Path]) -> list[Path]:
 def shards_of(index: Path) -> list[Path]:
     """Return the files that an index names, beside it. Raises BenchError for a missing one, or a path elsewhere."""
     try:
-        table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
-        names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        names = sorted(set(read_object(index, "index")["weight_map"].values()))
+    except (BenchError, KeyError, TypeError, AttributeError) as error:
         raise BenchError("it is a damaged index of a sharded checkpoint; fetch it again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):

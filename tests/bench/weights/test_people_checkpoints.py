@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import WeightsSource
 from bench.weights.file import read_state
+from bench.weights.folder import INDEX, lacking
 from results.errors import BenchError, BenchWarning
 
 STATE = {"0.weight": torch.arange(12.0).reshape(4, 3), "0.bias": torch.ones(4)}
@@ -184,3 +185,9 @@ def test_reading_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "<html>", '{"unet": []}'])
+def test_a_pipeline_whose_index_cannot_be_read_lacks_it(tmp_path, text):
+    (tmp_path / INDEX).write_text(text)
+    assert lacking(tmp_path) == [INDEX]
