@@ -9,6 +9,7 @@ import mmap
 import re
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -58,7 +59,7 @@ class _Tensor:
         raise BenchError("it is a file of torch before 0.4; save it again with a newer torch")
 
 
-class _TorchUnpickler(ArrayUnpickler):
+class _TorchUnpickler(ArrayUnpickler, ABC):
     """Reads pickles that name torch's tensors; a subclass says what a tensor is made of."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -99,13 +100,13 @@ class _TorchUnpickler(ArrayUnpickler):
             raise Bomb(f"a tensor of {shape} values in a storage of {values:,}; the file is damaged")
         return self._tensor(storage, offset, size, stride)
 
+    @abstractmethod
     def _values_in(self, storage: Any) -> int | None:
         """Return how many values `storage` holds, None where it is not a storage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> Any:
         """Return a tensor whose geometry fits its storage."""
-        raise NotImplementedError
 
     def _storage_in_bytes(self, content: Any) -> Any:
         """Return the storage of torch's file in `content`: how plain pickles hold tensors."""

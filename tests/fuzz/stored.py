@@ -133,20 +133,7 @@ class Stored:
         content = save(arrays, metadata={"facts": json.dumps(facts)})
         content = self.damage(content) if self.rng.random() < 0.4 else content
         (path.parent / "shard-00000000-00000020.safetensors").write_bytes(content)
-        words = [
-            "run",
-            "--protocol",
-            "gaussian",
-            "--steps",
-            "1,2",
-            "--cfg",
-            "1",
-            "--num-samples",
-            "20",
-            "--workers",
-            "1",
-        ]
-        return Case(words, "")
+        return Case([*SMALLEST, "--steps", "1,2"], "")
 
     def reference(self) -> Case:
         path = self.rng.choice(sorted(self.runs().glob("references/*/*")))
@@ -154,20 +141,7 @@ class Stored:
             path.write_bytes(self.json(json.loads(path.read_text())))
         else:
             path.write_bytes(self.damage(path.read_bytes()))
-        words = [
-            "run",
-            "--protocol",
-            "gaussian",
-            "--steps",
-            "2",
-            "--cfg",
-            "1.5",
-            "--num-samples",
-            "20",
-            "--workers",
-            "1",
-        ]
-        return Case(words, "")
+        return Case([*SMALLEST, "--steps", "2", "--cfg", "1.5"], "")
 
     def recording(self) -> Case:
         source = self.rng.choice(RECORDINGS)
