@@ -95,6 +95,10 @@ class VAR(LatentAdapter):
             return f"{self.card.name} predicts {scales} scales, one a step, and takes {scales} steps only"
         return super().unsupported(steps, cfg, settings)
 
+    def declared_nfe(self, steps: int, cfg: float, settings: VARSettings) -> float:
+        """Return one evaluation per scale, two where guided."""
+        return len(self.network.spans) * (1.0 if cfg == 1.0 else 2.0)
+
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: VARSettings) -> Tensor:
         """Return the code maps, float32 [B, code_channels, side, side]."""
         return self.tokens_and_codes(labels, cfg, noise, settings)[1]

@@ -321,7 +321,10 @@ def _scale(adapter: Adapter) -> float:
 
 def _evaluations(sample: _Sampler) -> str:
     sample()
-    return _require(sample.nfe > 0, f"NFE {sample.nfe:g} at {sample.steps} steps")
+    adapter, counted = sample.adapter, f"NFE {sample.nfe:g} at {sample.steps} steps"
+    declared = adapter.declared_nfe(sample.steps, 1.0, adapter.resolve_settings(sample.steps))
+    _require(declared in (None, sample.nfe), f"{counted}, declared {declared}")
+    return _require(sample.nfe > 0, counted)
 
 
 def _no_draws(sample: _Sampler) -> str:

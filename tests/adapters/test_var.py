@@ -11,6 +11,7 @@ from adapters.networks.var import ResidualQuantiser, VARTransformer
 from adapters.var import VAR, decoder_state, drawn, limited
 from bench.contracts.noise import PhiloxNoise
 from bench.models.cards import cards, find_card
+from bench.models.meter import Meter
 from bench.models.registry import skeleton
 from bench.recordings.replay import run_case
 from results.errors import BenchError
@@ -77,6 +78,17 @@ def test_a_card_is_the_network_it_says(name):
     assert sum(parameter.numel() for parameter in adapter.network.parameters()) == card.parameters
     assert adapter.latent_shape == (card.architecture["code_channels"], *[card.architecture["patch_nums"][-1]] * 2)
     assert adapter.latent_shape[-1] * adapter.autoencoder.downsample == card.resolution
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_the_declared_evaluations_are_those_that_are_counted(cfg):
+    card = find_card("var-d16")
+    small = {**card.architecture, "depth": 1, "width": 64, "num_heads": 1}
+    adapter = VAR(replace(card, architecture=small)).randomise().to("cpu")
+    meter = Meter(adapter)
+    with meter.installed():
+        adapter.sample_latents(torch.tensor([3, 7]), 10, cfg, noise=PhiloxNoise(0, range(2)))
+    assert meter.rows / 2 == adapter.declared_nfe(10, cfg, adapter.resolve_settings(10))
 
 
 def test_other_step_counts_and_unknown_facts_are_refused_in_one_line():

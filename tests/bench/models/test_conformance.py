@@ -35,6 +35,9 @@ class Sound(Adapter):
     def load(self, state, extra):
         """There are no weights."""
 
+    def declared_nfe(self, steps, cfg, settings):
+        return float(steps + (self.fault == "declared"))
+
     def generate(self, labels, steps, cfg, noise, settings):
         x = noise.normal(self.latent_shape)
         if self.fault == "exit" and steps > 1:
@@ -69,6 +72,7 @@ FAULTS = {
     "branch": "never waits for the device between steps",
     "copy": "never waits for the device between steps",
     "batch": "same noise, same image, for any batch split",
+    "declared": "evaluations are counted",
 }
 
 
