@@ -18,8 +18,8 @@ from adapters.hosted.table import Hosting, from_diffusers
 from results.errors import BenchError, BenchWarning, one_line
 
 INDEX = "model_index.json"
-TRUSTED = ("diffusers", "transformers")
-"""Libraries whose classes a folder may name; any other would be code of its own."""
+LIBRARIES = ([None], ["diffusers"], ["transformers"])
+"""What a component of a folder may begin with: none, or a library's class; any other would be code of its own."""
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -31,12 +31,7 @@ def check_folder(folder: Path, pipeline: str, hosting: Hosting, model: str) -> N
     if found != pipeline:
         raise BenchError(f"{model}: {folder} holds a {found}, the card needs a {pipeline}; choose another folder")
     for part, value in index.items():
-        if (
-            isinstance(value, list)
-            and value[:1] != [None]
-            and value[0] not in TRUSTED
-            and part not in hosting.constructor
-        ):
+        if isinstance(value, list) and value[:1] not in LIBRARIES and part not in hosting.constructor:
             raise BenchError(
                 f"{model}: {folder}: component '{part}' is code of its own ({one_line(str(value))}), which is never run"
             )

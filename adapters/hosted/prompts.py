@@ -41,6 +41,8 @@ class Prompts:
         self.texts: tuple[str, ...] = ()
         self.open: Callable[[], contextlib.AbstractContextManager[Encoder]] | None = None
         """Opens the text encoders, of a model that has any."""
+        self.small = False
+        """Whether `open` keeps the text encoders in 8 bits: their embeddings are others."""
         self.store: Path | None = None
         self.kept: dict[str, Embedding] = {}
 
@@ -60,7 +62,7 @@ class Prompts:
         wanted = list(self.texts) + ([] if negative is None else [negative])
         self.encode(wanted, tokens)
         chosen = [self.texts[label] for label in labels.tolist()] if labels.device.type != "meta" else None
-        rows = [self.kept[key(text, tokens)] for text in (chosen or [wanted[0]] * len(labels))]
+        rows = [self.kept[self.key(text, tokens)] for text in (chosen or [wanted[0]] * len(labels))]
         longest = self._longest(wanted, tokens)
         found = self._stacked(self._positive(rows), longest)
         if negative is not None:
@@ -70,23 +72,28 @@ class Prompts:
 
     def encode(self, texts: Iterable[str], tokens: int | None) -> None:
         """Encode what is not known yet: read from the store, else by the text encoders, which are then let go."""
-        missing = [text for text in dict.fromkeys(texts) if key(text, tokens) not in self.kept]
+        missing = [text for text in dict.fromkeys(texts) if self.key(text, tokens) not in self.kept]
         for text in missing:
-            known = self._read(key(text, tokens))
+            known = self._read(self.key(text, tokens))
             if known is not None:
-                self.kept[key(text, tokens)] = known
-        missing = [text for text in missing if key(text, tokens) not in self.kept]
+                self.kept[self.key(text, tokens)] = known
+        missing = [text for text in missing if self.key(text, tokens) not in self.kept]
         if not missing:
             return
         if self.open is None:
             for text in missing:
-                self.kept[key(text, tokens)] = self._random(text, tokens)
+                self.kept[self.key(text, tokens)] = self._random(text, tokens)
             return
         with self.open() as encoder:
             for text in missing:
                 embedding = encoder(text, tokens)
-                self.kept[key(text, tokens)] = embedding
-                self._write(key(text, tokens), embedding)
+                self.kept[self.key(text, tokens)] = embedding
+                self._write(self.key(text, tokens), embedding)
+
+    def key(self, text: str, tokens: int | None) -> str:
+        """Return the name under which a prompt's embeddings are kept."""
+        small = "float8\n" if self.small else ""
+        return hashlib.sha256(f"{small}{tokens or ''}\n{text}".encode()).hexdigest()
 
     def _positive(self, rows: Sequence[Embedding]) -> list[Embedding]:
         return [{name: value for name, value in row.items() if not name.startswith("negative_")} for row in rows]
@@ -96,10 +103,10 @@ class Prompts:
         own = [{n.removeprefix("negative_"): v for n, v in row.items() if n.startswith("negative_")} for row in rows]
         if negative == "" and all(own):
             return own
-        return self._positive([self.kept[key(negative, tokens)]] * len(rows))
+        return self._positive([self.kept[self.key(negative, tokens)]] * len(rows))
 
     def _longest(self, texts: Iterable[str], tokens: int | None) -> dict[str, int]:
-        rows = [self.kept[key(text, tokens)] for text in dict.fromkeys(texts)]
+        rows = [self.kept[self.key(text, tokens)] for text in dict.fromkeys(texts)]
         names = self.hosting.masked
         return {name: max(len(row[name]) for row in rows if name in row) for name in names if name in rows[0]}
 
@@ -147,11 +154,6 @@ class Prompts:
         except (OSError, SafetensorError) as error:  # a store is a saving of time, nothing else
             line = f"{self.model}: embeddings are not kept in {self.store} ({error})"
             warnings.warn(line, BenchWarning, stacklevel=2)
-
-
-def key(text: str, tokens: int | None) -> str:
-    """Return the name under which a prompt's embeddings are kept."""
-    return hashlib.sha256(f"{tokens or ''}\n{text}".encode()).hexdigest()
 
 
 def _negated(name: str) -> str:

@@ -239,6 +239,14 @@ def test_a_folder_is_sampled_as_the_library_samples_it_and_its_encoders_are_open
     assert torch.equal(images, again.sample(torch.arange(3), 2, 3.0, noise=noise))
 
 
+def test_embeddings_of_encoders_in_8_bits_are_kept_apart_from_the_full_ones(tmp_path: Path) -> None:
+    adapter = build_adapter(tiny("sd15"), weights=tiny_folder(tmp_path / "pipeline"))
+    adapter.prepare(PROMPTS, tmp_path / "store")
+    full, small = sample(adapter), sample(adapter, text_encoder="float8")
+    assert not torch.equal(full, small)
+    assert torch.equal(full, sample(adapter))
+
+
 def test_words_that_an_encoder_cuts_are_named(tmp_path: Path) -> None:
     adapter = build_adapter(tiny("sd15"), weights=tiny_folder(tmp_path / "pipeline"))
     adapter.prepare([" ".join(["abc"] * 30 + ["zebra"])])
@@ -250,6 +258,7 @@ def test_words_that_an_encoder_cuts_are_named(tmp_path: Path) -> None:
     (lambda folder: (folder / "model_index.json").unlink(), "model_index.json cannot be read"),
     (lambda folder: index(folder, _class_name="FluxPipeline"), "holds a FluxPipeline"),
     (lambda folder: index(folder, unet=["own_code", "Net"]), "code of its own"),
+    (lambda folder: index(folder, unet=[]), "code of its own"),
     (lambda folder: shutil.rmtree(folder / "vae"), "lacks the component 'vae'"),
     (lambda folder: next((folder / "unet").glob("*.safetensors")).write_bytes(b"\0" * 90), "cannot be read as UNet2D"),
 ])  # fmt: skip
