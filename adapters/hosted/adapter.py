@@ -6,6 +6,7 @@ with what the table switches off, and with guidance as the class spells it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from adapters.hosted.folders import check_folder, encoders, fuse_lora, load_part, scheduler_settings
 from adapters.hosted.prompts import Conditioning, Prompts
 from adapters.hosted.schedulers import build_scheduler
-from adapters.hosted.table import Hosting, diffusers_version, from_diffusers, hosting
+from adapters.hosted.table import OPTIONS, Hosting, diffusers_version, from_diffusers, hosting
 from adapters.hosted.twinflow import second_time_keys, with_second_time
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
@@ -64,10 +65,10 @@ class HostedSettings(SamplerSettings):
 class HostedDecoder(nn.Module):
     """The autoencoder of a pipeline; its files come with the pipeline's."""
 
-    def __init__(self, vae: nn.Module, decoding: str) -> None:
+    def __init__(self, vae: nn.Module, hosting: Hosting) -> None:
         super().__init__()
         self.vae = vae
-        self.decoding = decoding
+        self.decoding, self.eps = hosting.decoding, hosting.eps
 
     def sources(self) -> Mapping[str, Any]:
         """Return no files."""
@@ -93,7 +94,7 @@ class HostedDecoder(nn.Module):
         if self.decoding == "decoded":
             return latents
         if self.decoding == "batch-norm":
-            eps = getattr(self, "eps", config.get("batch_norm_eps", 1e-4))
+            eps = config.get("batch_norm_eps", 1e-4) if self.eps is None else self.eps
             mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var.view(1, -1, 1, 1) + eps).sqrt()
             return unpatchified(latents * std.to(latents) + mean.to(latents))
         if self.decoding == "per-channel":
@@ -148,9 +149,7 @@ class Hosted(Adapter):
         else:
             config = {key: value for key, value in card.autoencoder.items() if key != "kind"}
             vae = _built(self.hosting.autoencoder, config, card.name)
-            self.autoencoder = HostedDecoder(vae, self.hosting.decoding)
-            if self.hosting is hosting("ErnieImagePipeline"):
-                self.autoencoder.eps = 1e-5  # type: ignore[assignment]  # the pipeline's own literal
+            self.autoencoder = HostedDecoder(vae, self.hosting)
         self.prompts = Prompts(self.hosting, self._config(), card.name)
         self._pipeline: Any = None
         self._changes: Mapping[str, Any] = {}
@@ -186,7 +185,7 @@ class Hosted(Adapter):
         if facts.get("second_time"):
             self.network = with_second_time(self.network)
         vae = load_part(folder, "vae", self.hosting.autoencoder, name)
-        self.autoencoder = HostedDecoder(vae, self.hosting.decoding)
+        self.autoencoder = HostedDecoder(vae, self.hosting)
         self._pipeline = None
         if "network" in extra:
             self.load(extra["network"], {})
@@ -201,7 +200,7 @@ class Hosted(Adapter):
         s = settings or self.resolve_settings(steps)
         name = self.card.name
         plain = self.Settings()
-        for option in ("timesteps", "sigmas", "eta", "intermediate_time", "true_cfg", "normalise", "truncate"):
+        for option in OPTIONS:
             if option not in self.hosting.options and getattr(s, option) != getattr(plain, option):
                 return f"{name}: its pipeline takes no {option}"
         for option in ("timesteps", "sigmas"):
@@ -250,10 +249,11 @@ class Hosted(Adapter):
         """Return latents, float32 [B, C, h, w], normalised as the pipeline holds them."""
         s = settings
         if self._folder is not None:
-            small = s.text_encoder == "float8"
+            self.prompts.small = s.text_encoder == "float8"
             self.prompts.open = partial(
-                encoders, self._folder, self.pipeline_name, self.hosting, self.device, self.dtype, small, self.card.name
-            )
+                encoders, self._folder, self.pipeline_name, self.hosting, self.device, self.dtype, self.prompts.small,
+                self.card.name,
+            )  # fmt: skip
         guided = (self.guidance == "classifier-free" and cfg > 1) or s.true_cfg > 1
         conditioning = self.prompts.batch(
             labels, negative=s.negative_prompt if guided else None, tokens=s.max_tokens, device=self.device,
@@ -303,17 +303,12 @@ class Hosted(Adapter):
 
     def arguments(self, steps: int, cfg: float, settings: HostedSettings) -> dict[str, Any]:
         """Return what a call says of guidance and of the settings, under the pipeline's names."""
-        found: dict[str, Any] = {}
-        if self.guidance in ("classifier-free", "embedded"):
-            found[self.hosting.argument] = cfg - self.hosting.offset
-        else:
-            found[self.hosting.argument] = 1.0 - self.hosting.offset
+        found: dict[str, Any] = {self.hosting.argument: cfg - self.hosting.offset}
         plain = self.Settings()
         for option, argument in self.hosting.options.items():
             value = getattr(settings, option)
-            if (
-                value != getattr(plain, option) or option == "intermediate_time"
-            ):  # its pipeline's default is for 2 steps
+            # The default of a pipeline's intermediate time is for 2 steps.
+            if value != getattr(plain, option) or option == "intermediate_time":
                 found[argument] = list(value) if isinstance(value, (list, tuple)) else value
         return found
 
@@ -338,25 +333,18 @@ class Hosted(Adapter):
             arguments: further arguments of the pipeline, by its names.
             scheduler: a scheduler class in place of the card's.
         """
-        pack = self.hosting.layout.pack
+        layout = self.hosting.layout
 
         def draw(step: int) -> Tensor:
-            drawn = noise.normal(shape, step).to(self.device)
-            return self.stepped(drawn)
+            return layout.stepped(noise.normal(shape, step).to(self.device))
 
         pipeline = self.pipeline()
         pipeline.scheduler = self.scheduler(draw, scheduler)
         call = {**self.hosting.fixed, "num_inference_steps": steps, "height": size.height, "width": size.width}
         call |= {**arguments, **conditioning, "output_type": "latent", "return_dict": False}
-        latents = pack(noise.normal(shape).to(self.device, torch.float32 if self.hosting.exact else self.dtype))
+        latents = layout.pack(noise.normal(shape).to(self.device, torch.float32 if self.hosting.exact else self.dtype))
         output: Tensor = pipeline(latents=latents, **call)[0]
         return output
-
-    def stepped(self, noise: Tensor) -> Tensor:
-        """Return noise [B, C, h, w] in the layout that the scheduler steps in."""
-        if self.part == "transformer" and type(self.network).__name__ == "Flux2Transformer2DModel":
-            return noise.flatten(2).transpose(1, 2)
-        return self.hosting.layout.pack(noise)
 
     def scheduler(self, draw: Any, name: str | None) -> Any:
         """Return a fresh scheduler; another class than the card's takes the settings of the card that it knows."""
@@ -392,8 +380,6 @@ class Hosted(Adapter):
 
 def _built(name: str, config: Mapping[str, Any], model: str) -> nn.Module:
     """Return a network of diffusers from its configuration. Raises BenchError for words that it does not know."""
-    import inspect
-
     made = from_diffusers(name, "network")
     known = inspect.signature(made.__init__).parameters
     strange = [key for key in config if key not in known and not key.startswith("_")]

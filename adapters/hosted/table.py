@@ -21,7 +21,9 @@ class Layout:
     """How a class holds the latents: what its `latents` argument takes, and what its latent output is."""
 
     pack: Callable[[Tensor], Tensor]
-    """From unit noise [B, C, h, w] to what the pipeline takes and its scheduler steps in."""
+    """From unit noise [B, C, h, w] to what the pipeline takes."""
+    stepped: Callable[[Tensor], Tensor]
+    """From unit noise [B, C, h, w] to what its scheduler steps in."""
     unpack: Callable[[Tensor, tuple[int, ...]], Tensor]
     """From the pipeline's latent output to the decoder's [B, C, h, w], with the shape [C, h, w] of the noise."""
 
@@ -39,20 +41,20 @@ class Hosting:
         layout: how it holds latents.
         decoding: how its latents become the autoencoder's: `scaled`, `shifted` (scaled and shifted), `batch-norm`,
             `per-channel`, or `decoded` where its latent output is that already.
-        patchified: pixels of the latents that one entry of the noise holds, per side.
+        eps: of `batch-norm`, where the class has a number of its own; None: the autoencoder's.
         argument: the argument that carries guidance.
         offset: what is taken off the usual weight (1: no guidance) to get it: 1 where the class means c + s (c - u).
-        guided: whether guidance is two evaluations that are combined; else it is an input of the network, or none.
         listed: whether embeddings are lists of one tensor a sample, each of its own length.
         masked: the argument that says which tokens of a padded embedding are real, by embedding.
         encoded: what `encode_prompt` returns, in order, as arguments; None for what the call works out itself.
         encoding: further arguments of `encode_prompt`.
-        negatives: whether `encode_prompt` returns the negative prompt's embeddings too.
         options: settings that the class takes, with its own argument for each.
         fixed: arguments of every call: what is switched off.
-        parts: constructor arguments beside network, autoencoder and scheduler.
         text: its components that read the prompt.
         constructor: settings of the constructor.
+        exact: whether the state is float32 whatever the network's dtype; else it is the network's.
+        mask: the type of masks.
+        sizes: the argument of `encode_prompt` that carries the number of tokens; empty where the tokenizer knows it.
     """
 
     network: tuple[str, str]
@@ -63,24 +65,18 @@ class Hosting:
     text: tuple[str, ...]
     encoded: tuple[str | None, ...]
     decoding: str = "scaled"
-    patchified: int = 1
+    eps: float | None = None
     argument: str = "guidance_scale"
     offset: float = 0.0
-    guided: bool = True
     listed: bool = False
     masked: Mapping[str, str] = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
-    negatives: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[str, ...] = ()
     constructor: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = False
-    """Whether the state is float32 whatever the network's dtype; else it is the network's."""
     mask: str = "int64"
-    """The type of masks."""
     sizes: str = "max_sequence_length"
-    """The argument of `encode_prompt` that carries the number of tokens; empty where the tokenizer knows it."""
 
 
 def same(latents: Tensor) -> Tensor:
@@ -117,10 +113,12 @@ def from_flattened(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), *shape)
 
 
-SPATIAL = Layout(same, as_it_is)
-TOKENS = Layout(to_tokens, from_tokens)
-GRID = Layout(same, from_flattened)
+SPATIAL = Layout(same, same, as_it_is)
+TOKENS = Layout(to_tokens, to_tokens, from_tokens)
+GRID = Layout(same, flattened, from_flattened)
 """FLUX.2 takes the patchified grid, steps in its flattened tokens and returns these."""
+KLEIN_GRID = Layout(same, flattened, as_it_is)
+"""FLUX.2 klein steps in the flattened tokens and returns the decoder's latents."""
 
 
 def _clip(config: Config, tokens: int) -> Shapes:
@@ -169,7 +167,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "tokenizer"),
         encoded=("prompt_embeds", "negative_prompt_embeds"),
         encoding={"num_images_per_prompt": 1, "do_classifier_free_guidance": True},
-        negatives=True,
         options=_STABLE,
         constructor=_UNSAFE,
         sizes="",
@@ -183,7 +180,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         encoded=_PAIR,
         encoding={"num_images_per_prompt": 1, "do_classifier_free_guidance": True},
-        negatives=True,
         options=_STABLE,
         constructor={"add_watermarker": False, "feature_extractor": None, "image_encoder": None},
         sizes="",
@@ -198,7 +194,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
         encoded=_PAIR,
         encoding={"prompt_2": None, "prompt_3": None},
-        negatives=True,
         options={"sigmas": "sigmas"},
     ),
     "FluxPipeline": Hosting(
@@ -211,7 +206,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         encoded=("prompt_embeds", "pooled_prompt_embeds", None),
         encoding={"prompt_2": None},
-        guided=False,
         options={"sigmas": "sigmas", "true_cfg": "true_cfg_scale"},
     ),
     "Flux2Pipeline": Hosting(
@@ -223,8 +217,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "tokenizer"),
         encoded=("prompt_embeds", None),
         decoding="batch-norm",
-        patchified=2,
-        guided=False,
         options={"sigmas": "sigmas"},
         fixed={"caption_upsample_temperature": None},
     ),
@@ -233,13 +225,11 @@ HOSTED: Mapping[str, Hosting] = {
         autoencoder="AutoencoderKLFlux2",
         conditioning=_of(("joint_attention_dim", 15360)),
         tokens=512,
-        layout=SPATIAL,
+        layout=KLEIN_GRID,
         text=("text_encoder", "tokenizer"),
         encoded=("prompt_embeds", None),
         decoding="decoded",
-        patchified=2,
         options={"sigmas": "sigmas"},
-        parts=("is_distilled",),
     ),
     "ZImagePipeline": Hosting(
         network=("transformer", "ZImageTransformer2DModel"),
@@ -277,7 +267,6 @@ HOSTED: Mapping[str, Hosting] = {
         layout=SPATIAL,
         text=("text_encoder", "tokenizer"),
         encoded=("prompt_embeds", "prompt_attention_mask"),
-        guided=False,
         exact=True,
         masked={"prompt_embeds": "prompt_attention_mask"},
         options={"timesteps": "timesteps", "intermediate_time": "intermediate_timesteps"},
@@ -292,7 +281,6 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         encoded=("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2"),
         argument="distilled_guidance_scale",
-        guided=False,
         masked={"prompt_embeds": "prompt_embeds_mask", "prompt_embeds_2": "prompt_embeds_mask_2"},
         options={"sigmas": "sigmas"},
         constructor={"guider": None, "ocr_guider": None},
@@ -311,7 +299,6 @@ HOSTED: Mapping[str, Hosting] = {
         masked={"prompt_embeds": "prompt_embeds_mask"},
         mask="bool",
         options={"sigmas": "sigmas"},
-        parts=("is_distilled", "patch_size", "text_encoder_select_layers"),
     ),
     "ErnieImagePipeline": Hosting(
         network=("transformer", "ErnieImageTransformer2DModel"),
@@ -322,7 +309,7 @@ HOSTED: Mapping[str, Hosting] = {
         text=("text_encoder", "tokenizer"),
         encoded=("prompt_embeds",),
         decoding="batch-norm",
-        patchified=2,
+        eps=1e-5,
         listed=True,
         fixed={"use_pe": False},
         constructor={"pe": None, "pe_tokenizer": None},
@@ -330,6 +317,8 @@ HOSTED: Mapping[str, Hosting] = {
     ),
 }  # fmt: skip
 """Pipeline classes of diffusers 0.42.1 by name."""
+OPTIONS = tuple(dict.fromkeys(option for row in HOSTED.values() for option in row.options))
+"""The settings that some class takes and others do not."""
 NEEDED = "0.42"
 """The version of diffusers that has them all."""
 
