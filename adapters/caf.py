@@ -73,7 +73,8 @@ class CAF(Adapter):
         super().__init__(card)
         self.network = CAFNetworks(*(adm_unet(card, OWN_WORDS) for _ in range(2)))
         self.time_scale = float(card.architecture.get("time_scale", 1.0))
-        given, made = (card.architecture.get(word, n) for word, n in (("in_channels", 6), ("out_channels", 3)))
+        network = self.network.velocity
+        given, made = network.conv_in.in_channels, network.conv_out.out_channels
         if given != 2 * made:
             raise BenchError(
                 f"card {card.name}: architecture.in_channels must be twice out_channels, for x and v_0, found {given} "
@@ -86,8 +87,9 @@ class CAF(Adapter):
             raise BenchError(
                 f"weights of {self.card.name} lack the velocity network: name it as extra_weights.velocity"
             )
-        load_strict(self.network.acceleration, named(state, self.card), f"{self.card.name} (acceleration)")
-        load_strict(self.network.velocity, named(extra[VELOCITY], self.card), f"{self.card.name} (velocity)")
+        for role, found in (("acceleration", state), (VELOCITY, extra[VELOCITY])):
+            network = getattr(self.network, role)
+            load_strict(network, named(found, network), f"{self.card.name} ({role})")
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Return pixels, float32 [B, 3, H, W] in [-1, 1], of `steps` + 1 evaluations."""
@@ -100,8 +102,8 @@ class CAF(Adapter):
         return sample.clamp(-1, 1)
 
     def ask(self, which: str, x: Tensor, t: Tensor, v_0: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the output of one network at the time t [B], in [0, 1]; labels play no part without classes."""
-        return self.network(x, self.time_scale * t, v_0, labels if self.num_classes else None, which=which)
+        """Return the output of one network at the time t [B], in [0, 1]."""
+        return self.network(x, self.time_scale * t, v_0, labels, which=which)
 
 
 def replay(case: Case) -> Replay:

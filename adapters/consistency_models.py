@@ -45,11 +45,7 @@ class PixelModel(Adapter):
 
     def load(self, state: Mapping[str, Tensor], extra: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Fill the network from a state dict under the authors' names or diffusers'."""
-        load_strict(self.network, named(state, self.card), self.card.name)
-
-    def labels_seen(self, labels: Tensor | None) -> Tensor | None:
-        """Return the labels that the network sees: none where it is unconditional."""
-        return labels if self.network.num_classes else None
+        load_strict(self.network, named(state, self.network), self.card.name)
 
 
 def adm_unet(card: ModelCard, words: Sequence[str], *, second_time: bool = False) -> ADMUNet:
@@ -61,10 +57,10 @@ def adm_unet(card: ModelCard, words: Sequence[str], *, second_time: bool = False
         raise BenchError(f"card {card.name}: architecture: {error}".replace("ADMUNet.__init__() ", "")) from error
 
 
-def named(state: Mapping[str, Tensor], card: ModelCard) -> Mapping[str, Tensor]:
-    """Return `state` under the names of `ADMUNet`."""
-    facts = card.architecture
-    return from_upstream(state, len(facts.get("channel_mult", (1, 2, 3, 4))), facts.get("num_res_blocks", 3))
+def named(state: Mapping[str, Tensor], network: ADMUNet) -> Mapping[str, Tensor]:
+    """Return `state` under the names of `network`."""
+    first: Any = network.down_blocks[0]
+    return from_upstream(state, len(network.down_blocks), len(first.resnets))
 
 
 def embedded(sigma: Tensor) -> Tensor:
@@ -169,11 +165,10 @@ class ConsistencyModel(PixelModel):
 
     def function(self, labels: Tensor | None, parametrization: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return f(x, sigma) = c_skip x + c_out F(c_in x, 250 ln sigma) of x float32 [B, ...], sigma float32 [B]."""
-        seen = self.labels_seen(labels)
 
         def f(x: Tensor, sigma: Tensor) -> Tensor:
             c_skip, c_out, c_in = (per_sample(c, x) for c in self.scalings(sigma, parametrization))
-            return c_skip * x + c_out * self.network(c_in * x, embedded(sigma), seen)
+            return c_skip * x + c_out * self.network(c_in * x, embedded(sigma), labels)
 
         return f
 

@@ -132,7 +132,7 @@ class CTM(PixelModel):
     def denoise(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """Return g(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x, t, s), float32 [B, ...]; t and s float32 [B]."""
         c_skip, c_out, c_in = (per_sample(c, x) for c in edm_scalings(t, self.sigma_data))
-        F = self.network(c_in * x, embedded(t), self.labels_seen(labels), time_s=embedded(s))
+        F = self.network(c_in * x, embedded(t), labels, time_s=embedded(s))
         return c_skip * x + c_out * F
 
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:

@@ -65,7 +65,6 @@ class ADMUNet(nn.Module):
             norm_num_groups=norm_groups,
             attn_norm_num_groups=norm_groups if use_scale_shift_norm else None,
         )
-        self.num_classes = num_classes or 0
         self.time_proj, self.time_embedding = unet.time_proj, unet.time_embedding
         self.class_embedding: nn.Module | None = unet.class_embedding
         self.conv_in: nn.Conv2d = unet.conv_in
@@ -82,9 +81,9 @@ class ADMUNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, *, time_s: Tensor | None = None) -> Tensor:
         """Evaluate the network.
 
-        x float32 [B, in_channels, H, W]; time float32 [B], as it is embedded; labels int64 [B] of a network with
-        classes; time_s float32 [B], the second time, without which its branch is left out, biases and all. Returns
-        float32 [B, out_channels, H, W].
+        x float32 [B, in_channels, H, W]; time float32 [B], as it is embedded; labels int64 [B], which a network without
+        classes does not read; time_s float32 [B], the second time, without which its branch is left out, biases and
+        all. Returns float32 [B, out_channels, H, W].
         """
         dtype = self.conv_in.weight.dtype
         embedding = self.time_embedding(self.time_proj(time).to(dtype))

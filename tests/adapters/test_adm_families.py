@@ -174,3 +174,10 @@ def test_an_architecture_that_is_not_known_is_refused_in_one_line(
     with pytest.raises(BenchError, match=message) as refused, torch.device("meta"):
         skeleton(replace(card, architecture={**card.architecture, **facts}))
     assert "\n" not in str(refused.value)
+
+
+def test_channels_that_a_card_leaves_out_are_the_networks_own() -> None:
+    card = find_card("caf-imagenet-64")
+    facts = {key: value for key, value in card.architecture.items() if key != "in_channels"}
+    with pytest.raises(BenchError, match=r"twice out_channels, .* found 3 and 3"), torch.device("meta"):
+        skeleton(replace(card, architecture=facts))
