@@ -77,7 +77,12 @@ class DigitsFlow(Digits):
 
     def times(self, steps: int, settings: FlowSettings) -> Sequence[float]:
         """Return the steps + 1 times from noise (0) to data (1), equally far apart."""
-        return [i / steps for i in range(steps + 1)]
+        return uniform(steps)
+
+
+def uniform(steps: int) -> list[float]:
+    """Return steps + 1 equally spaced times from 0 to 1."""
+    return [i / steps for i in range(steps + 1)]
 
 
 def velocity_of(network: Network) -> Network:

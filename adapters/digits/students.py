@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.caf import accelerated_sample
-from adapters.digits.adapters import Digits, FlowSettings
+from adapters.digits.adapters import Digits, FlowSettings, uniform
 from adapters.digits.network import Choice, Experts
 from adapters.digits.parametrisation import (
     FINEST_LEVEL,
@@ -140,8 +140,7 @@ class DigitsGuided(ScaleAsInput):
         """Return `steps` Euler steps of `network` from noise."""
         x = noise.normal(self.latent_shape)
         w = filled(cfg, x)
-        times = [i / steps for i in range(steps + 1)]
-        return ode_sample(lambda x, t: -guided_velocity(network, x, 1 - t, labels, w), x, times)
+        return ode_sample(lambda x, t: -guided_velocity(network, x, 1 - t, labels, w), x, uniform(steps))
 
 
 class DigitsProgressive(DigitsGuided):
@@ -234,11 +233,6 @@ class DigitsLowDiff(Digits):
 
         x_4 = ode_sample(flow(1.0, None), noise.normal((channels, side, side), 1), uniform(low), settings.solver)
         return ode_sample(flow(0.0, x_4), noise.normal(self.latent_shape), uniform(high), settings.solver)
-
-
-def uniform(steps: int) -> list[float]:
-    """Return steps + 1 equally spaced times from 0 to 1."""
-    return [i / steps for i in range(steps + 1)]
 
 
 # --- Analog bits -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.networks.layers import attention
+from adapters.networks.layers import Mlp, attention
 
 LN_EPS = 1e-6
 LARGEST_SCALE = math.log(100.0)
@@ -60,26 +60,13 @@ class Attention(nn.Module):
         return self.proj(heads.transpose(1, 2).flatten(2)), (k, v)
 
 
-class FeedForward(nn.Module):
-    """Two linear maps with a GELU (tanh) between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, N, C] -> same shape."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each with a scale and shift before and a gate after it, from the label's vector."""
 
     def __init__(self, width: int, heads: int, hidden: int, *, shared: bool, l2_norm: bool) -> None:
         super().__init__()
         self.attn = Attention(width, heads, l2_norm)
-        self.ffn = FeedForward(width, hidden)
+        self.ffn = Mlp(width, hidden)
         if shared:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
         else:
