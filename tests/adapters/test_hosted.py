@@ -9,12 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from hosted_tiny import TINY, tiny
-from packaging.version import Version
 from torch import Tensor
 
 from adapters.hosted.adapter import Hosted
@@ -34,9 +32,7 @@ from bench.run.worker import load_cell_adapter
 from protocols import find_protocol
 from results.errors import BenchError, BenchWarning
 
-pytestmark = pytest.mark.skipif(
-    Version(diffusers.__version__) < Version("0.42"), reason="the extra t2i asks for diffusers 0.42"
-)
+pytestmark = pytest.mark.t2i
 PROMPTS = ("a red apple", "an old bicycle leaning against a brick wall", "a lighthouse on a cliff in a storm")
 EVERY = pytest.mark.parametrize("name", TINY)
 
