@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from results.cells import CellDirectory
 from results.errors import BenchError, StoreError, one_line
+from results.evidence import LARGEST as LARGEST_EVIDENCE
 from results.evidence import NAME as EVIDENCE
-from results.evidence import Evidence, parse_evidence, read_evidence
+from results.evidence import Evidence, evidence_bytes, parse_evidence
 from results.files import write_atomically
 from results.moving import Incoming, fits, read_source, title
 from results.records import checked, is_cell_id, parsed
@@ -33,7 +34,7 @@ from results.signatures import sign, verify
 FORMAT, VERSION = "fewstep-bench bundle", 1
 MANIFEST, SIGNATURE, RECORD = "bundle.json", "signature.json", "result.json"
 MOST_CELLS = 10_000
-LARGEST: Mapping[str, int] = {MANIFEST: 16 << 20, SIGNATURE: 1 << 16, RECORD: 64 << 20, EVIDENCE: 512 << 20}
+LARGEST: Mapping[str, int] = {MANIFEST: 16 << 20, SIGNATURE: 1 << 16, RECORD: 64 << 20, EVIDENCE: LARGEST_EVIDENCE}
 """Bytes that a member may have once it is unpacked."""
 LARGEST_BUNDLE = 4 << 30
 """Bytes of all members together."""
@@ -93,10 +94,7 @@ def write_bundle(runs: Path, names: Sequence[str], output: Path, key: Path | Non
         record = json.loads(json.dumps(row.record, default=str))
         record["cell"].pop("signed_by", None)
         checked(record, cell)
-        there = read_evidence(CellDirectory(runs, cell).path)  # checked before it is handed on
-        packed[cell] = Packed(
-            record, None if there is None else (CellDirectory(runs, cell).path / EVIDENCE).read_bytes()
-        )
+        packed[cell] = Packed(record, evidence_bytes(CellDirectory(runs, cell).path))
     payload, bundle = _packed(packed, key)
     write_atomically(output, payload, "--output")
     return bundle
@@ -227,7 +225,11 @@ def _listed(manifest: Any) -> dict[str, dict[str, dict[str, Any]]]:
             raise StoreError(f"its {MANIFEST} lists '{one_line(str(cell), 60)}', which is no row")
         for name, facts in files.items():
             whole = isinstance(facts, Mapping) and isinstance(facts.get("bytes"), int)
-            if name not in (RECORD, EVIDENCE) or not whole or not re.fullmatch(r"[0-9a-f]{64}", str(facts["sha256"])):
+            if (
+                name not in (RECORD, EVIDENCE)
+                or not whole
+                or not re.fullmatch(r"[0-9a-f]{64}", str(facts.get("sha256")))
+            ):
                 raise StoreError(f"its {MANIFEST} lists '{one_line(str(name), 60)}' of {cell}, which no row has")
         found[cell] = {name: dict(facts) for name, facts in files.items()}
     return found
@@ -235,6 +237,8 @@ def _listed(manifest: Any) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _stated_size(entry: zipfile.ZipInfo) -> int:
     """Return how large a member says it is. Raises StoreError for one that no bundle has."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise StoreError(f"'{one_line(entry.filename, 80)}' is packed in a way that no bundle is")
     limit = LARGEST.get(entry.filename.rpartition("/")[2])
     if limit is None:
         raise StoreError(f"'{one_line(entry.filename, 80)}' is no file of a bundle")

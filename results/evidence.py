@@ -116,7 +116,17 @@ def write_evidence(directory: Path, evidence: Evidence) -> None:
 
 def read_evidence(directory: Path) -> Evidence | None:
     """Return the evidence of a cell's directory, None where there is none. Raises StoreError for what is none."""
-    path = directory / NAME
+    found = _read(directory / NAME)
+    return None if found is None else found[1]
+
+
+def evidence_bytes(directory: Path) -> bytes | None:
+    """Return the bytes of a cell's evidence, checked, to hand on. None and errors as of `read_evidence`."""
+    found = _read(directory / NAME)
+    return None if found is None else found[0]
+
+
+def _read(path: Path) -> tuple[bytes, Evidence] | None:
     try:
         if not path.exists():
             return None
@@ -126,7 +136,7 @@ def read_evidence(directory: Path) -> Evidence | None:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
-        return parse_evidence(payload)
+        return payload, parse_evidence(payload)
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from None
 
@@ -151,7 +161,7 @@ def parse_evidence(payload: bytes) -> Evidence:
             raise StoreError(f"array '{one_line(name, 60)}' is none that evidence has")
         if values.dtype != kind or values.ndim != dimensions or (part in OF_SAMPLES and len(values) != samples):
             raise StoreError(f"array '{one_line(name, 60)}' is {values.dtype} {values.shape} of {samples} samples")
-        if not np.isfinite(values.astype(np.float64)).all():
+        if not np.isfinite(values).all():
             raise StoreError(f"array '{one_line(name, 60)}' is not finite")
     evidence = Evidence(arrays, samples)
     for output in evidence.outputs:

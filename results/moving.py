@@ -13,7 +13,7 @@ import numpy as np
 from results.cells import CellDirectory, alone, cell_directories, is_array_name
 from results.errors import BenchError, StoreError, one_line
 from results.evidence import NAME as EVIDENCE
-from results.evidence import read_evidence
+from results.evidence import evidence_bytes
 from results.files import disk_error, mark, remove, write_atomically
 from results.index import Fault, reindex
 from results.ranking import rank
@@ -180,14 +180,10 @@ def _stage(staged: Path, name: str, cell: Incoming) -> None:
         directory.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, directory.path / path.name)
     if cell.evidence is not None:
-        payload = cell.evidence if isinstance(cell.evidence, bytes) else _read_evidence(cell.evidence)
-        write_atomically(directory.path / EVIDENCE, payload)
+        payload = cell.evidence if isinstance(cell.evidence, bytes) else evidence_bytes(cell.evidence.parent)
+        if payload is not None:
+            write_atomically(directory.path / EVIDENCE, payload)
     directory.write_result(json.loads(json.dumps(cell.record)))
-
-
-def _read_evidence(path: Path) -> bytes:
-    read_evidence(path.parent)  # raises for what is none
-    return path.read_bytes()
 
 
 class Found(NamedTuple):

@@ -57,7 +57,11 @@ def verify(payload: bytes, signature: Mapping[str, Any], allowed: Path | None = 
     """
     kind = signature.get("kind")
     texts = [signature.get("signature"), signature.get("public_key", "")]
-    if kind not in TOOLS or not all(isinstance(text, str) and len(text) <= LONGEST for text in texts):
+    if (
+        not isinstance(kind, str)
+        or kind not in TOOLS
+        or not all(isinstance(text, str) and len(text) <= LONGEST for text in texts)
+    ):
         raise StoreError("its signature is none that ssh-keygen or minisign makes")
     if shutil.which(TOOLS[kind]) is None:
         if allowed is None:

@@ -109,11 +109,13 @@ def without(files, name):
         (lambda files: manifest_of(files, cells={}), "lists no rows"),
         (lambda files: manifest_of(files, cells={"../a": {"files": {}}}), "which is no row"),
         (lambda files: manifest_of(files, cells={"a": {"files": {"result.json": {}}}}), "which no row has"),
+        (lambda files: manifest_of(files, cells={"a": {"files": {"result.json": {"bytes": 2}}}}), "which no row has"),
         (lambda files: files | {"../../escaped/result.json": b"{}"}, f"{MANIFEST} does not list it"),
         (lambda files: files | {"/etc/passwd": b"root"}, "is no file of a bundle"),
         (lambda files: files | {"cells/a/code.py": b"import os"}, "is no file of a bundle"),
         (lambda files: files | {MANIFEST: b"[" * 100_000}, "nested too deeply|not readable as JSON"),
         (lambda files: files | {"signature.json": b"[]"}, "its signature is none"),
+        (lambda files: files | {"signature.json": b'{"kind": [], "signature": "x"}'}, "its signature is none"),
         (lambda files: files | {"signature.json": b'{"kind": "ssh", "signature": "x"}'}, "does not verify"),
     ],
 )
@@ -143,6 +145,16 @@ def test_a_member_that_goes_on_beyond_its_stated_size_is_refused(runs, tmp_path)
     data[start + 24 : start + 28] = (size - 10).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(StoreError):
+        read_bundle(path)
+
+
+def test_a_member_packed_by_other_means_is_refused(runs, tmp_path):
+    path, _ = bundle(runs, tmp_path)
+    files = members(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    with pytest.raises(StoreError, match="packed in a way that no bundle is"):
         read_bundle(path)
 
 
