@@ -58,10 +58,9 @@ def picker(page: Page) -> Markup | None:
             "label", "licence ", select("pick-licence", [("", "any"), ("commercial", "not against commercial use")])
         ),
     ]
-    headings = ("", "model", "setting", "", "NFE", "per image", "spent", "licence")
-    head = element("tr", [element("th", heading, scope="col") if heading else element("td") for heading in headings])
-    head = Markup(head.replace("<td></td>", '<th scope="col"><span class="unseen">place</span></th>', 1))
-    head = Markup(head.replace("<td></td>", '<th scope="col">value</th>', 1))
+    place = element("span", "place", class_="unseen")
+    headings = (place, "model", "setting", "value", "NFE", "per image", "spent", "licence")
+    head = element("tr", [element("th", heading, scope="col") for heading in headings])
     table = element("table", element("thead", head), element("tbody"), id="pick-table")
     note = (
         "Tied: no setting that meets the conditions is significantly better, with critical values that allow for every "
@@ -122,7 +121,7 @@ def wins(page: Page) -> Markup | None:
 def _signs(data: Measurements, cells: Sequence[str], metric: str) -> list[str]:
     """Return a string for each row: `+` where it is better than the column's, `-` worse, `=` tied, `?` not known."""
     known = {
-        frozenset((pair.a, pair.b)): "" if pair.verdict == matrix.TIED else pair.a if pair.verdict[0] == "a" else pair.b
+        frozenset((pair.a, pair.b)): pair.winner or ""
         for pair in matrix.pairs_of([data.rows[cell] for cell in cells], metric)
     }
 
@@ -222,7 +221,7 @@ def rankings(views: Sequence[Measurements]) -> Markup | None:
     """Who leads in each ranking of the database?"""
     if len(views) < 2:
         return None
-    lines = []
+    lines, firsts = [], set()
     for view in views:
         rows = f"{len(view.ranked)}"
         if not view.headline:
@@ -234,8 +233,8 @@ def rankings(views: Sequence[Measurements]) -> Markup | None:
         shown = text.with_interval(value.get("value"), value.get("low"), value.get("high"))
         tied = text.listed([str(view.fact(cell, "model")) for cell in leaders if cell != best[0]]) or "none"
         metric = view.metrics[view.headline].short
+        firsts.add(view.fact(best[0], "model"))
         lines.append([view.title, rows, view.fact(best[0], "label"), f"{metric} {shown}", tied])
-    firsts = {line[2].split(" at ")[0] for line in lines if line[2] != text.NOTHING}
     title = "One model leads every ranking" if len(firsts) == 1 else f"{len(firsts)} models lead one ranking or another"
     table = tables.plain_table(("ranking", "rows", "leader", "value", "tied models"), lines)
     note = "Rows of different protocols, sample counts or seeds are never ranked together; choose one at the top."

@@ -20,6 +20,7 @@ from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
 from results.published import Claim, PublishedFigure, claims_of, claims_under
+from results.ranking import places_of
 from results.spaces import Agreement, agreements
 from results.teachers import Student, students
 from results.training import leave_out_trained, left_out_line
@@ -107,12 +108,18 @@ class Measurements:
     def leaders(self, metric: str) -> list[str]:
         """Return the cells among which the best by `metric` is with 95 %, best first."""
         found = self.contenders(metric)
-        return [cell_of(row) for row in found[:1] + [row for row in found[1:] if _may_be_best(row, metric)]]
+        return [cell_of(row) for row in found[:1] + [row for row in found[1:] if row.may_be_best(metric)]]
 
     def order(self, metric: str) -> list[str]:
         """Return every cell: those that `metric` ranks, best first, then the others."""
-        ranked = [cell_of(row) for row in self.contenders(metric)] if metric else []
-        return [*ranked, *(str(cell) for cell in self.cells.index if cell not in set(ranked))]
+        ranked = dict.fromkeys(map(cell_of, self.contenders(metric))) if metric else {}
+        return [*ranked, *(str(cell) for cell in self.cells.index if cell not in ranked)]
+
+    def places(self, metric: str) -> dict[str, int]:
+        """Return the place of each cell that `metric` ranks, best first; equal values share one."""
+        ranked = self.contenders(metric)
+        values = [row.value(metric) for row in ranked]
+        return dict(zip(map(cell_of, ranked), places_of(values, self.metrics[metric].sign), strict=True))
 
     def affordable(self, level: float) -> list[str]:
         """Return the cells of at most `level` network evaluations per image."""
@@ -184,11 +191,6 @@ MOST_COMPARED = 150
 """Rows among which every pair is compared: the time and the page's size go with their square."""
 
 
-def _may_be_best(row: Row, metric: str) -> bool:
-    value = row.measured(metric)
-    return value is not None and value.may_be_best is not False
-
-
 def cell_of(row: Row) -> str:
     """Return the id of a row's cell."""
     return str(row.cell["cell_id"])
@@ -256,7 +258,8 @@ def _read(
     found = leaderboard.rows(connection, protocol=name, status=None)
     left_out = leave_out_trained(connection, found, without_trained_on) if without_trained_on else []
     if left_out:
-        found = [row for row in found if cell_of(row) not in {cell_of(row) for row in left_out}]
+        gone = set(map(cell_of, left_out))
+        found = [row for row in found if cell_of(row) not in gone]
         if not any(row.cell["status"] == "done" for row in found):
             raise ReportError(f"every finished cell of {name} is of a model trained on {', '.join(without_trained_on)}")
     cells = _labelled(found)

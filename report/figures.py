@@ -16,6 +16,7 @@ from report.data import record
 from report.text import number, rank, seconds, shortened, with_interval
 from results.convergence import FEWEST, MOST, Convergence
 from results.facts import MetricFact
+from results.leaderboard import Value
 from results.statistics import share_difference
 from results.teachers import setting_of
 
@@ -353,19 +354,10 @@ def convergence(found: Sequence[Convergence], metric: MetricFact, styles: Mappin
                 hoverinfo="skip",
             )
         values = [value for _, value in line.points]
-        lows, highs = [value.low for value in values], [value.high for value in values]
-        middle = [float(value.value or 0.0) for value in values]
         figure.add_scatter(
             x=[count for count, _ in line.points],
-            y=middle,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [None if high is None else high - own for high, own in zip(highs, middle, strict=True)],
-                "arrayminus": [None if low is None else own - low for low, own in zip(lows, middle, strict=True)],
-                "thickness": 1,
-                "width": 3,
-            },
+            y=[value.value for value in values],
+            error_y=error_bars(values),
             mode="markers",
             name=label(model),
             meta={"model": model},
@@ -465,6 +457,12 @@ def axes(figure: go.Figure, x: str, y: str, *, log_x: bool = False, log_y: bool 
 def axis_title(metric: MetricFact) -> str:
     """Return the title of a metric's axis."""
     return f"{metric.short} ({'higher' if metric.higher_is_better else 'lower'} is better)"
+
+
+def error_bars(values: Sequence[Value | None]) -> dict[str, Any]:
+    """Return the bars from the ends of the intervals of values, drawn at the values; none where an end is not known."""
+    ends = [(None,) * 3 if value is None else (value.value, value.low, value.high) for value in values]
+    return _error_bars(pd.DataFrame(ends, columns=["value", "low", "high"], dtype=float))
 
 
 def _error_bars(rows: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high") -> dict[str, Any]:

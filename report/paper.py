@@ -118,11 +118,11 @@ def _ranks(figure_type: Any, data: Measurements, styles: dict[str, dict[str, str
         return None
     figure = figure_type(figsize=(WIDTH, 0.6 + 0.2 * len(rows)))
     axes = figure.subplots()
-    order = data.order(data.headline)
+    places = data.places(data.headline)
     for height, (cell, row) in enumerate(rows[::-1].iterrows()):
         colour = styles[row["model"]]["colour"]
         axes.plot([row["rank_low"], row["rank_high"]], [height, height], color=colour, linewidth=1.4)
-        axes.plot([1 + order.index(str(cell))], [height], "o", color=colour, markersize=4)
+        axes.plot([places[str(cell)]], [height], "o", color=colour, markersize=4)
     axes.set_yticks(range(len(rows)), list(rows["label"])[::-1])
     axes.set_xlabel(f"rank by {data.metrics[data.headline].short} (95% rank sets)")
     axes.grid(axis="x", linewidth=0.3)
@@ -142,9 +142,10 @@ def latex(data: Measurements) -> str:
         lines.append(" & ".join([_tex(str(row["model"])), *settings, *fields]) + r" \\")
     answer, sureness = findings.leader(data, data.headline)
     short = data.metrics[data.headline].short
+    marked = any(r"\,\#" in line for line in lines)
     caption = _tex(
         f"{answer}. {sureness} Each model's best setting by {short} on {data.title}; 95% intervals; bold: may be the "
-        "best setting of the column."
+        "best setting of the column." + " #: trained on the features that the metric reads." * marked
     )
     return "\n".join(
         [
@@ -177,7 +178,7 @@ def _field(data: Measurements, cell: str, fact: MetricFact, may_be_best: bool) -
         low, high = interval.split(" to ")
         interval = f"\\;[{low}, {high}]"
     number = f"\\mathbf{{{shown}}}" if may_be_best else shown
-    return f"${number} {interval}$".replace(" $", "$")
+    return f"${number} {interval}$".replace(" $", "$") + r"\,\#" * value.trained_on
 
 
 def _tex(text: str) -> str:

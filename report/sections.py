@@ -14,6 +14,7 @@ from results.budgets import Budget
 from results.catalog import FACTS
 from results.facts import MetricFact
 from results.leaderboard import best_of_each
+from results.ranking import places_of
 from results.statistics import share_half_width
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
@@ -344,9 +345,9 @@ class Page:
         chosen = {*self.best[:24], *leaders[:12]}
         shown = data.with_metric(self.headline).loc[[cell for cell in data.order(self.headline) if cell in chosen]]
         ranks: list[Any] = [data.rows[str(cell)].rank if self.headline == COMPOSITE else {} for cell in shown.index]
-        order = [cell_of(row) for row in data.contenders(self.headline)]
+        places_by_value = data.places(self.headline)
         rows = shown[["model", "label", "rank_low", "rank_high"]].assign(
-            place=[1 + order.index(str(cell)) for cell in shown.index],
+            place=[places_by_value[str(cell)] for cell in shown.index],
             p_first=[rank.get("p_first_model") for rank in ranks],
         )
         rows.loc[rows.duplicated("model"), "p_first"] = None  # the chance is the model's: said once
@@ -354,7 +355,7 @@ class Page:
         if rows["rank_low"].notna().any():
             caption = (
                 f"95% rank sets of each model's best setting and of those tied with the first, among "
-                f"{text.plural(len(order), 'row')}: all bars contain "
+                f"{text.plural(len(places_by_value), 'row')}: all bars contain "
                 "the true ranks simultaneously with 95% confidence. Dots: places by the measured value."
             )
             if any(text.known(chance) for chance in rows["p_first"]):
@@ -432,13 +433,12 @@ class Page:
         first: set[tuple[str, str]] = set()
         for fact in (*data.metrics.values(), *(fact for fact in composites if fact.name != "rank")):
             found = best_of_each(data.contenders(COMPOSITE if fact.kind == "composite" else fact.name), fact.name)
-            scores = {row.cell["model"]: fact.sign * (row.value(fact.name) or 0.0) for row in found}
-            if scores:
-                best[fact.short] = pd.Series(scores)
+            if found:
+                ranked = places_of([row.value(fact.name) for row in found], fact.sign)
+                best[fact.short] = pd.Series(ranked, [row.cell["model"] for row in found])
             leaders = set(data.leaders(fact.name)) if fact.name in data.metrics else set()
             first |= {(row.cell["model"], fact.short) for row in found if cell_of(row) in leaders}
-        ranked = {name: column.rank(ascending=False, method="min") for name, column in best.items()}
-        places = pd.DataFrame(ranked)
+        places = pd.DataFrame(best)
         order = places.mean(axis=1).sort_values(kind="stable").index
         return places.loc[order], first
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from report import figures, text
 from results.catalog import MetricFact
-from results.leaderboard import Row
+from results.leaderboard import Row, within_budget
 from results.teachers import Point, Student, setting_of
 
 CAPTION = (
@@ -86,7 +86,7 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
         drawn.add_scatter(
             x=[row.evaluations for row in line],
             y=[row.value(metric.name) for row in line],
-            error_y=_bars(line, metric.name),
+            error_y=figures.error_bars([row.measured(metric.name) for row in line]),
             mode="lines+markers+text",
             name=figures.label(f"{name}, at its best"),
             text=[f" {figures.label(name)}", *[""] * (len(line) - 1)],
@@ -101,7 +101,7 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
         drawn.add_scatter(
             x=[row.evaluations for row in student.line],
             y=[row.value(metric.name) for row in student.line],
-            error_y=_bars(student.line, metric.name),
+            error_y=figures.error_bars([row.measured(metric.name) for row in student.line]),
             mode="lines+markers",
             name=figures.label(student.model),
             meta={"model": student.model},
@@ -126,7 +126,7 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
             names = [figures.label(name) for name in (student.teacher, student.model)]
             drawn.add_scatter(
                 x=[student.overtaken_at],
-                y=[_within(student.line, student.overtaken_at).value(metric.name)],
+                y=[within_budget(student.line, nfe=student.overtaken_at)[-1].value(metric.name)],
                 mode="markers",
                 name=f"{names[1]} overtaken",
                 meta={"model": student.model},
@@ -143,22 +143,6 @@ def figure(found: Sequence[Student], metric: MetricFact, styles: Mapping[str, di
         log_y=figures.spans(pd.Series(shown, dtype=float), metric),
     )
     return drawn
-
-
-def _within(line: Sequence[Row], budget: float | None) -> Row:
-    """Return the best row of a line, cheapest first, that costs at most `budget` (its first row costs no more)."""
-    return [row for row in line if (row.evaluations or 0.0) <= (budget or 0.0)][-1]
-
-
-def _bars(line: Sequence[Row], metric: str) -> dict[str, object]:
-    above: list[float | None] = []
-    below: list[float | None] = []
-    for row in line:
-        value = row.measured(metric)
-        known = value is not None and value.value is not None and value.low is not None and value.high is not None
-        above.append(value.high - value.value if known else None)  # type: ignore[union-attr, operator]
-        below.append(value.value - value.low if known else None)  # type: ignore[union-attr, operator]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1, "width": 3}
 
 
 def _hover(row: Row, metric: MetricFact) -> str:

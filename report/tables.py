@@ -50,9 +50,8 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     `best` holds the best setting of each model; the page hides the other lines until it is asked for them.
     """
     values = {(row["cell_id"], row["metric"]): row for _, row in data.values.iterrows()}
-    ranked = [cell_of(row) for row in data.contenders(data.headline)] if data.headline else []
-    order = [*ranked, *(cell for cell in data.cells.index if cell not in ranked)]
-    count = len(ranked)
+    order = data.order(data.headline)
+    count = len(data.contenders(data.headline)) if data.headline else 0
     columns = 3 + len(BEFORE) + len(data.metrics) + len(AFTER)
     head = [
         element("th", element("span", "settings", class_="unseen")),
@@ -70,7 +69,7 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
         mine = [claim for claim in claims if claim.cell_id == cell]
         line = element("tr", _line(data, cell, row, values, count, colours), class_="line")
         details = element("tr", element("td", _details(data, cell, row, values, mine), colspan=columns), class_="more")
-        kind = "best" if cell in best or (row["random_weights"] and not ranked) else None
+        kind = "best" if cell in best or (row["random_weights"] and not count) else None
         bodies.append(element("tbody", line, details, data_cell=cell, class_=kind))
     return element("table", element("thead", element("tr", head)), bodies, class_="leaderboard", id="leaderboard")
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from results.comparing import tied_with_best
 from results.leaderboard import Row, best_of_each, within_budget
+from results.picks import tied_with_best
 from results.timing import Interval, timed
 
 Cost = Literal["nfe", "seconds", "latency_seconds"]

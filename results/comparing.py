@@ -14,7 +14,6 @@ from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, Value, measured_facts, rows
-from results.rank_sets import possible_bests
 from results.statistics import (
     FEWEST_BLOCKS,
     Interval,
@@ -138,31 +137,6 @@ def tied(a: Row, b: Row, metric: str) -> bool:
     return difference is None or difference.sign == 0
 
 
-def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
-    """Return the rows that cannot be told from the best, the first of `found` (best first by `metric`, with blocks).
-
-    They are those that may be the best one (`rank_sets.possible_bests`), which allows for the number of rows and for
-    the best having been chosen as such. A row without the blocks of the others is tied: nothing is known of it.
-    """
-    if len(found) < 2:
-        return []
-    blocks = {id(row): shared_blocks(row, metric) for row in found}
-    shared = [row for row in found if blocks[id(row)] == blocks[id(found[0])]]
-    members = [measured for row in shared if (measured := row.measured(metric)) is not None]
-    surely = set()
-    if blocks[id(found[0])][0] >= FEWEST_BLOCKS:
-        best = possible_bests(
-            np.array([value.value for value in members]),
-            np.array([value.jackknife for value in members]),
-            found[0].fact(metric).better,
-            leave_reference_out=None
-            if not members[0].jackknife_reference
-            else np.array([value.jackknife_reference for value in members]),
-        )
-        surely = {id(row) for row, may in zip(shared, best, strict=True) if not may}
-    return [row for row in found[1:] if id(row) not in surely]
-
-
 def reversed_by_bias(found: Sequence[Row], metric: str = "fid") -> list[tuple[Row, Row]]:
     """Return the pairs whose order by `metric` turns round when each value is less its bias of order 1/n.
 
@@ -197,9 +171,13 @@ def shared_blocks(row: Row, metric: str) -> tuple[int, int, str]:
 def verdict(a: Row, b: Row, metric: str) -> str:
     """Return `a is better`, `b is better` or `tied`."""
     difference = paired(a, b, metric)
-    if difference is None or difference.sign == 0:
-        return TIED
-    return "a is better" if difference.sign * a.fact(metric).sign > 0 else "b is better"
+    return TIED if difference is None else verdict_of(difference, a.fact(metric))
+
+
+def verdict_of(difference: PairedDifference, fact: MetricFact) -> str:
+    """Return what a difference a - b of a metric says: `a is better`, `b is better` or `tied`."""
+    better = difference.sign * fact.sign
+    return TIED if better == 0 else "a is better" if better > 0 else "b is better"
 
 
 def compare_rows(a: Row, b: Row, runs: Path | None = None) -> list[Difference]:
@@ -224,7 +202,7 @@ def compare_rows(a: Row, b: Row, runs: Path | None = None) -> list[Difference]:
                 difference.value,
                 difference.low,
                 difference.high,
-                verdict(a, b, fact.name),
+                verdict_of(difference, fact),
                 None if wins is None else wins.value,
                 None if wins is None else wins.low,
                 None if wins is None else wins.high,

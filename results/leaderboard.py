@@ -104,6 +104,11 @@ class Row:
             jackknife_reference=rank.get("jackknife_reference"),
         )
 
+    def may_be_best(self, metric: str) -> bool:
+        """Tell whether the row may be the best of its ranking by a metric that it has; unless it is known not to be."""
+        value = self.measured(metric)
+        return value is not None and value.may_be_best is not False
+
     def value(self, metric: str) -> float | None:
         """Return a metric's value, a composite, or a cost of the cell (`nfe`, `images_per_second`); None without."""
         if metric in self.metrics:

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from results.comparing import TIED, find_cells, one_ranking, shared_blocks, title_of, trained_among, unmoved_shares
+from results.comparing import (
+    TIED,
+    find_cells,
+    one_ranking,
+    shared_blocks,
+    title_of,
+    trained_among,
+    unmoved_shares,
+    verdict_of,
+)
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts, rows, sorted_rows
 from results.rank_sets import simultaneous_differences
@@ -32,6 +41,11 @@ class Pair(NamedTuple):
     trained_on: str
     """The cells of the two that were trained on the features that the metric reads."""
 
+    @property
+    def winner(self) -> str | None:
+        """The cell that is better; None where the two are tied."""
+        return None if self.verdict == TIED else self.a if self.verdict == "a is better" else self.b
+
 
 class Matrix(NamedTuple):
     """Every pair of several rows."""
@@ -45,20 +59,15 @@ class Matrix(NamedTuple):
         one, other = a.cell["cell_id"], b.cell["cell_id"]
         for pair in self.pairs:
             if pair.metric == metric and {pair.a, pair.b} == {one, other}:
-                if pair.verdict == TIED:
-                    return TIED
-                return "better" if (pair.verdict == "a is better") == (pair.a == one) else "worse"
+                return TIED if pair.winner is None else "better" if pair.winner == one else "worse"
         raise KeyError(f"{metric}: {one} and {other} cannot be compared")
 
     def leading(self, metric: str) -> tuple[list[Row], list[Row]]:
         """Return the rows that none is better than, best first, and the others."""
-        compared = {cell for pair in self.pairs if pair.metric == metric for cell in (pair.a, pair.b)}
+        pairs = [pair for pair in self.pairs if pair.metric == metric]
+        compared = {cell for pair in pairs for cell in (pair.a, pair.b)}
+        beaten = {pair.b if pair.winner == pair.a else pair.a for pair in pairs if pair.winner is not None}
         order = sorted_rows([row for row in self.rows if row.cell["cell_id"] in compared], metric)
-        beaten = {
-            row.cell["cell_id"]
-            for row in order
-            if any(self.verdict(metric, row, other) == "worse" for other in order if other is not row)
-        }
         return (
             [row for row in order if row.cell["cell_id"] not in beaten],
             [row for row in order if row.cell["cell_id"] in beaten],
@@ -103,10 +112,8 @@ def pairs_of(measured: Sequence[Row], metric: str) -> list[Pair]:
     for (one, other), *parts in zip(index, *differences, strict=True):
         (a, value_a), (b, value_b) = members[one], members[other]
         found = unmoved_shares(PairedDifference(*parts), value_a, value_b, a.fact(metric))
-        better = found.sign * a.fact(metric).sign
-        verdict = TIED if better == 0 else "a is better" if better > 0 else "b is better"
         ids = a.cell["cell_id"], b.cell["cell_id"]
         trained = trained_among(dict(zip(ids, (a, b), strict=True)), metric)
         ends = float(found.value), float(found.low), float(found.high)
-        pairs.append(Pair(metric, *ids, *ends, verdict, trained))
+        pairs.append(Pair(metric, *ids, *ends, verdict_of(found, a.fact(metric)), trained))
     return pairs

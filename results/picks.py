@@ -26,8 +26,8 @@ class Pick(NamedTuple):
 def beaten_by(found: Sequence[Row], metric: str) -> dict[str, frozenset[str]]:
     """Return who is significantly better than each row by `metric`, critical values allowing for all of `found`.
 
-    Rows are read with their blocks. A row on other blocks than the most share beats none and is beaten by none:
-    nothing is known of it.
+    Rows are read with their blocks. Those on the same blocks are compared; of others, or of fewer than
+    `statistics.FEWEST_BLOCKS`, nothing is known: they beat none and none beats them.
     """
     groups: dict[tuple[int, int, str], list[Row]] = {}
     for row in found:
@@ -59,3 +59,13 @@ def pick(among: Sequence[Row], metric: str, beaten: Beaten) -> Pick | None:
         return None
     here: Collection[str] = {str(row.cell["cell_id"]) for row in order}
     return Pick(order[0], [row for row in order[1:] if beaten[str(row.cell["cell_id"])].isdisjoint(here)])
+
+
+def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
+    """Return the rows that cannot be told from the best, the first of `found` (best first by `metric`, with blocks).
+
+    They are those that may be the best one, which allows for the number of rows and for the best having been chosen as
+    such. A row without the blocks of the others is tied: nothing is known of it.
+    """
+    beaten = beaten_by(found, metric)
+    return [row for row in found[1:] if not beaten[str(row.cell["cell_id"])]]

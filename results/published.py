@@ -69,10 +69,11 @@ class PublishedFigure:
         return kept | {name: metrics.get(name) for name in metric_columns()}
 
 
-def metric_columns() -> list[str]:
+@cache
+def metric_columns() -> tuple[str, ...]:
     """Return the columns of `published.csv` that are metrics, as the catalogue names them."""
     with (files("results") / "published.csv").open(encoding="utf-8") as file:
-        return _metrics_of(next(csv.reader(file)))
+        return tuple(_metrics_of(next(csv.reader(file))))
 
 
 def _metrics_of(columns: Iterable[str]) -> list[str]:

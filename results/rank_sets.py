@@ -81,19 +81,8 @@ def rank_sets(
     """
     scores, errors = oriented(values, leave_one_out, better, leave_reference_out)
     ahead = _order(scores, errors, seed)
-    return RankSets(1 + ahead.sum(axis=0), len(scores) - ahead.sum(axis=1), _possible_bests(scores, errors, seed))
-
-
-def possible_bests(
-    values: np.ndarray,
-    leave_one_out: np.ndarray,
-    better: Better,
-    *,
-    leave_reference_out: np.ndarray | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Return the rows that may be the best one, bool [R]: `RankSets.best` alone."""
-    return _possible_bests(*oriented(values, leave_one_out, better, leave_reference_out), seed)
+    best = np.logical_not(_beaten(scores, errors, seed).any(axis=0))
+    return RankSets(1 + ahead.sum(axis=0), len(scores) - ahead.sum(axis=1), best)
 
 
 def simultaneous_differences(
@@ -236,14 +225,10 @@ def surely_beaten(
 ) -> np.ndarray:
     """Return bool [R, R], true at [i, j] where i is surely better than j in j's comparison with all others (Hsu).
 
-    The rows that no other beats are `possible_bests`; within any subset, those that none of it beats hold its best row
+    The rows that no other beats are `RankSets.best`; within any subset, those that none of it beats hold its best row
     with 95 % at least, as the critical values allow for all rows. Raises ValueError as `rank_sets` does.
     """
     return _beaten(*oriented(values, leave_one_out, better, leave_reference_out), seed)
-
-
-def _possible_bests(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
-    return np.logical_not(_beaten(scores, errors, seed).any(axis=0))
 
 
 def _beaten(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:

@@ -103,8 +103,6 @@ def rank_by_metrics(
     ranking: str, rows: Mapping[str, Measured], facts: Mapping[str, MetricFact]
 ) -> list[dict[str, Any]]:
     """Return the rows of table `metric_ranks`; a metric that no fact tells the direction of has none."""
-    from scipy.stats import rankdata
-
     found = []
     for metric in dict.fromkeys(name for measured in rows.values() for name in measured):
         if metric not in facts:
@@ -112,14 +110,21 @@ def rank_by_metrics(
         fact = facts[metric]
         cells = [cell_id for cell_id, measured in rows.items() if metric in measured]
         values = np.array([rows[cell_id][metric]["value"] for cell_id in cells], dtype=np.float64)
-        places = rankdata(-fact.sign * values, method="min")
+        places = places_of(values, fact.sign)
         members = [rows[cell_id][metric] for cell_id in cells]
         limits = _limits(values, members, fact.better, seed_of(ranking, metric))
         found += [
-            {"ranking": ranking, "cell_id": cell_id, "metric": metric, "rank": int(place)} | limit
+            {"ranking": ranking, "cell_id": cell_id, "metric": metric, "rank": place} | limit
             for cell_id, place, limit in zip(cells, places, limits, strict=True)
         ]
     return found
+
+
+def places_of(values: Sequence[float | None] | np.ndarray, sign: float) -> list[int]:
+    """Return the place of each value, 1 the best by a fact's `sign`; equal values share the first of their places."""
+    from scipy.stats import rankdata
+
+    return [int(place) for place in rankdata(-sign * np.asarray(values, dtype=np.float64), method="min")]
 
 
 def seed_of(*names: str) -> int:
@@ -303,7 +308,6 @@ def _intervals(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return interval, rank set and chance of being first of each row's score; or why they are withheld."""
-    from scipy.stats import rankdata
 
     def score(table: np.ndarray) -> np.ndarray:
         return harmonic_scores(utilities_of(table, bounds, scaling.clip), scaling.eps)
@@ -313,7 +317,7 @@ def _intervals(
         ("low", "high", "rank_low", "rank_high", "may_be_best", "p_first", "withheld", "jackknife",
          "jackknife_reference")
     )  # fmt: skip
-    found = [empty | {"rank": int(place)} for place in rankdata(-full, method="min")]
+    found = [empty | {"rank": place} for place in places_of(full, 1.0)]
     lengths = {_length(row["jackknife"]) for rows in measured for row in rows}
     if len(lengths) > 1 or min(lengths) < 2:
         return [row | {"withheld": "the rows were not measured on the same blocks"} for row in found]

@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
     @property
     def sure(self) -> bool:
         """Whether the best by one is surely not the best by the other."""
-        return not (_may_be_best(self.first, self.other) or _may_be_best(self.second, self.one))
+        return not (self.first.may_be_best(self.other.name) or self.second.may_be_best(self.one.name))
 
     def row(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -96,8 +96,3 @@ def leaders(pair: Agreement) -> str:
     sure = "" if pair.sure else ", which may be luck"
     names = [row.cell["model"] for row in (pair.first, pair.second)]
     return f"{names[0]} is first by {pair.one.short}, {names[1]} by {pair.other.short}{sure}"
-
-
-def _may_be_best(row: Row, fact: MetricFact) -> bool:
-    value = row.measured(fact.name)
-    return value is not None and value.may_be_best is not False

@@ -142,7 +142,8 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
     everything, left_out = rows(connection), ""
     if view.without_trained_on:
         out = leave_out_trained(connection, everything, view.without_trained_on)
-        everything = [row for row in rows(connection) if row.cell["cell_id"] not in {o.cell["cell_id"] for o in out}]
+        gone = {row.cell["cell_id"] for row in out}
+        everything = [row for row in rows(connection) if row.cell["cell_id"] not in gone]
         left_out = left_out_line(out, view.without_trained_on)
     check_metric(everything, view.sort)
     known = sortable(everything)

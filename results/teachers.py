@@ -11,7 +11,7 @@ import duckdb
 from results.budgets import cost_of, pareto_front
 from results.comparing import Ratio, ratio, verdict
 from results.errors import StoreError
-from results.leaderboard import Row, best_of_each, by_ranking, headline, within_budget
+from results.leaderboard import Row, best_of_each, by_ranking, comparable, headline, within_budget
 from results.store import dictionaries
 
 RATIO_METRIC = "fid"
@@ -105,7 +105,7 @@ def students(connection: duckdb.DuckDBPyConnection, found: Sequence[Row], metric
 
 
 def _students(members: Sequence[Row], cards: Mapping[str, Mapping[str, Any]], metric: str) -> list[Student]:
-    measured = [row for row in members if _is_whole(row, metric) and cost_of(row, "nfe") is not None]
+    measured = [row for row in comparable(members, metric) if cost_of(row, "nfe") is not None]
     pupils: dict[tuple[str, str], list[Row]] = {}
     for row in measured:
         teacher = cards.get(row.cell["checkpoint"], {}).get("teacher")
@@ -117,12 +117,6 @@ def _students(members: Sequence[Row], cards: Mapping[str, Mapping[str, Any]], me
     ]
     order = [id(row) for row in best_of_each([student.line[-1] for student in made], metric, ("cell_id",))]
     return sorted(made, key=lambda student: order.index(id(student.line[-1])))
-
-
-def _is_whole(row: Row, metric: str) -> bool:
-    """Tell whether a row has `metric` over all its samples."""
-    value = row.measured(metric)
-    return value is not None and value.value is not None and value.n == row.cell["num_samples"]
 
 
 def _samples(row: Row, name: str, cards: Mapping[str, Mapping[str, Any]]) -> bool:

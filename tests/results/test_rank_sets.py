@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from results.chances import chances_of_first
-from results.rank_sets import possible_bests, rank_sets, simultaneous_differences
+from results.rank_sets import rank_sets, simultaneous_differences, surely_beaten
 from results.statistics import paired_difference
 
 SIMULATION = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "order_simulation.py"))
@@ -98,12 +98,12 @@ def test_sampling_of_the_reference_widens_the_sets():
 
 def test_one_row_is_first_and_too_few_blocks_or_missing_values_are_refused():
     assert rank_sets(np.ones(1), np.ones((1, 5)), "lower").low.tolist() == [1]
-    assert possible_bests(np.ones(1), np.ones((1, 5)), "lower").tolist() == [True]
+    assert rank_sets(np.ones(1), np.ones((1, 5)), "lower").best.tolist() == [True]
     for values, left, reason in (
         (np.ones(2), np.ones((2, 4)), "at least 5 blocks"),
         (np.array([np.nan, 1.0]), np.ones((2, 5)), "finite"),
         (np.ones(3), np.ones((2, 5)), r"not \[R\] and \[R, K\]"),
     ):
-        for ask in (rank_sets, possible_bests, chances_of_first):
+        for ask in (rank_sets, surely_beaten, chances_of_first):
             with pytest.raises(ValueError, match=reason):
                 ask(values, left, "lower")
