@@ -58,8 +58,8 @@ def picker(page: Page) -> Markup | None:
             "label", "licence ", select("pick-licence", [("", "any"), ("commercial", "not against commercial use")])
         ),
     ]
-    place = element("span", "place", class_="unseen")
-    headings = (place, "model", "setting", "value", "NFE", "per image", "spent", "licence")
+    unseen = element("span", "place", class_="unseen")
+    headings = (unseen, "model", "setting", "value", "NFE", "per image", "spent", "licence")
     head = element("tr", [element("th", heading, scope="col") for heading in headings])
     table = element("table", element("thead", head), element("tbody"), id="pick-table")
     note = (

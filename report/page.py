@@ -22,6 +22,7 @@ from report.sections import Page, section
 from results.budgets import Cost
 from results.errors import BenchError, ReportError
 from results.files import write_atomically
+from results.leaderboard import ROUNDING
 from results.licences import forbids_commercial_use
 from results.ranking import INCOMPLETE
 
@@ -327,6 +328,7 @@ def _script_data(page: Page) -> dict[str, Any]:
     return {
         "config": TOOLBAR,
         "headline": page.headline,
+        "rounding": ROUNDING,
         "distance": data.distance,
         "metrics": {key: _metric(data, key) for key in data.metrics},
         "unranked": data.order(""),

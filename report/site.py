@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from report import text
 from report.markup import Markup, element
 from report.page import write as write_page
-from report.tables import definitions, plain_table
+from report.tables import TRAINED_TIP, definitions, plain_table
 from results.bundles import Bundle, read_bundle
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
@@ -92,7 +92,7 @@ def write_site(
         runs = Path(folder)
         merge(runs, [source.path for source in sources], allowed)
         try:
-            with writing(Path(str(directory.absolute()))) as made:
+            with writing(directory.absolute()) as made:
                 made.mkdir(parents=True)
                 return _write(made, runs / "bench.duckdb", sources, outcomes, one_line(title, 120))
         except OSError as error:
@@ -149,6 +149,7 @@ def _outcomes(audits: Sequence[Path]) -> dict[str, dict[str, Any]]:
                 not isinstance(one, Mapping)
                 or one.get("outcome") not in order
                 or not isinstance(one.get("cell_id"), str)
+                or not isinstance(one.get("reasons") or [], list)
             ):
                 raise ReportError(f"{path}: not what 'bench audit --json' writes")
             before = found.get(one["cell_id"])
@@ -186,7 +187,7 @@ def _write(
     for name, members in protocols.items():
         write_page(database, made / "protocols" / f"{slug(name)}.html", name)
         _json(made / "data" / "protocols" / f"{slug(name)}.json", [_plain(row, outcomes) for row in members])
-    origin = {cell: source for source in sources for cell in source.bundle.cells}
+    origin = {cell: source for source in reversed(sources) for cell in source.bundle.cells}  # the first, as in a merge
     for name, members in models.items():
         page = _model_page(name, members, cards, outcomes, origin)
         _page(made / "models" / f"{slug(name)}.html", f"{name} · {title}", page, "../")
@@ -291,10 +292,10 @@ def _board(members: list[Row], outcomes: Mapping[str, Mapping[str, Any]], models
     metric = headline(members)
     lines = []
     for row in sorted_rows(best_of_each(members), metric):
-        cell = row.cell
+        cell, value = row.cell, row.measured(metric)
         lines.append(
             [
-                text.rank(row.rank.get("rank_low"), row.rank.get("rank_high")),
+                text.rank(value.rank_low, value.rank_high) if value is not None else text.NOTHING,
                 element("a", cell["model"], href=f"{models}{slug(cell['model'])}.html"),
                 text.plain(cell["steps"]),
                 text.plain(cell["cfg"]),
@@ -310,9 +311,12 @@ def _board(members: list[Row], outcomes: Mapping[str, Mapping[str, Any]], models
     return element("div", element("p", note, class_="note"), plain_table(headings, lines))
 
 
-def _shown(row: Row, name: str) -> str:
+def _shown(row: Row, name: str) -> Markup | str:
     value = row.measured(name)
-    return text.NOTHING if value is None else with_interval(value.value, value.low, value.high)
+    if value is None:
+        return text.NOTHING
+    shown = with_interval(value.value, value.low, value.high)
+    return element("span", f"{shown} #", title=TRAINED_TIP) if value.trained_on else shown
 
 
 def _outcome(cell: str, outcomes: Mapping[str, Mapping[str, Any]]) -> Markup:
@@ -373,10 +377,6 @@ def _model_page(
         element("section", element("h2", "Rows"), plain_table(headings, lines)),
         element("section", element("h2", "To repeat them"), commands),
     )
-
-
-def _setting(row: Row) -> tuple[str, int, float]:
-    return row.cell["protocol"], row.cell["steps"] or 0, row.cell["cfg"] or 0.0
 
 
 def _page(path: Path, title: str, body: Markup, up: str) -> None:

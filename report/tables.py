@@ -62,10 +62,11 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     head += [_heading(key, metric.short, metric.definition) for key, metric in data.metrics.items()]
     head += [_heading(column.key, column.heading, column.title) for column in AFTER]
     bodies = []
-    ahead = dict.fromkeys([*(cell for cell in best if cell in set(order)), *order])
-    written = set(list(ahead)[:MOST_LINES])  # the script makes the others' lines as they are scrolled to
+    written = set(
+        list(dict.fromkeys([*best, *order]))[:MOST_LINES]
+    )  # the script makes the others' lines as they are scrolled to
     for cell in (cell for cell in order if cell in written):
-        row = data.cells.loc[cell]
+        row: Any = data.cells.loc[cell]
         mine = [claim for claim in claims if claim.cell_id == cell]
         line = element("tr", _line(data, cell, row, values, count, colours), class_="line")
         details = element("tr", element("td", _details(data, cell, row, values, mine), colspan=columns), class_="more")

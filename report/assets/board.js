@@ -131,9 +131,8 @@ function updateBudgets() {
   let { title, levels } = page.budgets[sort.ranking][cost];
   if (wanted()) {
     const among = filtered();
-    const column = cost === "nfe" ? "evaluations" : "seconds", slack = cost === "nfe" ? 0.005 : 0;
     levels = levels.flatMap(([level, , , most]) => {
-      const found = pick([...bestOfEach(among.filter((cell) => page.cells[cell][column] !== null && page.cells[cell][column] <= most + slack))], sort.ranking);
+      const found = pick([...bestOfEach(among.filter((cell) => within(cell, cost, most)))], sort.ranking);
       return found ? [[level, found.best, listed(found.tied.map((cell) => page.cells[cell].model), 2), most]] : [];
     });
     title = `Best within budget by ${metric.short} among rows matching “${byId("filter").value.trim()}”`;

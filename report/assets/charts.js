@@ -6,6 +6,13 @@ const AXES = {
 const COST = { nfe: "evaluations" }; // a budget of evaluations counts those of a guide network too
 
 const costOf = (cell, cost) => page.cells[cell][COST[cost] || cost];
+
+// `results.leaderboard.within_budget`: of a time, the whole interval must be within.
+function within(cell, cost, most) {
+  const price = costOf(cell, cost);
+  if (price === null) return false;
+  return cost === "nfe" ? price <= most + page.rounding : (page.cells[cell].prices[cost][1] ?? price) <= most;
+}
 const heading = (section, text) => { document.querySelector(`#${section} h2`).textContent = text; };
 const cost_text = { nfe: (value) => `${Number(value.toPrecision(6))} NFE`, steps: (value) => plural(value, "step"), seconds, latency_seconds: seconds };
 

@@ -1,22 +1,22 @@
 
 // ---- the picker: the best setting under a budget and constraints, and what is tied with it -----------------
 
-const SPENDING = { // what a budget of each kind counts, per row
-  nfe: (row) => row.evaluations,
-  milliseconds: (row) => (row.seconds === null ? null : 1e3 * row.seconds),
-  latency: (row) => (row.latency_seconds === null ? null : 1e3 * row.latency_seconds),
-  device: (row) => (row.seconds === null ? null : 1e3 * row.seconds), // seconds for 1,000 images
-  money: (row) => (row.seconds === null ? null : 1e3 * row.seconds / 3600 * number("pick-price")),
+const SPENDING = { // the cost that a budget of each kind counts, and how much of the budget one of it takes
+  nfe: ["nfe", () => 1],
+  milliseconds: ["seconds", () => 1e3],
+  latency: ["latency_seconds", () => 1e3],
+  device: ["seconds", () => 1e3], // for 1,000 images
+  money: ["seconds", () => 1e3 / 3600 * number("pick-price")],
 };
 
 const number = (id) => (byId(id).value.trim() === "" ? null : Number(byId(id).value));
 
 function candidates() {
-  const kind = byId("pick-cost").value, most = number("pick-most");
+  const [kind, factor] = SPENDING[byId("pick-cost").value], most = number("pick-most");
   return Object.keys(page.cells).filter((cell) => {
     const row = page.cells[cell];
     if (row.random_weights || (byId("pick-licence").value === "commercial" && !row.commercial)) return false;
-    if (most !== null && (SPENDING[kind](row) === null || SPENDING[kind](row) > most + (kind === "nfe" ? 0.005 : 0))) return false;
+    if (most !== null && !within(cell, kind, most / factor())) return false;
     return [1, 2].every((place) => {
       const key = byId(`pick-limit-${place}`).value, bound = number(`pick-bound-${place}`);
       const value = key && metricOf(cell, key)[0];
@@ -44,9 +44,10 @@ function updatePick() {
   const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} tied with it` : "nothing is tied with it";
   heading("picker", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
   table.hidden = false;
-  const spent = SPENDING[byId("pick-cost").value];
+  const [kind, factor] = SPENDING[byId("pick-cost").value];
+  const spent = (cell) => (costOf(cell, kind) === null ? null : factor() * costOf(cell, kind));
   const line = (cell) => {
-    const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(one);
+    const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(cell);
     const texts = [cell === best ? "best" : "tied", one.label.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
       one.evaluations === null ? "–" : `${one.evaluations}`, seconds(one.seconds), cost === null ? "–" : `${Number(cost.toPrecision(3))}`, one.licence];
     tr.append(...texts.map((text) => make("td", text)));
@@ -55,7 +56,7 @@ function updatePick() {
     tr.children[0].after(name);
     return tr;
   };
-  const cheapFirst = [...tied].sort((a, b) => (spent(page.cells[a]) ?? Infinity) - (spent(page.cells[b]) ?? Infinity));
+  const cheapFirst = [...tied].sort((a, b) => (spent(a) ?? Infinity) - (spent(b) ?? Infinity));
   table.tHead.rows[0].cells[3].textContent = metric.short;
   table.tHead.rows[0].cells[6].textContent = byId("pick-cost").selectedOptions[0].textContent;
   table.tBodies[0].replaceChildren(...[best, ...cheapFirst.slice(0, 25)].map(line));

@@ -196,6 +196,17 @@ def test_the_picker_answers_as_the_results_do(opened, measured):
     shown = opened.execute_script(table)
     assert shown[0] == found.row.cell["model"]
     assert sorted(shown[1:]) == sorted(row.cell["model"] for row in found.tied)[: len(shown) - 1]
+    choose(opened, "pick-bound-1", "")
+    choose(opened, "pick-cost", "milliseconds")
+    for most in (10.0, 100.0, 1000.0):
+        among = within_budget(list(measured.rows.values()), seconds=most / 1e3)
+        among = [row for row in among if not row.cell["random_weights"]]
+        choose(opened, "pick-most", f"{most:g}")
+        heading = opened.execute_script(HEADING, "picker")
+        assert "No setting" in heading if not among else f"best of {len(among)} setting" in heading
+    choose(opened, "pick-cost", "nfe")
+    choose(opened, "pick-most", "4")
+    choose(opened, "pick-limit-1", "recall")
     choose(opened, "pick-bound-1", "2")
     assert "No setting with FID meets" in opened.execute_script(HEADING, "picker")
     for control, value in (("pick-bound-1", ""), ("pick-limit-1", ""), ("pick-most", ""), ("pick-metric", "mmhm")):

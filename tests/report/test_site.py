@@ -82,7 +82,10 @@ def test_a_site_is_replaced_and_other_directories_are_not(bundles, tmp_path):
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "nothing", '[{"cell_id": 1, "outcome": "consistent"}]'])
+@pytest.mark.parametrize("content", [
+    "{}", "[1]", "nothing", '[{"cell_id": 1, "outcome": "consistent"}]',
+    '[{"cell_id": "a", "outcome": "consistent", "reasons": 1}]',
+])  # fmt: skip
 def test_audits_of_another_form_are_refused(bundles, tmp_path, content):
     (tmp_path / "audits.json").write_text(content)
     with pytest.raises(BenchError, match=r"audits\.json"):
