@@ -14,8 +14,7 @@ from adapters.latent import LatentAdapter
 from adapters.networks.ddt import DDT
 from adapters.networks.dit import DiT
 from adapters.networks.edm2 import EDM2UNet
-from adapters.networks.lightningdit import LightningDiT
-from adapters.networks.tit import TiT
+from adapters.networks.lightningdit import LightningDiT, TiT
 from adapters.times import filled, rounded
 from adapters.transports import TRANSPORTS, Transport, TransportName, edm_noise_label, spread, time_grid
 from bench.contracts.adapter import load_strict

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.networks.layers import Float32Buffers, LabelEmbedder, PatchEmbed, sincos_table, unpatchify
-from adapters.networks.lightningdit import LightningBlock, LightningFinalLayer, feed_forward
-from adapters.networks.tit import Rope
+from adapters.networks.lightningdit import LightningBlock, LightningFinalLayer, Rope, feed_forward
 from results.errors import BenchError
 
 FREQUENCIES = 256

@@ -1,12 +1,14 @@
-"""LightningDiT (arXiv 2501.01423), whose block DiT-DH, JiT and the drifting models share: each part is an option."""
+"""LightningDiT (arXiv 2501.01423) and TiT, with the block that DiT-DH, JiT and the drifting models share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from adapters.networks.layers import (
+    Float32Buffers,
     FusedQKV,
     LabelEmbedder,
     Mlp,
@@ -18,18 +20,41 @@ from adapters.networks.layers import (
     attention,
     modulate,
     sincos_table,
+    turned,
     unpatchify,
 )
-from adapters.networks.tit import Rope
 from results.errors import BenchError
 
 Rotation = Callable[[Tensor], Tensor]
 """Rotary positions of queries and of keys, [B, heads, N, head_dim]."""
 
 
-def token_norm(width: int, rms_norm: bool) -> nn.Module:
-    """Return the norm of tokens: RMS with a weight, or a layer norm without."""
-    return RMSNorm(width) if rms_norm else nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+class Rope(Float32Buffers):
+    """Two-dimensional rotary positions: the first half of a head turns with the row, the second with the column."""
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head_dim: int, side: int) -> None:
+        super().__init__()
+        half = head_dim // 2
+        frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+        angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies.repeat_interleave(2)
+        rows = angles[:, None, :].expand(side, side, half)
+        columns = angles[None, :, :].expand(side, side, half)
+        table = torch.cat([rows, columns], dim=-1).reshape(side * side, head_dim)
+        self.register_buffer("freqs_cos", table.cos().float())
+        self.register_buffer("freqs_sin", table.sin().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn the neighbouring pairs of x [B, heads, N, head_dim]."""
+        # The published tables hold each pair's angle twice.
+        return turned(x, self.freqs_cos[..., ::2], self.freqs_sin[..., ::2])
+
+
+def token_norm(width: int, rms_norm: bool, weights: bool = True) -> nn.Module:
+    """Return the norm of tokens: RMS, with or without a weight, or a layer norm without."""
+    return RMSNorm(width, affine=weights) if rms_norm else nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
 def feed_forward(width: int, mlp_ratio: float = 4.0, swiglu: bool = True) -> nn.Module:
@@ -39,14 +64,14 @@ def feed_forward(width: int, mlp_ratio: float = 4.0, swiglu: bool = True) -> nn.
 
 
 class LightningAttention(FusedQKV):
-    """Self-attention with optional norms of q and k, each with a weight, then rotary positions."""
+    """Self-attention with optional norms of q and k, RMS with or without a weight, then rotary positions."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool, rms_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool, rms_norm: bool, weights: bool = True) -> None:
         super().__init__(width, heads)
         head = width // heads
 
         def norm() -> nn.Module:
-            return RMSNorm(head) if rms_norm else nn.LayerNorm(head)
+            return RMSNorm(head, affine=weights) if rms_norm else nn.LayerNorm(head)
 
         self.q_norm = norm() if qk_norm else nn.Identity()
         self.k_norm = norm() if qk_norm else nn.Identity()
@@ -60,7 +85,8 @@ class LightningAttention(FusedQKV):
 class LightningBlock(nn.Module):
     """adaLN block: shift, scale, gate for attention, then for the MLP.
 
-    `condition` is the width of the condition (None: that of the tokens).
+    `condition` is the width of the condition (None: that of the tokens); `norm_weights` says whether RMS norms have
+    weights.
     """
 
     def __init__(
@@ -72,11 +98,12 @@ class LightningBlock(nn.Module):
         rms_norm: bool = True,
         qk_norm: bool = False,
         condition: int | None = None,
+        norm_weights: bool = True,
     ) -> None:
         super().__init__()
-        self.norm1 = token_norm(width, rms_norm)
-        self.attn = LightningAttention(width, heads, qk_norm, rms_norm)
-        self.norm2 = token_norm(width, rms_norm)
+        self.norm1 = token_norm(width, rms_norm, norm_weights)
+        self.attn = LightningAttention(width, heads, qk_norm, rms_norm, norm_weights)
+        self.norm2 = token_norm(width, rms_norm, norm_weights)
         self.mlp = mlp
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition or width, 6 * width))
 
@@ -89,9 +116,16 @@ class LightningBlock(nn.Module):
 class LightningFinalLayer(nn.Module):
     """Modulated norm and a linear map to patch pixels."""
 
-    def __init__(self, width: int, outputs: int, rms_norm: bool = True, condition: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        rms_norm: bool = True,
+        condition: int | None = None,
+        norm_weights: bool = True,
+    ) -> None:
         super().__init__()
-        self.norm_final = token_norm(width, rms_norm)
+        self.norm_final = token_norm(width, rms_norm, norm_weights)
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition or width, 2 * width))
 
@@ -107,8 +141,8 @@ class LightningDiT(nn.Module):
 
     Time enters unscaled, in [0, 1]. The label table has a last row for the null label, num_classes, unless
     `class_dropout_prob` is 0; with fewer than two classes there is no table and labels are ignored. With `learn_sigma`
-    the network emits twice the channels and the second half is unused. Raises BenchError for `wo_shift`, which no
-    published model has.
+    the network emits twice the channels and the second half is unused. `norm_weights` = false leaves the RMS norms
+    without weights. Raises BenchError for `wo_shift`, which no published model has.
     """
 
     pos_embed: Tensor
@@ -130,6 +164,7 @@ class LightningDiT(nn.Module):
         use_swiglu: bool = True,
         use_rope: bool = True,
         use_rmsnorm: bool = True,
+        norm_weights: bool = True,
         wo_shift: bool = False,
     ) -> None:
         super().__init__()
@@ -148,11 +183,12 @@ class LightningDiT(nn.Module):
         self.blocks = nn.ModuleList(
             LightningBlock(
                 hidden_size, num_heads, feed_forward(hidden_size, mlp_ratio, use_swiglu), rms_norm=use_rmsnorm,
-                qk_norm=use_qknorm,
+                qk_norm=use_qknorm, norm_weights=norm_weights,
             )
             for _ in range(depth)
         )  # fmt: skip
-        self.final_layer = LightningFinalLayer(hidden_size, patch_size**2 * self.out_channels, use_rmsnorm)
+        outputs = patch_size**2 * self.out_channels
+        self.final_layer = LightningFinalLayer(hidden_size, outputs, use_rmsnorm, norm_weights=norm_weights)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x float32 [B, C, H, W], t float32 [B], labels int64 [B] -> float32, shape of x."""
@@ -165,3 +201,26 @@ class LightningDiT(nn.Module):
             x = block(x, c, self.feat_rope)
         x = unpatchify(self.final_layer(x, c), self.patch_size, self.out_channels)
         return x[:, : self.in_channels].float()
+
+
+class TiT(LightningDiT):
+    """TiT, the transformer that UCGM (arXiv 2505.07447) trains: LightningDiT with weightless RMS norms, of q and k too.
+
+    Time enters unscaled, in [0, 1]; the label table has num_classes + 1 rows, the last one null.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__(
+            input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size,
+            depth=depth, num_heads=num_heads, num_classes=num_classes, use_qknorm=True, norm_weights=False,
+        )  # fmt: skip
