@@ -37,6 +37,7 @@ WAIT_SECONDS, POLL_SECONDS = 10.0, 0.1
 ALONE: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
+    "threads": 1,  # where a thread of DuckDB's own has taken the whole of a query, Ctrl-C waits for its end
 }
 OTHER_FILES = {
     b"SQLite format 3": "an SQLite database",

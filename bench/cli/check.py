@@ -132,11 +132,11 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
 
 
 def _asked(protocol: str, models: tuple[str, ...] | None, steps: tuple[int, ...], num_samples: int) -> Baseline:
-    from protocols import find_protocol
+    from bench.cli.parsing import parse_protocol
     from results.baseline import Baseline
 
-    if models is None:
-        models = tuple(dict.fromkeys(name for sweep in find_protocol(protocol).sweeps for name in sweep.models))
+    sweeps = parse_protocol(protocol).sweeps
+    models = models or tuple(dict.fromkeys(name for sweep in sweeps for name in sweep.models))
     return Baseline(protocol, models, steps, num_samples, {})
 
 

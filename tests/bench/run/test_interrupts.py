@@ -96,8 +96,7 @@ def test_ctrl_c_in_a_query_is_an_interruption(tmp_path, capsys, monkeypatch, req
     def slow(*arguments, **options):
         threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
         query = "SELECT count(*) FROM range(2000) a, range(1000000) b WHERE a.range * b.range % 7 = 3"
-        # By one thread: where another has taken the whole of a query, DuckDB looks at signals only when it ends.
-        duckdb.connect(config={"threads": 1}).execute(query).fetchall()
+        duckdb.connect(config=results.store.ALONE).execute(query).fetchall()
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell starts with it ignored
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
