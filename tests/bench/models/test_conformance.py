@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import Guidance, ModelCard
-from bench.models import conformance
+from bench.models import conformance, watching
 from bench.models import registry as families
 from bench.models.conformance import check_adapter
 
@@ -167,14 +167,14 @@ def _under_device(make):
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("call", WAITS)
 def test_a_copy_from_the_host_counts_once(call, inference):
-    with torch.inference_mode(inference), conformance._Copies() as counter:
+    with torch.inference_mode(inference), watching.Copies() as counter:
         WAITS[call]()
     assert counter.copies == 1
 
 
 @pytest.mark.parametrize("call", FREE)
 def test_what_stays_on_its_side_is_no_copy(call):
-    with torch.inference_mode(), conformance._Copies() as counter:
+    with torch.inference_mode(), watching.Copies() as counter:
         FREE[call]()
     assert counter.copies == 0
 
