@@ -1,7 +1,9 @@
-"""Write the generated pages: docs/cli.md (every command's help), docs/models.md (every card) and docs/schema/.
+"""Write what is generated: docs/cli.md (every command's help), docs/models.md (every card), docs/schema/, and the
+tables of stored runs in README.md and docs/digits.md.
 
-python docs/generate.py          writes them
-python docs/generate.py --check  exits with 1 if one is out of date
+python docs/generate.py                         writes them
+python docs/generate.py --check                 exits with 1 if one is out of date
+python docs/generate.py --store RUNS PROTOCOL   stores a finished run of a protocol first
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from bench.models.counting import Counter
 from protocols import protocol_schema
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+import stored_runs  # noqa: E402
 
 
 def commands() -> list[str]:
@@ -130,7 +135,14 @@ def schema_file(schema: Callable[[], dict[str, Any]]) -> Callable[[], str]:
     return lambda: json.dumps(schema(), indent=2) + "\n"
 
 
+def page_with_tables(name: str) -> Callable[[], str]:
+    """Return what writes the tables of a page that people write otherwise."""
+    return lambda: stored_runs.with_tables((DOCS / name).read_text(encoding="utf-8"))
+
+
 PAGES = {
+    "../README.md": page_with_tables("../README.md"),
+    "digits.md": page_with_tables("digits.md"),
     "cli.md": cli_page,
     "models.md": models_page,
     "schema/card.schema.json": schema_file(card_schema),
@@ -141,6 +153,9 @@ PAGES = {
 def main() -> None:
     """Write the pages, or with --check compare them."""
     stale = []
+    if "--store" in sys.argv:
+        runs, protocol = sys.argv[sys.argv.index("--store") + 1 :][:2]
+        print(stored_runs.store(Path(runs), protocol))
     for name, page in PAGES.items():
         path, text = DOCS / name, page()
         if "--check" in sys.argv:

@@ -61,6 +61,18 @@ def test_generated_pages_are_current():
     assert done.returncode == 0, done.stderr
 
 
+def test_tables_of_measurements_are_those_of_the_stored_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import stored_runs
+
+    pages = {name: DOCS[name] for name in ("README.md", "digits.md")}
+    blocks = [name for text in pages.values() for name in re.findall(r"<!-- stored run: (.*) -->", text)]
+    assert sorted(blocks) == sorted(stored_runs.BLOCKS)
+    for text in pages.values():
+        altered = re.sub(r"(<!-- stored run: .* -->\n).*?([ ]*<!-- end)", r"\1| 0.99 |\n\2", text, flags=re.S)
+        assert altered != text == stored_runs.with_tables(altered) == stored_runs.with_tables(text)
+
+
 def test_every_command_has_help_and_is_in_the_documentation():
     for name, command in commands().items():
         assert command.help, f"{name} is missing its help"
