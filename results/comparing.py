@@ -14,6 +14,7 @@ from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, Value, measured_facts, rows
+from results.numbers import counted
 from results.statistics import (
     FEWEST_BLOCKS,
     Interval,
@@ -274,7 +275,7 @@ def title_of(cell: dict[str, Any]) -> str:
 
 def _setting(cell: dict[str, Any]) -> str:
     count = cell["steps"]
-    steps = "images" if count is None else f"{count} step{'s' if count != 1 else ''}, cfg {cell['cfg']:g}"
+    steps = "images" if count is None else f"{counted(count, 'step')}, cfg {cell['cfg']:g}"
     nfe = "" if cell["nfe"] is None else f", NFE {cell['nfe']:g}"
     return f"{steps}{nfe}, {cell['num_samples']:,} samples, seed {cell['seed']}"
 

@@ -16,6 +16,7 @@ from results.evidence import NAME as EVIDENCE
 from results.evidence import evidence_bytes
 from results.files import disk_error, mark, remove, write_atomically
 from results.index import Fault, reindex
+from results.numbers import counted
 from results.ranking import rank
 from results.records import checked, is_cell_id, records_of
 from results.store import check_foreign, connect, dictionaries, finish_runs, now, transaction, write_record
@@ -213,7 +214,7 @@ def find_rows(runs: Path, names: Sequence[str]) -> list[Found]:
         fitting = [cell for cell in cells.values() if fits(cell, name)]
         if not fitting:
             raise BenchError(f"no row '{one_line(name, 80)}' in {runs}; 'bench leaderboard --all' lists them")
-        for cell in fitting:
+        for cell in sorted(fitting, key=lambda cell: (cell["model"], cell["steps"] or 0, cell["cfg"] or 0)):
             found[cell["cell_id"]] = Found(cell["cell_id"], title(cell))
     return list(found.values())
 
@@ -239,9 +240,10 @@ def fits(cell: Mapping[str, Any], name: str) -> bool:
 
 def title(cell: Mapping[str, Any]) -> str:
     """Return a row's setting and status for people."""
-    steps = "images" if cell["steps"] is None else f"{cell['steps']} steps, cfg {cell['cfg']:g}"
+    steps = "images" if cell["steps"] is None else f"{counted(cell['steps'], 'step')}, cfg {cell['cfg']:g}"
     status = "" if cell["status"] == "done" else f", {cell['status']}"
-    return f"{cell['model']}, {steps}, {cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']}{status}"
+    samples = counted(cell["num_samples"], "sample")
+    return f"{cell['model']}, {steps}, {cell['protocol']}, {samples}, seed {cell['seed']}{status}"
 
 
 def forget(runs: Path, cells: Sequence[str]) -> None:

@@ -78,6 +78,11 @@ def limits(low: float, high: float) -> str:
     return f"{difference(low, low, high)} .. {difference(high, low, high)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 step`, `2,000 samples`."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
+
+
 def rank(low: float | None, high: float | None) -> str:
     """Return a rank interval, `1-3`, or a single rank where both ends agree."""
     if not (known(low) and known(high)):

@@ -22,6 +22,7 @@ from results.catalog import FACTS
 from results.comparing import find_cells
 from results.errors import StoreError
 from results.leaderboard import Row, rows, setting_of
+from results.numbers import counted
 from results.store import connect, dictionaries
 
 PUBLISHED_SAMPLES = 50_000
@@ -186,7 +187,7 @@ class Figure(NamedTuple):
     def setting(self) -> str:
         """The setting it was published for."""
         if self.steps is not None:
-            count = f"{self.steps} step{'s' if self.steps != 1 else ''}"
+            count = counted(self.steps, "step")
         else:
             count = "steps not stated" if self.nfe is None else f"{self.nfe:g} NFE"
         return count + ("" if self.cfg is None else f", cfg {self.cfg:g}")

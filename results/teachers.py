@@ -12,6 +12,7 @@ from results.budgets import cost_of, pareto_front
 from results.comparing import Ratio, ratio, verdict
 from results.errors import StoreError
 from results.leaderboard import Row, best_of_each, by_ranking, comparable, headline, within_budget
+from results.numbers import counted
 from results.store import dictionaries
 
 RATIO_METRIC = "fid"
@@ -188,6 +189,6 @@ def _facts(row: Row, metric: str) -> dict[str, Any]:
 def setting_of(row: Row) -> str:
     """Return what people read of a row that stands for a model's best: `sit-xl at 4 steps, cfg 1.5`."""
     cell, count = row.cell, row.cell["steps"]
-    steps = "" if count is None else f" at {count} step{'s' if count != 1 else ''}"
+    steps = "" if count is None else f" at {counted(count, 'step')}"
     guidance = [] if cell["cfg"] in (None, 1.0) else [f"cfg {cell['cfg']:g}"]
     return ", ".join([cell["model"] + steps, *guidance, *(f"{key}={value}" for key, value in cell["options"].items())])

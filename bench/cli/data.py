@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from bench.cli.output import ALLOWED, RUNS_DIR, console, runs_directory
+from bench.cli.terminal import write_line
 from results.errors import BenchError
 
 if TYPE_CHECKING:
@@ -130,8 +132,20 @@ def remove(
     for row in found:
         console().print(f"{row.cell}  {row.title}", markup=False, soft_wrap=True)
     rows = f"{len(found)} row{'s' if len(found) != 1 else ''}"
-    if not yes and not typer.confirm(f"Remove {rows} and everything measured for them?", err=True):
+    if not yes and not _agreed(f"Remove {rows} and everything measured for {'it' if len(found) == 1 else 'them'}?"):
         console().print("nothing removed")
         raise typer.Exit(1)
     forget(runs, [row.cell for row in found])
     console().print(f"{rows} removed from {runs / 'bench.duckdb'}", markup=False)
+
+
+def _agreed(question: str) -> bool:
+    """Ask on the terminal; where nobody can answer, as in a script, the answer is no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        if sys.stdin is not None and sys.stdin.isatty():
+            raise  # Ctrl-C
+        typer.echo(err=True)  # ends the question's line
+        write_line("nobody answered; --yes removes without asking")
+        return False

@@ -215,14 +215,20 @@ def _title(standing: Standing, board: Leaderboard) -> str:
 
 
 def _budget(view: View) -> str:
+    from results.numbers import counted
+
     words = "" if view.nfe is None else f", at most {view.nfe:g} network evaluations per image"
     words += "" if view.seconds is None else f", at most {view.seconds:g} s per image"
-    return words + ("" if view.steps is None else f", {view.steps} step{'s' if view.steps != 1 else ''}")
+    return words + ("" if view.steps is None else f", {counted(view.steps, 'step')}")
 
 
 def _label(row: Row) -> str:
+    from results.numbers import counted
+
     cell = row.cell
-    return cell["model"] if cell["steps"] is None else f"{cell['model']}, {cell['steps']} steps, cfg {cell['cfg']:g}"
+    if cell["steps"] is None:
+        return str(cell["model"])
+    return f"{cell['model']}, {counted(cell['steps'], 'step')}, cfg {cell['cfg']:g}"
 
 
 def _print_composites(standing: Standing) -> None:

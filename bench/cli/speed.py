@@ -46,6 +46,7 @@ def speed(
     from bench.models.loading import parse_device, parse_dtype
     from bench.run.provenance import typed_command
     from bench.run.speed import SpeedRequest, measure_speed
+    from results.numbers import counted
     from results.timing import conditions
 
     names = tuple(dict.fromkeys(name for word in models for name in parse_models(word)))
@@ -63,7 +64,7 @@ def speed(
     rows = []
     for row in measure_speed(request, directory_of(runs_dir), typed_command()):
         rows.append(row)
-        label = f"{row['model']} {row['steps']} steps, cfg {row['cfg']:g}, batch {row['batch_size']}"
+        label = f"{row['model']} {counted(row['steps'], 'step')}, cfg {row['cfg']:g}, batch {row['batch_size']}"
         said = row["reason"] if row["status"] != "done" else f"{rate_of(row)} images/s"
         console().print(f"{label}: {said}", soft_wrap=True)
     done = [row for row in rows if row["status"] == "done"]

@@ -32,7 +32,7 @@ def of_judge(file: NeededFile, judge: str, protocol: str = "") -> NeededFile:
     return replace(
         file,
         owner=f"judge '{judge}'",
-        command=f"bench fetch --protocol {protocol}" if protocol else "bench weights fetch judges",
+        command=f"bench weights fetch judges --protocol {protocol}" if protocol else "bench weights fetch judges",
         folder=("judges", "downloads"),
         elsewhere=(torch_home / "hub" / "checkpoints",) if file.url is not None else (),
         addition=put if file.path is not None else "",

@@ -188,6 +188,8 @@ def parse_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:0")) from error
+    if device.type not in ("cpu", "cuda"):
+        raise BenchError(f"device '{name}': models and judges run on cpu and cuda alone; use --device cpu")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise BenchError(f"device '{name}' is not available here; use --device cpu")
     return name

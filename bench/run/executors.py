@@ -182,6 +182,18 @@ def open_executor(name: str, workers: int, device: str, *, apart: bool = False) 
     return Opened(executor)
 
 
+def check_not_starting() -> None:
+    """End a worker process that is still being started: it reads the script that started it, and came to its call.
+
+    Without this it would wait for ever for the run that waits for it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(
+            "Error: this script measures again in each worker process, because every worker reads it first; put what "
+            "it does under 'if __name__ == \"__main__\":', or ask for workers=1"
+        )
+
+
 def default_workers(device: str) -> int:
     """Return one worker for an accelerator, else one per available processor, eight at most."""
     if device.startswith("cuda"):

@@ -20,6 +20,7 @@ from bench.run.containment import contained, no_exit
 from bench.run.quantise import quantise
 from results.errors import BenchError, one_line
 from results.files import write_atomically
+from results.numbers import counted
 
 BATCH = 20
 SMALLEST = 64
@@ -72,7 +73,7 @@ def write_grid(
     what = "class" if len(set(asked.tolist())) == 1 else "classes"
     shown = ", ".join(map(str, dict.fromkeys(asked[:12].tolist()))) + (", ..." if len(set(asked.tolist())) > 12 else "")
     return (
-        f"{images} image{'s' if images != 1 else ''} of {card.name}, {steps} step{'s' if steps != 1 else ''}, cfg "
+        f"{counted(images, 'image')} of {card.name}, {counted(steps, 'step')}, cfg "
         f"{scale:g}, NFE {nfe:g}, seed {seed}, {what} {shown}" + ", random weights" * random_weights
     )
 

@@ -17,6 +17,7 @@ from bench.models.registry import family_class, skeleton
 from protocols import Protocol, Sweep, find_protocol
 from protocols.schema import digest_of
 from results.errors import BenchError
+from results.numbers import counted
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Cell:
         """Short name for progress and messages."""
         guidance = f", cfg {self.cfg:g}" if self.cfg != 1.0 else ""
         selection = f", seed {self.seed}" if self.selection or self.repeated else ""
-        return f"{self.model} {self.steps} step{'s' if self.steps != 1 else ''}{guidance}{selection}"
+        return f"{self.model} {counted(self.steps, 'step')}{guidance}{selection}"
 
     def command(self, protocol: str) -> str:
         """Return the command line that repeats this cell."""

@@ -19,7 +19,7 @@ from filelock import Timeout
 from bench.judges.threads import fixed_threads
 from bench.references.stored import conditions, prepare_reference
 from bench.run.containment import too_long
-from bench.run.executors import TIMED_OUT, Executor, InProcess, open_executor
+from bench.run.executors import TIMED_OUT, Executor, InProcess, check_not_starting, open_executor
 from bench.run.halves import halves
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import run_record
@@ -112,6 +112,7 @@ def run(
     database or directory. A cell whose adapter breaks, or whose worker dies twice, is recorded as failed and the others
     go on. `timeout` limits each batch, in seconds, and needs a worker process that can be ended.
     """
+    check_not_starting()
     database = runs / "bench.duckdb"
     preflight(request, runs, database)
     with (

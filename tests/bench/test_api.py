@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_faults_are_one_line(tmp_path, call, reason):
     with pytest.raises(api.BenchError, match=reason) as fault:
         call(tmp_path / "runs")
     assert "\n" not in str(fault.value)
+
+
+def test_a_script_that_workers_read_again_is_told_so_instead_of_waiting_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit, match="if __name__ == "):
+        api.run("digits-dmd", steps=1, num_samples=20, runs=tmp_path)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_devices_without_judges_are_refused_by_name():
+    from bench.models.loading import parse_device
+
+    for name in ("mps", "meta", "xpu:0"):
+        with pytest.raises(api.BenchError, match=f"device '{name}': .*use --device cpu"):
+            parse_device(name)
 
 
 def test_a_frame_of_nothing_has_its_columns():

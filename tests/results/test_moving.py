@@ -1,5 +1,6 @@
 """Rows that come, go, and are rebuilt: nothing is lost on the way, and directories and database agree."""
 
+import io
 import json
 import os
 import signal
@@ -132,6 +133,10 @@ def test_nothing_is_removed_unasked(tmp_path, monkeypatch, capsys, runs_with, ce
     monkeypatch.setattr("typer.confirm", lambda *words, **how: False)
     assert command("remove", "a", "--runs-dir", runs) == 1
     assert "nothing removed" in capsys.readouterr().err and cells(runs) == ["a"]
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # a script, where nobody answers
+    assert command("remove", "a", "--runs-dir", runs) == 1
+    assert "--yes removes without asking\nnothing removed" in capsys.readouterr().err and cells(runs) == ["a"]
 
 
 def test_litter_of_the_dead_is_swept_and_the_living_keep_theirs(tmp_path, runs_with):

@@ -280,7 +280,7 @@ def test_published_weights_that_are_missing_name_the_command(tmp_path, monkeypat
     assert title in str(missing_files(spec, tmp_path)[0])
     with pytest.raises(BenchError, match=f"judge '{spec.name}': .*bench weights fetch judges") as raised:
         load_judge(spec, device="cpu", root=tmp_path)
-    with pytest.raises(BenchError, match=f"judge '{spec.name}': .*bench fetch --protocol mine"):
+    with pytest.raises(BenchError, match=f"judge '{spec.name}': .*bench weights fetch judges --protocol mine"):
         load_judge(replace(spec, protocol="mine"), device="cpu", root=tmp_path)
     assert "\n" not in str(raised.value)
 
