@@ -190,6 +190,42 @@ def test_the_worked_example_works(tmp_path):
     )  # fmt: skip
     assert measured.returncode == 0, measured.stderr
     assert "my-model" in measured.stderr and (tmp_path / "runs" / "bench.duckdb").exists()
+    (script,) = (block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "recorder" in block)
+    (tmp_path / "record.py").write_text(script, encoding="utf-8")
+    (tmp_path / "their_code.py").write_text(THEIR_CODE, encoding="utf-8")
+    typed = re.findall(r"^\$ bench (adapter record .*|parity .*)$", text, re.M)
+    assert len(typed) == 2
+    both = "\n".join([
+        "import sys", "from bench.cli import main", "try:", "    main(sys.argv[1].split())",
+        "except SystemExit as end:", "    assert not end.code", "main(sys.argv[2].split())",
+    ])  # fmt: skip
+    proved = subprocess.run(
+        [sys.executable, "-c", both, *typed], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert proved.returncode == 0 and "2 of 2 calls within tolerance" in proved.stderr, proved.stdout + proved.stderr
+
+
+THEIR_CODE = """
+import torch
+
+
+class TheirNetwork(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.means, self.width = torch.nn.Parameter(torch.randn(11, 1, 8, 8)), width
+
+    def forward(self, x, t, labels):
+        mean, t = self.means[labels], t.view(-1, 1, 1, 1)
+        return mean + (t * self.width**2 - (1 - t)) / (t**2 * self.width**2 + (1 - t) ** 2) * (x - t * mean)
+
+
+def their_sampler(network, x, labels, steps, scale):
+    for i in range(steps):
+        t = torch.full((len(x),), i / steps)
+        null = network(x, t, torch.full_like(labels, 10))
+        x = x + (null + scale * (network(x, t, labels) - null)) / steps
+    return x
+"""
 
 
 def test_the_worked_worker_works(tmp_path):

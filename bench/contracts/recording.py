@@ -168,23 +168,45 @@ def recorded_replay(
 
 
 def recorded_adapter(
-    case: Case, family: type[Family], guidance: str = "none", *, channels: int | None = None, roles: Sequence[str] = ()
+    case: Case,
+    family: type[Family],
+    guidance: str = "none",
+    *,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    roles: Sequence[str] = (),
 ) -> Family:
     """Return the adapter of a recorded network: its architecture and weights, no autoencoder, on the CPU.
 
-    `channels` are those of a sample where its network is given more; `roles` are the further files of weights that the
-    family takes.
+    Args:
+        case: the case. Side, channels and classes are read off its architecture where it names them as upstream code
+            does (`input_size`, `in_channels`, `num_classes` ...), side and channels else off its recorded noise.
+        family: the class of the adapter.
+        guidance: its kind.
+        channels: those of a sample, where its network is given more.
+        num_classes: the classes, where the architecture does not name them.
+        roles: the further files of weights that the family takes.
+
+    Raises:
+        BenchError: nothing in the case tells the shape of a sample.
     """
     facts, name = case.architecture, case.name
-    size = next(facts[key] for key in ("latent_size", "input_size", "img_resolution", "image_size") if key in facts)
-    channels = channels or (facts["in_channels"] if "in_channels" in facts else facts["img_channels"])
+    noise = next((case.tensors[call["noise"]] for call in case.spec["calls"] if call.get("noise")), None)
+    sizes = [facts[key] for key in ("latent_size", "input_size", "img_resolution", "image_size") if key in facts]
+    depths = [facts[key] for key in ("in_channels", "img_channels") if key in facts]
+    if noise is not None:
+        sizes, depths = [*sizes, noise.shape[-1]], [*depths, noise.shape[1]]
+    if not sizes or not (channels or depths):
+        raise BenchError(f"{name}: no call records a sample, which would tell the shape; record one")
+    size, channels = sizes[0], channels or depths[0]
+    classes = num_classes if num_classes is not None else facts.get("num_classes", facts.get("label_dim", 0)) or 0
     adapter = family(
         ModelCard(
             name=name,
             family=case.spec["adapter"],
             title=name,
             resolution=size,
-            num_classes=facts.get("num_classes", facts.get("label_dim", 0)) or 0,
+            num_classes=classes,
             latent_shape=(channels, size, size),
             architecture=facts,
             guidance=Guidance(guidance),

@@ -34,12 +34,17 @@ $name = "$package.adapter:$klass"
 
 [project.entry-points."bench.cards"]
 $name = "$package.cards"
-
+$parity
 [tool.setuptools]
 packages = ["$package", "$package.cards"]
 
 [tool.setuptools.package-data]
 "*" = ["*.toml"]
+"""
+
+PARITY = """
+[project.entry-points."bench.parity"]
+$name = "$package.adapter:replay"
 """
 
 ADAPTER = '''\
@@ -53,6 +58,7 @@ import torch
 from bench.contracts.adapter import Adapter, load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
+from bench.contracts.recording import Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from pydantic import Field
 from torch import Tensor, nn
@@ -112,6 +118,12 @@ class $klass(Adapter):
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels already; grey becomes RGB."""
         return latents.expand(-1, 3, -1, -1)
+
+
+def replay(case: Case) -> Replay:
+    """Return what replays calls of the authors' code, as `bench adapter record` keeps them, for `bench parity`."""
+    adapter = recorded_adapter(case, $klass, "classifier-free", num_classes=10)
+    return recorded_replay(case, adapter, ("x", "t", "labels"))
 '''
 
 CARD = """\
@@ -263,6 +275,7 @@ def write_adapter(name: str, directory: Path, *, out_of_process: bool = False) -
         f"{package}/cards/card.schema.json": json.dumps(card_schema(), indent=2).replace("$", "$$") + "\n",
         f"tests/test_{package}.py": TEST,
     }
+    words["parity"] = "" if out_of_process else PARITY.replace("$name", name).replace("$package", package)
     words["reference"] = json.dumps(f"fewstep-bench @ {origin()}")
     if out_of_process:
         ours = Path(bench_worker.__file__).read_text(encoding="utf-8")
