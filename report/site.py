@@ -28,7 +28,7 @@ from report.tables import TRAINED_TIP, definitions, plain_table
 from results.bundles import Bundle, read_bundle
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
-from results.files import disk_error, writing
+from results.files import disk_error, read_regular, writing
 from results.leaderboard import Row, best_of_each, by_ranking, headline, measured_facts, rows, sorted_rows
 from results.moving import merge
 from results.numbers import with_interval
@@ -107,7 +107,7 @@ def _check_target(directory: Path) -> None:
     if not any(directory.iterdir()):
         return
     try:
-        mine = json.loads((directory / "data" / "index.json").read_bytes()).get("format") == MARK
+        mine = json.loads(read_regular(directory / "data" / "index.json", LARGEST_AUDITS)).get("format") == MARK
     except (OSError, ValueError, AttributeError, RecursionError):
         mine = False
     if not mine:
@@ -135,9 +135,7 @@ def _outcomes(audits: Sequence[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in audits:
         try:
-            if path.stat().st_size > LARGEST_AUDITS:
-                raise ReportError(f"{path}: larger than {LARGEST_AUDITS >> 20} MiB; 'bench audit --json' writes less")
-            listed = parsed(path.read_bytes())
+            listed = parsed(read_regular(path, LARGEST_AUDITS))
         except OSError as error:
             raise ReportError(f"{path}: cannot be read ({error.strerror or error})") from error
         except BenchError as error:

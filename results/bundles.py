@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from results.cells import CellDirectory
+from results.cells import LARGEST_RECORD, CellDirectory
 from results.errors import BenchError, StoreError, one_line
 from results.evidence import LARGEST as LARGEST_EVIDENCE
 from results.evidence import NAME as EVIDENCE
@@ -34,7 +34,12 @@ from results.signatures import sign, verify
 FORMAT, VERSION = "fewstep-bench bundle", 1
 MANIFEST, SIGNATURE, RECORD = "bundle.json", "signature.json", "result.json"
 MOST_CELLS = 10_000
-LARGEST: Mapping[str, int] = {MANIFEST: 16 << 20, SIGNATURE: 1 << 16, RECORD: 64 << 20, EVIDENCE: LARGEST_EVIDENCE}
+LARGEST: Mapping[str, int] = {
+    MANIFEST: 16 << 20,
+    SIGNATURE: 1 << 16,
+    RECORD: LARGEST_RECORD,
+    EVIDENCE: LARGEST_EVIDENCE,
+}
 """Bytes that a member may have once it is unpacked."""
 LARGEST_BUNDLE = 4 << 30
 """Bytes of all members together."""

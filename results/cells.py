@@ -23,8 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from results.errors import StoreError
-from results.files import disk_error, remove, sweep, write_atomically, writing
+from results.files import disk_error, read_regular, remove, sweep, write_atomically, writing
 from results.records import checked, is_cell_id, parsed
+
+LARGEST_RECORD = 64 << 20
+"""Bytes of a result.json."""
 
 
 def is_array_name(name: str) -> bool:
@@ -133,10 +136,8 @@ class CellDirectory:
 
     def load_result(self) -> dict[str, Any]:
         """Return the record. Raises StoreError, saying why, when there is none or it is not this cell's."""
-        if self.result_path.exists() and not self.result_path.is_file():
-            raise StoreError("not a file")
         try:
-            text = self.result_path.read_bytes()
+            text = read_regular(self.result_path, LARGEST_RECORD)
         except FileNotFoundError as error:
             raise StoreError("not finished") from error
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,27 +28,28 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from results.errors import BenchError, nearest, one_line
+from results.files import read_regular
 
 MAX_BYTES = 16 * 2**20
 """The largest text that is read: the class names of a protocol of a million prompts."""
 DEEPEST = 32
 """Levels of tables and lists in a file."""
+KEY = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+DEEP_KEY = re.compile(rf"(?<![\w-]){KEY}(?:[ \t]*+\.[ \t]*+{KEY}){{{DEEPEST}}}")
+"""A dotted key of more levels than a file may have: tomllib's time and memory grow with their square."""
 MAX_INT = 2**63 - 1
 """The largest integer that every table of the database can hold."""
+LONG_NUMBER = "an integer of thousands of digits"
+"""What a ValueError of a parser means that is none of its own: Python converts no longer one."""
 
 
 def read_text(path: Path, what: str, error: type[BenchError] = BenchError, limit: int = MAX_BYTES) -> str:
     """Return a UTF-8 text, with or without a byte order mark. Raises `error`, one line that begins with `what path`."""
     try:
-        if path.exists() and not path.is_file():
-            raise error(f"{what} {shown(path)}: is a folder or a device, not a file; check the path")
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        content = read_regular(path, limit)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or str(fault)
         raise error(f"{what} {shown(path)}: cannot be read ({reason}); check the path") from fault
-    if len(content) > limit:
-        raise error(f"{what} {shown(path)}: is larger than {limit // 2**20} MiB; use a smaller file")
     if b"\0" in content:
         raise error(f"{what} {shown(path)}: is not UTF-8 text (it contains zero bytes); save it as UTF-8")
     try:
@@ -62,14 +64,18 @@ def read_toml(path: Path, what: str, error: type[BenchError] = BenchError) -> di
     if not text.strip():
         raise error(f"{what} {shown(path)}: is empty; add its keys")
     try:
+        if DEEP_KEY.search(text):
+            raise RecursionError
         table = tomllib.loads(text)
         if _depth(table) > DEEPEST:
             raise RecursionError
         return table
     except RecursionError as fault:
         raise error(f"{what} {shown(path)}: is nested too deeply; flatten its tables") from fault
-    except ValueError as fault:
+    except tomllib.TOMLDecodeError as fault:
         raise error(f"{what} {shown(path)}: not valid TOML ({one_line(str(fault))}); fix the file") from fault
+    except ValueError as fault:
+        raise error(f"{what} {shown(path)}: not valid TOML ({LONG_NUMBER}); fix the file") from fault
 
 
 def read_json(path: Path, what: str, error: type[BenchError] = BenchError) -> Any:
@@ -79,8 +85,10 @@ def read_json(path: Path, what: str, error: type[BenchError] = BenchError) -> An
         return json.loads(text)
     except RecursionError as fault:
         raise error(f"{what} {shown(path)}: is nested too deeply; create it again") from fault
-    except ValueError as fault:
+    except json.JSONDecodeError as fault:
         raise error(f"{what} {shown(path)}: not JSON ({one_line(str(fault))}); fix the file") from fault
+    except ValueError as fault:
+        raise error(f"{what} {shown(path)}: not JSON ({LONG_NUMBER}); fix the file") from fault
 
 
 def read_object(path: Path, what: str, error: type[BenchError] = BenchError) -> dict[str, Any]:
@@ -133,15 +141,19 @@ def plain(value: Any, at: tuple[str | int, ...] = ()) -> Any:
 
 
 def _name(value: str) -> str:
-    if not value.isprintable() or value != value.strip() or not value or set(value) & set(",/\\"):
+    if not value.isprintable() or value != value.strip() or set(value) & set(",/\\"):
         raise refused(f"must be a printable name without commas or slashes, found {found(value)}")
+    if value.startswith("-") or not value.strip("."):
+        raise refused(f"must be a name that is no option and no folder, found {found(value)}")
     return value
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
+    seen = set()
+    for value in values:
+        if value in seen:
             raise refused(f"contains {found(value)} twice; keep one of them")
+        seen.add(value)
     return values
 
 

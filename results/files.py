@@ -23,6 +23,20 @@ def runs_directory(given: str | Path | None = None) -> Path:
     return Path(given) if given is not None else Path(os.environ.get("BENCH_RUNS_DIR") or "runs")
 
 
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file. Raises OSError, its `strerror` saying why, for what cannot be read.
+
+    Neither a device nor a pipe is read, which may never end, nor more than `limit` bytes.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder or a device, not a file", str(path))
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", str(path))
+    return content
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.

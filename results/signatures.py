@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from results.errors import StoreError, one_line
+from results.files import read_regular
 
 NAMESPACE = "fewstep-bench"
 """What a signature is for: one made for another purpose does not verify."""
 TOOLS = {"ssh": "ssh-keygen", "minisign": "minisign"}
 SECONDS = 120.0
 """How long a tool may take: it may ask for a passphrase."""
+LARGEST_KEY = 1 << 20
+"""Bytes of a file of a key, or of allowed signers."""
 LONGEST = 20_000
 """Letters of a signature or of a public key."""
 
@@ -30,12 +33,7 @@ def sign(payload: bytes, key: Path) -> dict[str, str]:
 
     Raises StoreError when the key cannot be read, the tool is not installed or it refuses.
     """
-    try:
-        start = key.read_bytes()[:200]
-    except OSError as error:
-        raise StoreError(
-            f"{key}: cannot be read ({error.strerror or error}); give a private key with --sign"
-        ) from error
+    start = _readable(key, "give a private key with --sign")[:200]
     kind = "minisign" if start.startswith(b"untrusted comment:") else "ssh"
     with tempfile.TemporaryDirectory(prefix="bench-sign-") as folder:
         message, public = Path(folder) / "bundle.json", Path(folder) / "key.pub"
@@ -67,6 +65,8 @@ def verify(payload: bytes, signature: Mapping[str, Any], allowed: Path | None = 
         if allowed is None:
             return None
         raise StoreError(f"its signature cannot be checked: {TOOLS[kind]} is not installed")
+    if allowed is not None:
+        _readable(allowed, "give a file of ALLOWED SIGNERS, see ssh-keygen(1)")
     if allowed is not None and kind != "ssh":
         raise StoreError("--allowed-signers holds SSH keys, and it is signed with minisign")
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
@@ -92,6 +92,13 @@ def verify(payload: bytes, signature: Mapping[str, Any], allowed: Path | None = 
         arguments = ("-Y", "verify", "-f", str(allowed.resolve()), "-I", name, "-n", NAMESPACE, "-s", str(made))
         _checked(kind, payload, *arguments)
         return f"{one_line(name, 80)} ({signer})"
+
+
+def _readable(path: Path, remedy: str) -> bytes:
+    try:
+        return read_regular(path, LARGEST_KEY)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
 
 
 def _checked(kind: str, payload: bytes, *arguments: str) -> str:

@@ -41,6 +41,8 @@ UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 _PYTHON_SHOWS = warnings.showwarning
 DATA_OPTIONS = {"--json", "--schema"}
 """With one of them stdout holds the data and nothing else, whatever is imported or run."""
+LONGEST_LINE = 2000
+"""Letters of a line of an error: what a file holds and the line quotes may be of any length."""
 INTERRUPTED = 130
 _interrupts: list[int] = []
 """Signals taken by the command: DuckDB, stopped by one in a query, raises an error that does not say so by its type."""
@@ -104,12 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:
         _pipe_closed()
+    except MemoryError as error:
+        if debug:
+            raise
+        write_line(f"Error: not enough memory ({one_line(str(error), 160) or 'nothing left'}); ask for less at once")
+        sys.exit(2)
     except BenchError as error:
         if debug:
             raise
         first, *more = error.lines if isinstance(error, MissingError) else [str(error)]
         for line in (f"Error: {first}", *more):
-            write_line(line)
+            write_line(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ...")
         sys.exit(2)
     except Exception as error:
         if _interrupts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from results.errors import BenchError, one_line
 Call = Mapping[str, Any]
 Replay = Callable[[Call], Mapping[str, Any]]
 Family = TypeVar("Family", bound=Adapter)
+
+LARGEST_CASE = 16 << 20
+"""Bytes of a case.json."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,12 @@ class Case:
 def load_case(directory: Path) -> Case:
     """Read a case directory. Raises BenchError when it is not one."""
     try:
-        spec = json.loads((directory / "case.json").read_text(encoding="utf-8"))
+        spec = json.loads(_regular(directory / "case.json", LARGEST_CASE).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise BenchError(f"{directory}: no case.json here; name the directory of a parity case") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BenchError(f"{directory}: case.json cannot be read ({one_line(str(error))})") from error
+        reason = getattr(error, "strerror", None) or one_line(str(error))
+        raise BenchError(f"{directory}: case.json cannot be read ({reason})") from error
     fault = _fault(spec)
     if fault is not None:
         raise BenchError(f"{directory}: case.json is damaged ({fault}); record the case again")
@@ -118,9 +123,19 @@ def _fault(spec: Any) -> str | None:
     return None
 
 
+def _regular(path: Path, limit: int | None = None) -> Path:
+    """Return `path`. Raises ValueError for a device or a pipe, which may have no end, and beyond `limit` bytes."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError("a folder or a device, not a file")
+    if limit is not None and facts.st_size > limit:
+        raise ValueError(f"larger than {limit >> 20} MiB")
+    return path
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_file(_regular(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise BenchError(f"{path}: cannot be read as safetensors ({one_line(str(error))}); record it again") from error
 

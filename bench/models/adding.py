@@ -13,7 +13,7 @@ from bench.models.registry import ADAPTERS, skeleton
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, FileState, convert_network, model_file, read_state
 from bench.weights.folder import FORMAT as FOLDER
-from results.errors import BenchError, unknown
+from results.errors import BenchError, one_line, unknown
 from results.files import writing
 
 
@@ -49,7 +49,8 @@ def add_file(card: ModelCard, path: Path, role: str = NETWORK, *, another: bool 
                 shutil.copyfile(path, temporary)
         cache.pin(file.key(cache), place, added=path.name, url=file.url)
     except OSError as error:
-        raise BenchError(f"{place}: cannot be written ({error.strerror}); check BENCH_CACHE_DIR") from error
+        reason = error.strerror or one_line(str(error), 100)
+        raise BenchError(f"{place}: cannot be written ({reason}); check BENCH_CACHE_DIR") from error
     done = convert_network(file, place, cache)
     return FileState(file, "here", place, f"sha256 {cache.digest(place)[:12]}" + (f", {done}" if done else ""))
 

@@ -12,6 +12,7 @@ from bench.contracts.card import ModelCard, WeightsSource
 from bench.models.cards import cards, find_card
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, FileState, NeededFile, fetch_files, here, model_file, verify_file
+from bench.weights.sniff import kind_of
 from results.errors import BenchError
 
 
@@ -61,6 +62,15 @@ def autoencoder_sources(card: ModelCard) -> dict[str, WeightsSource]:
     }
 
 
+def check_given(path: Path) -> None:
+    """Raise BenchError for a path of `--weights` where no checkpoint can be, by its first bytes."""
+    if not path.exists():
+        raise BenchError(f"--weights: {path} does not exist; correct the path")
+    fault = None if path.is_dir() else kind_of(path).fault
+    if fault is not None:
+        raise BenchError(f"--weights: {path} {fault}")
+
+
 def weights_digests(card: ModelCard, override: Path | None = None) -> dict[str, str]:
     """Return the sha256 of every file that `card` would load, by role; `override` stands for the network's own.
 
@@ -70,8 +80,7 @@ def weights_digests(card: ModelCard, override: Path | None = None) -> dict[str, 
     digests = {}
     for file in model_files(card):
         if file.role == NETWORK and override is not None:
-            if not override.exists():
-                raise BenchError(f"--weights: {override} does not exist; correct the path")
+            check_given(override)
             digests[file.role] = cache.digest(override)
         else:
             path = here(file, cache)

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from bench.judges.pixels.images import MAX_FILE_BYTES, SUFFIXES, Unreadable, read_file
 from results.errors import DatasetError
@@ -50,6 +50,13 @@ ERRORS = (
     tarfile.TarError,
 )  # fmt: skip
 LABEL_BYTES = 64
+LONGEST_NAME = 1 << 20
+"""Bytes of what a tar says beside a member's header (its long name, its attributes), which is read at once."""
+BLOATED = (1 << 28, 100)
+"""Bytes, and times its own size, beyond which a compressed archive is no set of images."""
+FEW_ROWS, ROW_BYTES = 1_000_000, 16
+"""Rows that a table may have whatever its size, and the bytes of the file that each has where there are more."""
+LABEL_COLUMNS, LABEL_LETTERS = ("label", "labels", "class", "cls"), 300
 
 
 class LeftOut(NamedTuple):
@@ -198,6 +205,23 @@ class Zip(Container):
         return _read_member(lambda: self.archive.open(member), member.file_size)
 
 
+class _Member(tarfile.TarInfo):
+    """A member of a tar, whose name and attributes are no larger than those of files are."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Return the header in the bytes of a block, as tarfile asks for it."""
+        member = super().frombuf(*arguments, **keywords)
+        if member.type in _BESIDE and member.size > LONGEST_NAME:
+            raise tarfile.ReadError(f"a name or attributes of {member.size:,} bytes")
+        return member
+
+
+_BESIDE = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+)  # fmt: skip
+
+
 class Tar(Container):
     """A tar archive. A compressed one is read front to back, so its images stay in its own order.
 
@@ -212,9 +236,13 @@ class Tar(Container):
         classes: dict[PurePosixPath, str] = {}
         names = []
         with _one_line(path):
-            self.archive = tarfile.open(path, "r:*")  # noqa: SIM115 - read from for as long as the set is
+            # Read from for as long as the set is.
+            self.archive = tarfile.open(path, "r:*", tarinfo=_Member)  # noqa: SIM115
             self.sequential = isinstance(self.archive.fileobj, (gzip.GzipFile, bz2.BZ2File))
+            most = max(BLOATED[0], BLOATED[1] * path.stat().st_size)
             for member in self.archive:
+                if member.offset > most:
+                    raise DatasetError(f"{path}: unpacks to over {most:,} bytes, as a decompression bomb does")
                 name = _member_name(member.name)
                 if self.sequential and member.size > MAX_FILE_BYTES:
                     raise DatasetError(f"{path}: {name} declares {member.size:,} bytes; unpack it and name the folder")
@@ -287,10 +315,16 @@ class Parquet(Container):
             name, kind = found[0] if len(found) == 1 else named[0]
             self.column = _identifier(name) + (".bytes" if kind.upper().startswith("STRUCT") else "")
             count = self.connection.execute(f"SELECT count(*) FROM {self.table}", self.source).fetchone()
-            self.images = [PurePosixPath(f"row {row}") for row in range(count[0] if count else 0)]
-            beside = [name for name, *_ in columns if name.lower() in ("label", "labels", "class", "cls")]
+            rows_stated = int(count[0]) if count else 0
+            if rows_stated > max(FEW_ROWS, path.stat().st_size // ROW_BYTES):
+                raise DatasetError(f"{path}: states {rows_stated:,} rows, more than images fit into it")
+            self.images = [PurePosixPath(f"row {row}") for row in range(rows_stated)]
+            beside = [(name, kind) for name, kind, *_ in columns if name.lower() in LABEL_COLUMNS]
             if beside:
-                rows = self.connection.execute(f"SELECT {_identifier(beside[0])} FROM {self.table}", self.source)
+                label = _identifier(beside[0][0])
+                if "INT" not in beside[0][1]:
+                    label = f"left(CAST({label} AS VARCHAR), {LABEL_LETTERS})"
+                rows = self.connection.execute(f"SELECT {label} FROM {self.table}", self.source)
                 self.labels = [_number_or_name(value) for (value,) in rows.fetchall()]
         except duckdb.Error as error:
             raise DatasetError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error

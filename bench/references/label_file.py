@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from bench.references.classes import check_first
 from protocols.imagenet import synset_labels
-from results.errors import DatasetError
+from results.errors import DatasetError, one_line
+from results.files import read_regular
 
 NAMES = (
     "LOC_val_solution.csv",
@@ -85,9 +86,7 @@ def read_label_file(file: Path, first_label: int | None = None) -> Callable[[str
 def _lines(file: Path) -> list[str]:
     """Return the lines of a text, whoever wrote it: with or without BOM, any line ends."""
     try:
-        if file.stat().st_size > LARGEST:
-            raise DatasetError(f"{file}: is larger than {LARGEST >> 20} MiB, too large for a label file")
-        content = file.read_bytes()
+        content = read_regular(file, LARGEST)
     except OSError as error:
         raise DatasetError(
             f"{file}: cannot be read as a label file ({error.strerror or error}); choose another with --labels"
@@ -204,7 +203,7 @@ def _development_kit_order(file: Path) -> dict[int, int]:
     listing, meta = file.parent / "map_clsloc.txt", file.parent / "meta.mat"
     if listing.is_file():
         rows = (line.split() for line in _lines(listing) if line.strip())
-        synsets = {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdigit()}
+        synsets = {int(row[1]): row[0] for row in rows if len(row) >= 2 and INTEGER.fullmatch(row[1])}
     elif meta.is_file():
         synsets = _meta_synsets(meta)
     else:
@@ -222,8 +221,11 @@ def _meta_synsets(meta: Path) -> dict[int, str]:
     from scipy.io import loadmat
 
     try:
+        read_regular(meta, LARGEST)
         table = loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
         pairs = zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist(), strict=True)
         return {int(number): str(synset) for number, synset in pairs}
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise DatasetError(f"{meta}: cannot be read ({error}); copy it from the development kit again") from error
+    except Exception as error:  # scipy meets damaged bytes with exceptions of every kind
+        raise DatasetError(
+            f"{meta}: cannot be read ({one_line(str(error), 100)}); copy it from the development kit again"
+        ) from error

@@ -132,6 +132,8 @@ def judged_under(protocol: Protocol, conditions: str) -> str:
 
 
 DEFAULT_PROTOCOL = "digits"
+MOST_CELLS = 10_000
+"""Rows that one run may plan: each is worked out before the first sample."""
 
 
 def home_protocol(model: str) -> str:
@@ -179,7 +181,14 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
     seeds = _seeds(request)
     cells: dict[str, Cell] = {}
     adapters: dict[str, Adapter] = {}
-    for sweep in _sweeps(request):
+    sweeps = list(_sweeps(request))
+    asked_for = len(seeds) * sum(len(sweep.models) * len(sweep.steps) * len(sweep.cfg) for sweep in sweeps)
+    if asked_for > MOST_CELLS:
+        raise BenchError(
+            f"{asked_for:,} rows are asked for, a run takes at most {MOST_CELLS:,}; name fewer models, step counts, "
+            "scales or seeds"
+        )
+    for sweep in sweeps:
         for name in sweep.models:
             asked = find_card(name)
             if asked.resolution != protocol.resolution and not family_class(asked.family).takes_prompts:

@@ -15,7 +15,7 @@ from bench.metrics.registry import METRICS, check_metrics
 from bench.models.cards import CARDS, cards
 from bench.models.compilation import check_compiler
 from bench.models.environments import environment_python
-from bench.models.files import model_files
+from bench.models.files import check_given, model_files
 from bench.models.registry import ADAPTERS, family_class
 from bench.recordings.replay import REPLAYS
 from bench.references.datasets import DATASETS
@@ -194,6 +194,8 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
 def check_surroundings(request: Request, runs: Path, database: Path) -> None:
     """Raise BenchError for what stands in the way of a run apart from files that it lacks."""
     check_protocol(request.protocol)
+    if request.weights is not None:
+        check_given(request.weights)
     if request.compile:
         check_compiler(request.device)
     for card in cards_of([request]):

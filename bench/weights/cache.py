@@ -14,9 +14,12 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from results.errors import BenchError
+from results.documents import read_object
+from results.errors import BenchError, one_line
 from results.files import write_atomically
 
+FACTS = ("sha256", "commit", "accepted")
+"""What an entry of a table may tell, as text."""
 QUICK_BYTES = 2**24
 """What is smaller is hashed whenever it is asked for."""
 
@@ -27,12 +30,20 @@ def cache_directory() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes; of a directory, that of its files' relative paths and digests."""
+    """Return the sha256 of a file's bytes; of a directory, that of its files' relative paths and digests.
+
+    Raises BenchError for anything else, which may have no end.
+    """
     if path.is_dir():
         lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n" for file in _files(path)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    if not path.is_file():
+        raise BenchError(f"{path}: is a device or not there, so it cannot be read; correct the path")
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read ({error.strerror or error}); correct the path") from error
 
 
 class FileCache:
@@ -50,8 +61,8 @@ class FileCache:
         key, stamp = str(path.resolve()), _stamp(path)
         if stamp[1] < QUICK_BYTES:
             return sha256_of(path)
-        known = self._read("digests.json").get(key, {})
-        if not fresh and known.get("stamp") == stamp:
+        known = self._read("digests.json").get(key)
+        if not fresh and known is not None and known.get("stamp") == stamp and "sha256" in known:
             return str(known["sha256"])
         found = sha256_of(path)
         with contextlib.suppress(BenchError):  # a read-only cache costs time, nothing else
@@ -115,13 +126,14 @@ class FileCache:
         return path
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            table = json.loads((self.root / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.root / name
+        if not os.path.lexists(path):
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise BenchError(f"{self.root / name}: cannot be read ({error}); fix or delete it") from error
-        return table if isinstance(table, dict) else {}
+        table = read_object(path, "cache table")
+        for key, entry in table.items():
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(fact, ""), str) for fact in FACTS):
+                raise BenchError(f"{path}: the entry of '{one_line(key, 60)}' is damaged; fix or delete it")
+        return table
 
     def _write(self, name: str, key: str, value: Mapping[str, Any]) -> None:
         with self.lock(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -43,7 +44,10 @@ class Kind(NamedTuple):
 
 def kind_of(path: Path) -> Kind:
     """Return what the file at `path` is by its first bytes; `unknown` where they tell nothing."""
-    size = path.stat().st_size
+    facts = path.stat()
+    size = facts.st_size
+    if not stat.S_ISREG(facts.st_mode):
+        return Kind("device", "is a folder or a device, not a file; use the checkpoint itself")
     if size == 0:
         return Kind("empty", "is empty (0 bytes); fetch the file again")
     with path.open("rb") as file:

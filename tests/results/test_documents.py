@@ -52,6 +52,8 @@ def test_a_baseline_with_a_byte_order_mark_is_read_as_json(tmp_path):
         (b"x = " + b"[" * 100_000, "nested too deeply"),
         (b"x = " + b"[" * 40 + b"]" * 40, "nested too deeply"),
         (b".".join([b"a"] * 400) + b" = 1", "nested too deeply"),
+        (b".".join([b"a"] * 400_000) + b" = 1", "nested too deeply"),  # tomllib would take hours and all memory
+        (b"[" + b" . ".join([b'"a"'] * 100_000) + b"]", "nested too deeply"),
         (b"# " + b"x" * 2**21, "larger than 1 MiB"),
     ],
 )

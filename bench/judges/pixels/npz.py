@@ -18,10 +18,13 @@ from results.errors import BenchError
 
 LABEL_KEYS = ("arr_1", "labels", "label")
 HEADER_BYTES = 65536
+DENSEST = 1100
+"""More than deflate ever makes of one byte: what states more than this holds less than it states."""
+MOST_IMAGES = 50_000_000
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 ERRORS = (
     OSError, ValueError, EOFError, KeyError, TypeError, IndexError, SyntaxError, OverflowError, RecursionError,
-    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -45,8 +48,10 @@ def npz_keys(path: Path) -> tuple[str, ...]:
 def npz_header(path: Path, key: str) -> Header:
     """Return what the array `key` declares. Raises BenchError when the file holds more or less than it declares."""
     with _one_line(path), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
-        header = _read_header(path, key, stream)
-        declared, held = _declared(header), archive.getinfo(f"{key}.npy").file_size - stream.tell()
+        header, entry = _read_header(path, key, stream), archive.getinfo(f"{key}.npy")
+        declared, held = _declared(header), entry.file_size - stream.tell()
+        if entry.file_size > DENSEST * min(entry.compress_size, path.stat().st_size):
+            raise BenchError(f"{path}: {key} declares {header}, more than the file can hold; copy it again")
     if not header.dtype.hasobject and declared != held:
         raise BenchError(
             f"{path}: {key} declares {header}, {declared:,} bytes but has {held:,}; it is damaged, copy it again"
@@ -128,6 +133,8 @@ class ImageArchive:
             raise BenchError(
                 f"{self.path}: arr_0 contains {header}; images of more than {MAX_PIXELS:,} pixels are not read"
             )
+        if header.shape[0] > MOST_IMAGES:
+            raise BenchError(f"{self.path}: arr_0 contains {header}; more than {MOST_IMAGES:,} images are not read")
         if header.fortran:
             raise BenchError(f"{self.path}: arr_0 is in Fortran order; save numpy.ascontiguousarray of it")
         return header.shape

@@ -137,6 +137,8 @@ def test_a_wrong_value_at_any_depth_names_file_key_found_and_allowed(tmp_path, e
         (("[1, 8, 8]", "[1, true, 8]"), "key 'latent_shape[1]' must be an integer, found True"),
         (("[1, 8, 8]", "8"), "key 'latent_shape' must be a list, found 8"),
         (('"a"', '"a,b"'), "key 'name' must be a printable name"),
+        (('"a"', '".."'), "key 'name' must be a name that is no option and no folder"),
+        (('"a"', '"--help"'), "key 'name' must be a name that is no option and no folder"),
         (("resolution = 8", "resolution = 0"), "key 'resolution' must be an integer of at least 1, found 0"),
     ],
 )

@@ -221,6 +221,14 @@ def test_a_card_requires_packages_and_nothing_else(tmp_path, requirement):
     assert list(load_card(path).worker.requirements) == good
 
 
+@pytest.mark.parametrize("name", [".", "..", "a/..", "../x", "/tmp/x"])
+def test_an_environment_lies_among_the_others(tmp_path, name):
+    path = tmp_path / "scripted.toml"
+    path.write_text(CARD + f"environment = {json.dumps(name)}\n")  # `bench worker setup` empties its folder first
+    with pytest.raises(BenchError, match=r"key 'worker\.environment' must be"):
+        load_card(path)
+
+
 def test_an_environment_is_made_when_asked_and_a_failed_one_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv(PYTHON, raising=False)
