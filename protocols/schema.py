@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,7 @@ def _resolved(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict
     Tables are merged, all else is replaced.
     """
     table = read_toml(path, "protocol", ProtocolError)
-    here = path.resolve()
+    here = Path(os.path.realpath(path))
     if here in above or len(above) > DEEPEST:
         raise ProtocolError(f"protocol {shown(above[0])}: key 'extends' leads in a circle; name another protocol")
     if isinstance(labels := table.get("labels"), dict) and isinstance(names := labels.get("names_file"), str):
@@ -239,7 +240,7 @@ def _extended(path: Path, name: Any) -> Path:
     if name.endswith(".toml"):
         return path.parent / name
     beside, shipped = path.parent / f"{name}.toml", protocol_files()
-    if len(name.encode()) < 200 and beside.exists() and not (name in shipped and beside.resolve() == path.resolve()):
+    if len(name.encode()) < 200 and beside.exists() and not (name in shipped and beside.samefile(path)):
         return beside
     if name in shipped:
         return shipped[name]

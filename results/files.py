@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -37,17 +38,23 @@ def read_regular(path: Path, limit: int) -> bytes:
     return content
 
 
+def real_path(path: Path) -> Path:
+    """Return where a path leads, absolute and through all links; `Path.resolve` raises RuntimeError for a circle."""
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.
 
     The block makes a file or a directory there. A file is flushed to the disk before it is renamed; a directory takes
-    the place of the one that was there, a file that of a link. Raises BenchError when a device, a pipe or a socket is
-    there.
+    the place of the one that was there, a file that of a link. What killed commands left of the same `target` goes.
+    Raises BenchError when a device, a pipe or a socket is there.
     """
     with suppress(OSError):
         _check_kind(target, target.stat().st_mode, directory=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, f"{glob.escape(target.name)}.*.tmp")
     temporary = target.with_name(f"{target.name}.{mark()}.tmp")
     try:
         yield temporary
@@ -81,14 +88,22 @@ def output_file(path: Path, option: str, source: Path | None = None) -> Path:
     """
     try:
         _check_kind(path, path.stat().st_mode, option)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # made, or refused, when it is written
+    except FileNotFoundError:
+        _check_folder(path, option)
     except OSError as error:
         raise disk_error(path, error, option) from error
-    real = Path(os.path.realpath(path))
-    if source is not None and real == Path(os.path.realpath(source)):
+    real = real_path(path)
+    if source is not None and real == real_path(source):
         raise BenchError(f"{path}: is what is read; choose another place with {option}")
     return real
+
+
+def _check_folder(path: Path, option: str) -> None:
+    """Raise BenchError unless a file can be made at `path`, in a folder that is there or can be made too."""
+    folder = next(folder for folder in real_path(path).parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "may not be written to" if folder.is_dir() else "is no folder"
+        raise BenchError(f"{path}: cannot be written ({folder} {reason}); choose another place with {option}")
 
 
 KINDS: dict[Callable[[int], bool], str] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from results.errors import StoreError, one_line
-from results.files import read_regular
+from results.files import read_regular, real_path
 
 NAMESPACE = "fewstep-bench"
 """What a signature is for: one made for another purpose does not verify."""
@@ -39,11 +39,11 @@ def sign(payload: bytes, key: Path) -> dict[str, str]:
         message, public = Path(folder) / "bundle.json", Path(folder) / "key.pub"
         message.write_bytes(payload)
         if kind == "ssh":
-            _run(key, kind, "-Y", "sign", "-q", "-f", str(key.resolve()), "-n", NAMESPACE, str(message))
+            _run(key, kind, "-Y", "sign", "-q", "-f", str(real_path(key)), "-n", NAMESPACE, str(message))
             return {"kind": kind, "signature": (Path(folder) / "bundle.json.sig").read_text("utf-8")}
         made = Path(folder) / "bundle.json.minisig"
-        _run(key, kind, "-S", "-s", str(key.resolve()), "-m", str(message), "-x", str(made), "-t", NAMESPACE)
-        _run(key, kind, "-R", "-s", str(key.resolve()), "-p", str(public))
+        _run(key, kind, "-S", "-s", str(real_path(key)), "-m", str(message), "-x", str(made), "-t", NAMESPACE)
+        _run(key, kind, "-R", "-s", str(real_path(key)), "-p", str(public))
         return {"kind": kind, "signature": made.read_text("utf-8"), "public_key": public.read_text("utf-8")}
 
 
@@ -87,9 +87,9 @@ def verify(payload: bytes, signature: Mapping[str, Any], allowed: Path | None = 
         signer = f"ssh {found[1]} {found[2]}"
         if allowed is None:
             return signer
-        names = _checked(kind, b"", "-Y", "find-principals", "-f", str(allowed.resolve()), "-s", str(made)).split("\n")
+        names = _checked(kind, b"", "-Y", "find-principals", "-f", str(real_path(allowed)), "-s", str(made)).split("\n")
         name = names[0].strip()
-        arguments = ("-Y", "verify", "-f", str(allowed.resolve()), "-I", name, "-n", NAMESPACE, "-s", str(made))
+        arguments = ("-Y", "verify", "-f", str(real_path(allowed)), "-I", name, "-n", NAMESPACE, "-s", str(made))
         _checked(kind, payload, *arguments)
         return f"{one_line(name, 80)} ({signer})"
 

@@ -173,6 +173,8 @@ def _check_first_bytes(path: Path) -> None:
             return
         if path.is_dir():
             raise StoreError(f"{path}: a directory, not a database; name its bench.duckdb")
+        if not path.is_file():
+            raise StoreError(f"{path}: a device or a pipe, not a database; correct the path")
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:

@@ -107,12 +107,10 @@ def read_table(path: Path) -> ScoreTable:
     Columns of metrics go by any name that the paper's script accepts; an empty cell means that the metric is missing.
     """
     from results.composite import column_of
+    from results.files import read_regular
 
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_TABLE + 1)
-        if len(content) > LARGEST_TABLE:
-            raise BenchError(f"{path}: is larger than {LARGEST_TABLE >> 20} MiB, too large for a table; check the path")
+        content = read_regular(path, LARGEST_TABLE)
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except OSError as error:

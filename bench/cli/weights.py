@@ -152,14 +152,17 @@ def convert(
     """
     from bench.weights.conversion import convert as convert_file
     from bench.weights.file import reading, size_text
+    from results.files import output_file, real_path
 
     path, found, name = _checkpoint(source, role)
     found = replace(found, tree=tree) if tree is not None else found
     target = None if dry_run else output or Path(f"{name}.safetensors")
-    if target is not None and target.resolve() == path.resolve():
+    if target is not None and real_path(target) == real_path(path):
         raise BenchError(f"{target}: is the checkpoint itself; name another file with -o")
     if target is not None and target.is_dir():
         raise BenchError(f"{target}: is a folder; name a file with -o")
+    if target is not None:
+        target = output_file(target, "-o")
     with reading("", path, found.format):
         done = convert_file(path, target, found)
     if as_json:

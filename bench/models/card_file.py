@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,6 +22,7 @@ from bench.contracts.card import (
 )
 from results.catalog import CATALOG
 from results.documents import MAX_INT, Choice, Count, Distinct, Name, Settings, Table, found, is_integer, refused
+from results.files import real_path
 
 ANY_STEPS = 1_000_000
 """The last step count of a range without an end, `[first]`, and the largest step count of all."""
@@ -52,6 +54,8 @@ Span = Annotated[
 ]
 """Step counts, as (first, last)."""
 Text = Annotated[str, StringConstraints(min_length=1)]
+MOST_NOISE = 2**30
+"""Values of one sample's noise: more than any model has, and few enough to be counted."""
 
 
 def _digest(value: str) -> str:
@@ -68,6 +72,12 @@ def _address(value: str) -> str:
 
 def _two(span: list[int]) -> tuple[int, int]:
     return span[0], span[1]
+
+
+def _noise(value: list[int]) -> list[int]:
+    if math.prod(value) > MOST_NOISE:
+        raise refused(f"must hold at most {MOST_NOISE:,} values together, found {found(value)}")
+    return value
 
 
 class WeightsTable(Table):
@@ -97,7 +107,7 @@ class WeightsTable(Table):
         """Return the contract's form; `path` is relative to `folder`."""
         values = self.model_dump()
         if self.path is not None:
-            values["path"] = (folder / self.path).resolve()
+            values["path"] = real_path(folder / self.path)
         return WeightsSource(**values)
 
 
@@ -193,6 +203,7 @@ class CardTable(Table):
     latent_shape: Annotated[
         list[Annotated[int, Field(ge=1, le=1_000_000)]],
         Field(min_length=1, max_length=4, description="Shape of one sample's noise."),
+        AfterValidator(_noise),
     ]
     architecture: Annotated[Settings, Field(description="What the family's network is built from.")] = {}
     weights: WeightsTable | None = None

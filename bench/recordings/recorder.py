@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.contracts.evaluations import Evaluations, first_tensor
 from results.errors import BenchError, one_line
-from results.files import write_atomically
+from results.files import real_path, write_atomically
 
 DRAWS = ("randn", "randn_like", "rand", "rand_like")
 """torch's functions whose results `Recorder.draws` keeps."""
@@ -179,7 +179,7 @@ def record_script(script: Path, directory: Path, adapter: str) -> Recorder:
     if spec is None or spec.loader is None:
         raise BenchError(f"{script}: not a Python file; name one with a function record(recorder)")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(script.resolve().parent))
+    sys.path.insert(0, str(real_path(script).parent))
     try:
         spec.loader.exec_module(module)
         function = getattr(module, "record", None)
@@ -192,6 +192,6 @@ def record_script(script: Path, directory: Path, adapter: str) -> Recorder:
     except Exception as error:
         raise BenchError(f"{script}: {one_line(f'{type(error).__name__}: {error}')}; --debug shows where") from error
     finally:
-        sys.path.remove(str(script.resolve().parent))
+        sys.path.remove(str(real_path(script).parent))
     recorder.write(directory)
     return recorder

@@ -15,6 +15,7 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, Self
 
 from bench.judges.pixels.images import MAX_FILE_BYTES, SUFFIXES, Unreadable, read_file
 from results.errors import DatasetError
+from results.files import real_path
 
 JUNK = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found",
@@ -50,9 +52,11 @@ ERRORS = (
     tarfile.TarError,
 )  # fmt: skip
 LABEL_BYTES = 64
+DEEPEST, MOST_WAYS = 100, 100
+"""Folders above a folder of a set, and the ways that may lead to one: with more, a few links make an endless walk."""
 LONGEST_NAME = 1 << 20
 """Bytes of what a tar says beside a member's header (its long name, its attributes), which is read at once."""
-BLOATED = (1 << 28, 100)
+BLOATED = (1 << 27, 20)
 """Bytes, and times its own size, beyond which a compressed archive is no set of images."""
 FEW_ROWS, ROW_BYTES = 1_000_000, 16
 """Rows that a table may have whatever its size, and the bytes of the file that each has where there are more."""
@@ -151,7 +155,8 @@ class Folder(Files):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.images = _sort_out(self._walk(path, PurePosixPath(), (path.resolve(),)), self.left_out)
+        self.ways: Counter[Path] = Counter()
+        self.images = _sort_out(self._walk(path, PurePosixPath(), (real_path(path),)), self.left_out)
 
     def _walk(self, folder: Path, below: PurePosixPath, above: tuple[Path, ...]) -> Iterator[str]:
         try:
@@ -166,10 +171,14 @@ class Folder(Files):
             if _is_junk(entry.name):
                 continue
             if entry.is_dir():
-                real = Path(entry.path).resolve() if entry.is_symlink() else above[-1] / entry.name
+                real = real_path(Path(entry.path)) if entry.is_symlink() else above[-1] / entry.name
                 if real in above:
                     self.left_out.append(LeftOut(name.as_posix(), "is a link to a folder above it"))
                     continue
+                self.ways[real] += 1
+                if len(above) > DEEPEST or self.ways[real] > MOST_WAYS:
+                    what = "lies too deep" if len(above) > DEEPEST else f"is reached by more than {MOST_WAYS} ways"
+                    raise DatasetError(f"{entry.path}: {what}; name a folder below it, or remove links")
                 yield from self._walk(Path(entry.path), name, (*above, real))
             elif entry.is_file() or (entry.name.lower().endswith(SUFFIXES) and _is_dangling(entry)):
                 yield name.as_posix()
@@ -242,7 +251,9 @@ class Tar(Container):
             most = max(BLOATED[0], BLOATED[1] * path.stat().st_size)
             for member in self.archive:
                 if member.offset > most:
-                    raise DatasetError(f"{path}: unpacks to over {most:,} bytes, as a decompression bomb does")
+                    raise DatasetError(
+                        f"{path}: unpacks to over {most:,} bytes, as a decompression bomb does; unpack it yourself"
+                    )
                 name = _member_name(member.name)
                 if self.sequential and member.size > MAX_FILE_BYTES:
                     raise DatasetError(f"{path}: {name} declares {member.size:,} bytes; unpack it and name the folder")
@@ -336,14 +347,17 @@ class Parquet(Container):
         with self.lock:
             try:
                 if row != self.next:
-                    query = f"SELECT {self.column} FROM {self.table} OFFSET {row}"
+                    small = f"CASE WHEN octet_length({self.column}) <= {MAX_FILE_BYTES} THEN {self.column} END"
+                    query = f"SELECT {small}, octet_length({self.column}) FROM {self.table} OFFSET {row}"
                     self.rows = self.connection.execute(query, self.source)
                 found = self.rows.fetchone()
             except self.errors as error:
                 raise Unreadable(f"cannot be read ({str(error).splitlines()[0]})") from error
             self.next = row + 1
-        if found is None or found[0] is None:
+        if found is None or found[1] is None:
             raise Unreadable("is empty")
+        if found[0] is None:
+            raise Unreadable(f"is larger than {MAX_FILE_BYTES >> 20} MiB, too large for an image")
         return bytes(found[0])
 
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from bench.references.classes import check_first
 from protocols.imagenet import synset_labels
 from results.errors import DatasetError, one_line
-from results.files import read_regular
+from results.files import read_regular, real_path
 
 NAMES = (
     "LOC_val_solution.csv",
@@ -42,7 +42,7 @@ LARGEST = 2**26
 
 def find_label_file(root: Path) -> Path | None:
     """Return the file of labels in `root` or in one of the four folders above it (and their `data`), if any."""
-    places = [root, *root.resolve().parents[:4]]
+    places = [root, *real_path(root).parents[:4]]
     files = (place / folder / name for place in places for folder in FOLDERS for name in NAMES)
     return next((file for file in files if file.is_file()), None)
 

@@ -44,7 +44,7 @@ from protocols.schema import digest_of
 from results.cells import CellDirectory, sweep_if_idle
 from results.errors import BenchError, StoreError
 from results.evidence import write_evidence
-from results.files import mark
+from results.files import mark, real_path
 from results.index import index_cells
 from results.ranking import rank_all
 from results.store import connect, finish_runs, now
@@ -144,7 +144,7 @@ def _score(
 
 def name_of(source: Path) -> str:
     """Return the name of a row that is given none: the folder's or the file's, with what cannot be shown replaced."""
-    name = source.resolve().stem.removesuffix(".tar")
+    name = real_path(source).stem.removesuffix(".tar")
     shown = "".join(mark if mark.isprintable() else "?" for mark in name)
     return shown.strip() or "images"
 
@@ -208,10 +208,17 @@ def _command(
 ) -> str:
     """Return the command line that repeats the row from anywhere, as a shell takes it."""
     shipped = protocol_files().get(protocol.name) == protocol.path
-    words = ["bench", "score", "--protocol", protocol.name if shipped else str(protocol.path.resolve()), "--name", name]
+    words = [
+        "bench",
+        "score",
+        "--protocol",
+        protocol.name if shipped else str(real_path(protocol.path)),
+        "--name",
+        name,
+    ]
     words += [] if nfe is None else ["--nfe", f"{nfe:g}" if float(f"{nfe:g}") == nfe else repr(nfe)]
     words += [] if first_label is None else ["--first-label", str(first_label)]
-    words += ["--device", device, "--", str(source.resolve())]
+    words += ["--device", device, "--", str(real_path(source))]
     return shlex.join(words).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

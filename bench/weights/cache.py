@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from results.documents import read_object
 from results.errors import BenchError, one_line
-from results.files import write_atomically
+from results.files import real_path, write_atomically
 
 FACTS = ("sha256", "commit", "accepted")
 """What an entry of a table may tell, as text."""
@@ -58,7 +58,7 @@ class FileCache:
 
     def digest(self, path: Path, *, fresh: bool = False) -> str:
         """Return the sha256 of `path`; a large one is hashed again only if its size or time changed, or if `fresh`."""
-        key, stamp = str(path.resolve()), _stamp(path)
+        key, stamp = str(real_path(path)), _stamp(path)
         if stamp[1] < QUICK_BYTES:
             return sha256_of(path)
         known = self._read("digests.json").get(key)

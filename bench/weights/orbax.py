@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from results.errors import BenchError
+from results.files import real_path
 
 METADATA_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
 """The file that marks an array in each of tensorstore's two array formats."""
@@ -45,9 +46,9 @@ def load_orbax(path: Path) -> dict[str, Any]:
     BenchError when tensorstore is not installed, or the directory holds no array.
     """
     tensorstore = _tensorstore()
-    base: dict[str, Any] = {"driver": "file", "path": f"{path.resolve()}/"}
+    base: dict[str, Any] = {"driver": "file", "path": f"{real_path(path)}/"}
     if (path / "manifest.ocdbt").exists():
-        base = {"driver": "ocdbt", "base": f"file://{path.resolve()}/"}
+        base = {"driver": "ocdbt", "base": f"file://{real_path(path)}/"}
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     tree: dict[str, Any] = {}
     for key in sorted(tensorstore.KvStore.open(base).result().list().result()):

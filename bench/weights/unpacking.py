@@ -14,6 +14,7 @@ from bench.weights.orbax import is_orbax
 from bench.weights.sniff import kind_of
 from results.documents import read_object
 from results.errors import BenchError
+from results.files import real_path
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".msgpack", ".pkl", ".pickle")
 INDEX_SUFFIX = ".index.json"
@@ -77,7 +78,7 @@ def shards_of(index: Path) -> list[Path]:
             raise BenchError(f"it names a shard outside its folder ({str(name)[:60]!r}); do not use it")
         if not (index.parent / name).is_file():
             raise BenchError(f"its shard {name} is not next to it ({len(names)} shards); fetch it too")
-        if (index.parent / name).resolve() == index.resolve() or kind_of(index.parent / name).name == "index":
+        if real_path(index.parent / name) == real_path(index) or kind_of(index.parent / name).name == "index":
             raise BenchError(f"it names another index as a shard ({name}); correct it")
     if not names:
         raise BenchError("it is an index that names no shard; fetch it again")

@@ -2,15 +2,19 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.cli.mmhm import read_table
 from bench.contracts.recording import load_case
+from bench.references.containers import open_container
 from bench.references.label_file import read_label_file
 from bench.run.plan import Request, make_plan
 from bench.run.readiness import check_surroundings
+from bench.run.score import name_of
 from bench.weights.cache import FileCache, sha256_of
 from bench.weights.sniff import kind_of
 from protocols import find_protocol
@@ -18,6 +22,8 @@ from report.site import _outcomes
 from results.cells import CellDirectory
 from results.documents import read_json, read_toml
 from results.errors import BenchError
+from results.files import mark, output_file, writing
+from results.moving import read_source
 from results.signatures import sign, verify
 
 CELL = "0" * 20
@@ -38,6 +44,8 @@ def beside(path, name):
 
 
 DOORS = {
+    "table": read_table,
+    "database": lambda path: read_source(path),
     "toml": lambda path: read_toml(path, "card"),
     "json": lambda path: read_json(path, "baseline"),
     "weights": lambda path: raised(kind_of(path).fault),
@@ -89,6 +97,38 @@ def test_a_checkpoint_that_is_none_is_met_before_anything_is_loaded(tmp_path):
         request = Request(find_protocol("digits"), models=("digits-dmd",), weights=tmp_path / name)
         with pytest.raises(BenchError, match=f"--weights: .*{reason}"):
             check_surroundings(request, tmp_path / "runs", tmp_path / "runs" / "bench.duckdb")
+
+
+def test_a_link_to_itself_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loop = Path("loop")
+    loop.symlink_to(loop)
+    for act in (lambda: open_container(loop), lambda: name_of(loop) and load_case(loop), lambda: sha256_of(loop)):
+        with pytest.raises(BenchError):
+            act()
+    with pytest.raises(BenchError, match="choose another place with -o"):
+        output_file(loop, "-o")
+
+
+def test_a_place_that_cannot_be_written_is_met_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("file/x.json", "file/deep/x.json"):
+        with pytest.raises(BenchError, match="choose another place with --write"):
+            output_file(tmp_path / place, "--write")
+    assert output_file(tmp_path / "new" / "deep" / "x.json", "--write") == tmp_path / "new" / "deep" / "x.json"
+
+
+def test_what_a_killed_command_left_of_a_file_goes_with_the_next(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    machine = mark().partition("-")[0]
+    for name in (f"site.{machine}-{gone.pid}-00000000.tmp", f"[s].{machine}-{gone.pid}-00000000.tmp"):
+        (tmp_path / name).mkdir()
+    living = tmp_path / f"site.{machine}-{os.getppid()}-00000000.tmp"
+    living.mkdir()
+    with writing(tmp_path / "site") as made:
+        made.mkdir()
+    assert sorted(tmp_path.glob("site*")) == [tmp_path / "site", living]
 
 
 def test_a_plan_of_too_many_rows_is_refused_before_one_is_worked_out():

@@ -139,6 +139,7 @@ def test_a_wrong_value_at_any_depth_names_file_key_found_and_allowed(tmp_path, e
         (('"a"', '"a,b"'), "key 'name' must be a printable name"),
         (('"a"', '".."'), "key 'name' must be a name that is no option and no folder"),
         (('"a"', '"--help"'), "key 'name' must be a name that is no option and no folder"),
+        (("[1, 8, 8]", "[1000000, 1000000, 1000000]"), "key 'latent_shape' must hold at most 1,073,741,824 values"),
         (("resolution = 8", "resolution = 0"), "key 'resolution' must be an integer of at least 1, found 0"),
     ],
 )

@@ -2,14 +2,17 @@
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
+from bench.judges.pixels.images import Unreadable
 from bench.judges.pixels.npz import ImageArchive
 from bench.references import containers
 from bench.references.containers import open_container
@@ -86,3 +89,33 @@ def test_an_npz_whose_directory_lies_about_its_sizes_allocates_nothing(tmp_path)
 def test_an_npz_of_black_images_is_no_lie(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", np.zeros((2000, 64, 64, 3), np.uint8))
     assert len(ImageArchive(tmp_path / "a.npz")) == 2000
+
+
+def test_links_that_double_at_every_level_are_no_endless_walk(tmp_path):
+    for level in range(30):
+        (tmp_path / f"{level}").mkdir()
+        for link in "ab":
+            (tmp_path / f"{level}" / link).symlink_to(tmp_path / f"{level + 1}")
+    (tmp_path / "30").mkdir()
+    with pytest.raises(BenchError, match="is reached by more than 100 ways"):
+        open_container(tmp_path / "0")
+
+
+def test_a_folder_of_hundreds_of_levels_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(300):
+        Path("a").mkdir()
+        os.chdir("a")
+    os.chdir(tmp_path)
+    with pytest.raises(BenchError, match="lies too deep"):
+        open_container(tmp_path)
+
+
+def test_a_cell_of_a_table_larger_than_an_image_is_not_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(containers, "MAX_FILE_BYTES", 10)
+    path = tmp_path / "a.parquet"
+    duckdb.sql(f"COPY (SELECT repeat('x', 9 + range)::BLOB AS image FROM range(3)) TO '{path}'")
+    table = open_container(path)
+    assert table.read(table.images[0]) == b"x" * 9 and table.read(table.images[1]) == b"x" * 10
+    with pytest.raises(Unreadable, match="too large for an image"):
+        table.read(table.images[2])
