@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapters.guidance import Guided
+from adapters.integrators import SOLVER, FixedSolver, fixed_steps
 from adapters.latent import LatentAdapter
 from adapters.meanflow import TimedSettings
 from adapters.networks.lightningdit import LightningDiT
@@ -35,12 +36,12 @@ RECORDED = {"mode": "sampler", "method": "sampler"}
 
 
 class FACMSettings(TimedSettings):
-    """Jumps to the data with fresh noise between them, or Euler steps of the flow."""
+    """Jumps to the data with fresh noise between them, or steps of a solver along the flow."""
 
-    sampler: Literal["consistency", "euler"] = Field(
-        "consistency", description="consistency: jump to the data and add noise again; euler: for the base flow model"
+    sampler: Literal["consistency"] | FixedSolver = Field(
+        "consistency", description=f"consistency: jump to the data and add noise again; for the base model: {SOLVER}"
     )
-    shift: Number = Field(1.0, gt=0, description="euler: times are s t / (1 + (s - 1) t); below 1 towards noise")
+    shift: Number = Field(1.0, gt=0, description="of the flow's times: s t / (1 + (s - 1) t); below 1 towards noise")
     interval: Sequence[Number] = Field(
         (0.125, 1.0), min_length=2, max_length=2, description="first and last time that are guided, both included"
     )
@@ -48,9 +49,11 @@ class FACMSettings(TimedSettings):
     @model_validator(mode="after")
     def _shifted(self) -> Self:
         if self.sampler == "consistency" and self.shift != 1:
-            raise ValueError("shift is for sampler euler; the consistency sampler has uniform times")
+            raise ValueError(
+                "shift is for sampler euler and other solvers of the flow; the consistency sampler has uniform times"
+            )
         if self.times is not None and (self.sampler == "consistency" or self.shift != 1):
-            raise ValueError("times are for sampler euler, in place of shift")
+            raise ValueError("times are for sampler euler and other solvers of the flow, in place of shift")
         return self
 
     def clock(self, steps: int) -> list[float]:
@@ -70,15 +73,8 @@ def consistency_sample(F: FlowField, x: Tensor, times: Sequence[float], noise: N
     return x
 
 
-def euler_sample(F: FlowField, x: Tensor, times: Sequence[float]) -> Tensor:
-    """Integrate dx/dt = F(x, t) over `times`, from noise to data."""
-    for t, t_next in pairwise(times):
-        x = x + (t_next - t) * F(x, t)
-    return x
-
-
 class FACM(LatentAdapter):
-    """FACM's students, and the flow model that they come from (`sampler` euler)."""
+    """FACM's students, and the flow model that they come from (`sampler` euler, heun2 ...)."""
 
     Settings = FACMSettings
     network: LightningDiT
@@ -103,9 +99,9 @@ class FACM(LatentAdapter):
         """Return normalised latents, float32 [B, C, H, W], by steps of a float64 state."""
         x, times = noise.normal(self.latent_shape).to(self.device).double(), settings.clock(steps)
         F = self.guided(labels, cfg, settings)
-        if settings.sampler == "euler":
-            return euler_sample(F, x, times).float()
-        return consistency_sample(F, x, times, noise).float()
+        if settings.sampler == "consistency":
+            return consistency_sample(F, x, times, noise).float()
+        return fixed_steps(F, x, times, settings.sampler).float()
 
     def unsupported(self, steps: int, cfg: float, settings: FACMSettings | None = None) -> str | None:
         """Refuse times of another number of steps."""
@@ -115,7 +111,7 @@ class FACM(LatentAdapter):
     def euler_field(self, labels: Tensor, cfg: float, settings: FACMSettings) -> FlowField | None:
         """Return the guided flow; a consistency model has none."""
         F = self.guided(labels, cfg, settings)
-        return (lambda x, t: -F(x, 1 - t)) if settings.sampler == "euler" else None
+        return None if settings.sampler == "consistency" else lambda x, t: -F(x, 1 - t)
 
     def guided(self, labels: Tensor, cfg: float, settings: FACMSettings) -> Guided:
         """Return F as a function of (x, t)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import Literal, get_args
@@ -15,6 +15,8 @@ from adapters.times import filled
 from results.errors import BenchError, unknown
 
 FixedSolver = Literal["euler", "midpoint", "heun2", "heun3", "rk4"]
+SOLVER = "solver of the flow; midpoint and heun2 cost two evaluations a step, heun3 three, rk4 four"
+"""What a setting with these solvers says of itself."""
 AdaptiveSolver = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 ADAPTIVE = get_args(AdaptiveSolver)
 """Solvers of torchdiffeq that choose their own steps."""
@@ -44,12 +46,18 @@ def ode_sample(
     def slope(x: Tensor, t: float) -> Tensor:
         return velocity(x, filled(t, x))
 
-    for t, t_next in pairwise([float(t) for t in times]):
-        x = FIXED_STEP[solver](slope, x, t, t_next - t)
-    return x
+    return fixed_steps(slope, x, [float(t) for t in times], solver)
 
 
 Slope = Callable[[Tensor, float], Tensor]
+"""dx/dt of (x, t), [B, ...], at a time that is a number."""
+
+
+def fixed_steps(slope: Slope, x: Tensor, times: Sequence[float], solver: str = "euler") -> Tensor:
+    """Integrate dx/dt = slope(x, t) over `times`, which rise or fall: a step of `solver` between each two of them."""
+    for t, t_next in pairwise(times):
+        x = FIXED_STEP[solver](slope, x, t, t_next - t)
+    return x
 
 
 def _euler(f: Slope, x: Tensor, t: float, h: float) -> Tensor:
@@ -82,7 +90,9 @@ def _rk4(f: Slope, x: Tensor, t: float, h: float) -> Tensor:
     return x + h * (k1 + 3 * k2 + 3 * k3 + k4) / 8
 
 
-FIXED_STEP = {"euler": _euler, "midpoint": _midpoint, "heun2": _heun2, "heun3": _heun3, "rk4": _rk4}
+FIXED_STEP: Mapping[str, Callable[[Slope, Tensor, float, float], Tensor]] = {
+    "euler": _euler, "midpoint": _midpoint, "heun2": _heun2, "heun3": _heun3, "rk4": _rk4,
+}  # fmt: skip
 
 
 def _integrate_adaptively(

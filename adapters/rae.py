@@ -5,9 +5,8 @@ Noise lies at t = 1 and data at t = 0; the network predicts v = noise - data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from adapters.autoencoders import AutoencoderKind, build_autoencoder, register
 from adapters.guidance import Guided
+from adapters.integrators import SOLVER, FixedSolver, fixed_steps
 from adapters.latent import LatentAdapter
 from adapters.meanflow import TimedSettings
 from adapters.networks.ditdh import DiTDH
 from adapters.networks.rae_decoder import RAEDecoder
-from adapters.times import at_times, rounded
+from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
@@ -36,7 +36,7 @@ State = Mapping[str, Tensor]
 
 
 class RAESettings(TimedSettings):
-    """Euler steps on a grid shifted by the size of the latents, and what guides them."""
+    """Steps on a grid shifted by the size of the latents, and what guides them."""
 
     method: Literal["classifier-free", "autoguidance"] = Field(
         "classifier-free",
@@ -49,32 +49,23 @@ class RAESettings(TimedSettings):
     time_dist_shift_base: Number = Field(
         4096, gt=0, description="the times are shifted by sqrt(time_dist_shift_dim / time_dist_shift_base)"
     )
+    solver: FixedSolver = Field("euler", description=SOLVER)
 
     def grid(self, steps: int) -> tuple[float, ...]:
-        """Return the times of `steps` Euler steps."""
+        """Return the times of `steps` steps."""
         if self.times is not None:
             return super().grid(steps)
         return tuple(time_grid(steps, (self.time_dist_shift_dim / self.time_dist_shift_base) ** 0.5).tolist())
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
-    """Return the `steps` + 1 decreasing times of `steps` Euler steps, float32, shifted towards noise by `shift` >= 1.
+    """Return the `steps` + 1 decreasing times of `steps` steps, float32, shifted towards noise by `shift` >= 1.
 
     With a shift that float32 cannot represent well the first time may round to just above 1, where a guidance interval
     ending at 1 does not reach: as published.
     """
     u = 1 - torch.linspace(0, T_STOP, steps + 1, device="cpu")
     return shift * u / (1 + (shift - 1) * u)
-
-
-def euler_sample(predict: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
-    """Integrate dx/dt = v from noise to the last of `times`, float32 [B, ...].
-
-    `predict(x, t)` takes x float32 [B, ...] and a time, and returns v.
-    """
-    for t, t_next in pairwise(times):
-        x = x + rounded(t_next - t) * predict(x, t)
-    return x
 
 
 class LatentStatistics(NamedTuple):
@@ -151,9 +142,9 @@ class RAE(LatentAdapter):
         return super().unsupported(steps, cfg, settings)
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: RAESettings) -> Tensor:
-        """Return latents in model space, float32 [B, C, h, w], by `steps` Euler steps."""
+        """Return latents in model space, float32 [B, C, h, w], by `steps` steps of the solver."""
         z = noise.normal(self.latent_shape)
-        return euler_sample(self.euler_field(labels, cfg, settings), z, settings.grid(steps))
+        return fixed_steps(self.euler_field(labels, cfg, settings), z, settings.grid(steps), settings.solver)
 
     def euler_field(self, labels: Tensor, cfg: float, settings: RAESettings) -> Guided:
         """Return the guided flow."""

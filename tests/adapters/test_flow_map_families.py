@@ -101,6 +101,10 @@ def test_guidance_costs_a_second_evaluation_inside_its_interval(name: str, setti
     assert nfe(model, 4, 1.0, **settings) == 4
 
 
+def test_a_solver_of_second_order_asks_the_flow_twice_a_step() -> None:
+    assert nfe(adapter("facm-a"), 4, 1.0, sampler="heun2") == 8
+
+
 def test_the_ends_of_an_interval_belong_to_it() -> None:
     assert nfe(adapter("dmf-a"), 10, 2.0, interval=[0.3, 0.7]) == 15
 
