@@ -245,6 +245,10 @@ class Hosted(Adapter):
         """Take the prompts, one a label; embeddings that are in `store` are read from there."""
         self.prompts.take(prompts, store)
 
+    def cut_prompts(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the words that tokenizers cut off the run's prompts."""
+        return self.prompts.cut
+
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: HostedSettings) -> Tensor:
         """Return latents, float32 [B, C, h, w], normalised as the pipeline holds them."""
         s = settings

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.hosted.prompts import Embedding, Encoder, cut_words
+from adapters.hosted.prompts import Embedding, Encoder, Lost, cut_words
 from adapters.hosted.table import Hosting, from_diffusers
 from results.errors import BenchError, BenchWarning, one_line
 
@@ -96,7 +96,7 @@ def encoders(
         reason = one_line(f"{type(error).__name__}: {error}")
         raise BenchError(f"{model}: the text encoders in {folder} cannot be read ({reason}); fetch it again") from error
 
-    def encode(text: str, tokens: int | None) -> Embedding:
+    def encode(text: str, tokens: int | None) -> tuple[Embedding, Lost]:
         with torch.inference_mode():
             return _encoded(pipe, hosting, text, tokens, device, model)
 
@@ -109,14 +109,18 @@ def encoders(
             torch.cuda.empty_cache()
 
 
-def _encoded(pipe: Any, hosting: Hosting, text: str, tokens: int | None, device: torch.device, model: str) -> Embedding:
+def _encoded(
+    pipe: Any, hosting: Hosting, text: str, tokens: int | None, device: torch.device, model: str
+) -> tuple[Embedding, Lost]:
+    lost = {}
     for part in hosting.text:
         tokenizer = getattr(pipe, part)
         if part.startswith("tokenizer") and tokenizer is not None:
             limit = min(tokens or hosting.tokens, int(tokenizer.model_max_length), hosting.tokens)
             cut = cut_words(tokenizer, text, limit)
             if cut:
-                line = f"{model}: {part} reads {limit} tokens, so that a prompt loses its end: '{one_line(cut)}'"
+                lost[part] = one_line(cut)
+                line = f"{model}: {part} reads {limit} tokens, so that a prompt loses its end: '{lost[part]}'"
                 warnings.warn(line, BenchWarning, stacklevel=2)
     given: dict[str, Any] = {"prompt": [text], "device": device, **hosting.encoding}
     if tokens is not None and hosting.sizes:
@@ -131,7 +135,7 @@ def _encoded(pipe: Any, hosting: Hosting, text: str, tokens: int | None, device:
     for name, mask in hosting.masked.items():
         if mask not in embedding:  # every token is real
             embedding[mask] = torch.ones(len(embedding[name]), dtype=getattr(torch, hosting.mask))
-    return embedding
+    return embedding, lost
 
 
 def _shrink(encoder: nn.Module, dtype: torch.dtype) -> None:

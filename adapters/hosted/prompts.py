@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.hosted.table import Hosting
@@ -23,8 +24,12 @@ Conditioning = Mapping[str, Any]
 """Embeddings by argument of a pipeline: a tensor for a batch, or a list of one tensor a sample."""
 Embedding = dict[str, Tensor]
 """One prompt's embeddings by argument, without the batch axis."""
-Encoder = Callable[[str, int | None], Embedding]
-"""Encodes one prompt, cut at so many tokens (None: the class's own number)."""
+Lost = Mapping[str, str]
+"""The words of one prompt that were not read, by the tokenizer that cut them off."""
+Encoder = Callable[[str, int | None], tuple[Embedding, Lost]]
+"""Encodes one prompt, cut at so many tokens (None: the class's own number), and says what was cut off."""
+LOST = "lost"
+"""What the words cut off are called beside stored embeddings."""
 RANDOM_TOKENS = 77
 """Tokens of a padded prompt that no text encoder has read."""
 
@@ -45,11 +50,16 @@ class Prompts:
         """Whether `open` keeps the text encoders in 8 bits: their embeddings are others."""
         self.store: Path | None = None
         self.kept: dict[str, Embedding] = {}
+        self.lost: dict[str, Lost] = {}
+        """Of prompts that were cut, under their names in `kept`."""
+        self.cut: dict[str, Lost] = {}
+        """Of the prompts of the last batch's run that were cut: what was not read."""
 
     def take(self, prompts: Sequence[str], store: Path | None = None) -> None:
         """Take the prompts, one a label; embeddings are kept in folder `store`."""
         if self.store != store:
             self.kept.clear()
+            self.lost.clear()
         self.texts, self.store = tuple(prompts), store
 
     def batch(
@@ -61,6 +71,7 @@ class Prompts:
         """
         wanted = list(self.texts) + ([] if negative is None else [negative])
         self.encode(wanted, tokens)
+        self.cut = {text: self.lost[key] for text in self.texts if (key := self.key(text, tokens)) in self.lost}
         chosen = [self.texts[label] for label in labels.tolist()] if labels.device.type != "meta" else None
         rows = [self.kept[self.key(text, tokens)] for text in (chosen or [wanted[0]] * len(labels))]
         longest = self._longest(wanted, tokens)
@@ -76,7 +87,7 @@ class Prompts:
         for text in missing:
             known = self._read(self.key(text, tokens))
             if known is not None:
-                self.kept[self.key(text, tokens)] = known
+                self._keep(self.key(text, tokens), *known)
         missing = [text for text in missing if self.key(text, tokens) not in self.kept]
         if not missing:
             return
@@ -86,9 +97,14 @@ class Prompts:
             return
         with self.open() as encoder:
             for text in missing:
-                embedding = encoder(text, tokens)
-                self.kept[self.key(text, tokens)] = embedding
-                self._write(self.key(text, tokens), embedding)
+                found = encoder(text, tokens)
+                self._keep(self.key(text, tokens), *found)
+                self._write(self.key(text, tokens), *found)
+
+    def _keep(self, key: str, embedding: Embedding, lost: Lost) -> None:
+        self.kept[key] = embedding
+        if lost:
+            self.lost[key] = lost
 
     def key(self, text: str, tokens: int | None) -> str:
         """Return the name under which a prompt's embeddings are kept."""
@@ -133,23 +149,26 @@ class Prompts:
                 found[name].zero_()
         return found
 
-    def _read(self, name: str) -> Embedding | None:
+    def _read(self, name: str) -> tuple[Embedding, Lost] | None:
         path = None if self.store is None else self.store / f"{name}.safetensors"
         if path is None or not path.exists():
             return None
         try:
-            return load_file(path)
-        except (OSError, SafetensorError):
-            return None  # cut short by a kill, or by a full disk: encoded again
+            with safe_open(path, framework="pt") as file:
+                lost = json.loads((file.metadata() or {})[LOST])
+                return {key: file.get_tensor(key) for key in file.keys()}, lost  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None  # cut short by a kill, by a full disk, or of an older version: encoded again
 
-    def _write(self, name: str, embedding: Embedding) -> None:
+    def _write(self, name: str, embedding: Embedding, lost: Lost) -> None:
         if self.store is None:
             return
         path = self.store / f"{name}.safetensors"
         partial = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.contiguous() for key, value in embedding.items()}, partial)
+            tensors = {key: value.contiguous() for key, value in embedding.items()}
+            save_file(tensors, partial, metadata={LOST: json.dumps(lost)})
             partial.replace(path)
         except (OSError, SafetensorError) as error:  # a store is a saving of time, nothing else
             line = f"{self.model}: embeddings are not kept in {self.store} ({error})"

@@ -113,6 +113,10 @@ class Adapter(ABC):
     def prepare(self, prompts: Sequence[str], store: Path | None = None) -> None:  # noqa: B027 - most take labels
         """Take the prompts that labels stand for, in label order; `store` is a folder that may keep what is encoded."""
 
+    def cut_prompts(self) -> Mapping[str, Mapping[str, str]]:
+        """Return what was not read of the prompts of the last batch's run: by prompt, the words each tokenizer cut."""
+        return {}
+
     def declared_nfe(self, steps: int, cfg: float, settings: Any) -> float | None:
         """Return the evaluations per image where the family can say without sampling; None: they are counted."""
         return None

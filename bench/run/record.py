@@ -232,15 +232,27 @@ def cost_facts(facts: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
 def pixel_facts(facts: Sequence[Mapping[str, Any]], native: int, judged: int) -> dict[str, Any] | None:
     """Return what a cell's images look like, from its shards' facts; None where an older version wrote one of them.
 
-    Of images that were sampled at side `native` and resized to `judged` pixels it says how.
+    Of images that were sampled at side `native` and resized to `judged` pixels it says how, and of prompts that an
+    encoder cut which words the images could not show.
     """
     whole = Pixels()
+    cut: dict[str, Mapping[str, str]] = {}
     for shard in facts:
         if "pixels" not in shard:
             return None
         whole.join(Pixels.of(shard["pixels"]))
-    resized = {} if native == judged else {"native": native, "resize": NATIVE_RESIZE}
-    return whole.facts() | resized
+        cut |= shard.get("cut_prompts", {})
+    found = whole.facts()
+    if native != judged:
+        found |= {"native": native, "resize": NATIVE_RESIZE}
+    if cut:
+        told = f"{len(cut)} prompt{'s' if len(cut) != 1 else ''} too long for {_tokenizers(cut)}, whose words are cut"
+        found |= {"cut_prompts": cut, "remarks": [*found["remarks"], told]}
+    return found
+
+
+def _tokenizers(cut: Mapping[str, Mapping[str, str]]) -> str:
+    return " and ".join(dict.fromkeys(part for lost in cut.values() for part in lost))
 
 
 def model_row(card: ModelCard) -> dict[str, Any]:

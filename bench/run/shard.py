@@ -122,6 +122,7 @@ def sample_shard(
         "timed_samples": timed_samples,
         "peak_memory": peak,
         "pixels": seen.state(),
+        "cut_prompts": {prompt: dict(lost) for prompt, lost in adapter.cut_prompts().items()},
     }
     return arrays, facts
 

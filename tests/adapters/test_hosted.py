@@ -16,11 +16,13 @@ from hosted_tiny import TINY, tiny
 from torch import Tensor
 
 from adapters.hosted.adapter import Hosted
+from adapters.hosted.prompts import Prompts
 from adapters.hosted.schedulers import build_scheduler
 from adapters.hosted.table import HOSTED
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
 from bench.judges.base import Judge
+from bench.judges.pixels.sanity import Pixels
 from bench.models.conformance import check_adapter
 from bench.models.counting import Counter
 from bench.models.loading import build_adapter
@@ -243,11 +245,28 @@ def test_embeddings_of_encoders_in_8_bits_are_kept_apart_from_the_full_ones(tmp_
     assert torch.equal(full, sample(adapter))
 
 
-def test_words_that_an_encoder_cuts_are_named(tmp_path: Path) -> None:
+def test_words_that_an_encoder_cuts_are_named_and_recorded(tmp_path: Path) -> None:
     adapter = build_adapter(tiny("sd15"), weights=tiny_folder(tmp_path / "pipeline"))
-    adapter.prepare([" ".join(["abc"] * 30 + ["zebra"])])
+    long, short = " ".join(["abc"] * 30 + ["zebra"]), "a b"
+    adapter.prepare([long, short], tmp_path / "store")
     with pytest.warns(BenchWarning, match="tokenizer reads 77 tokens, so that a prompt loses its end: '.*zebra'"):
         adapter.sample(torch.tensor([0]), 1, 1.0, noise=PhiloxNoise(7, [0]))
+    cut = adapter.cut_prompts()
+    assert list(cut) == [long]
+    assert list(cut[long]) == ["tokenizer"] and cut[long]["tokenizer"].endswith("zebra")
+
+    assert isinstance(adapter, Hosted)
+    again = Prompts(adapter.hosting, adapter.prompts.config, "again")
+    again.take([long, short], tmp_path / "store")
+    again.batch(torch.tensor([1]), negative=None, tokens=None, device=adapter.device, dtype=torch.float32)
+    assert again.cut == cut  # embeddings that were stored still tell
+
+    seen = Pixels()
+    seen.add(np.zeros((2, 3, 8, 8), np.uint8))
+    facts = pixel_facts([{"pixels": seen.state(), "cut_prompts": cut}], 8, 8)
+    assert facts is not None
+    assert facts["cut_prompts"] == cut
+    assert facts["remarks"][-1] == "1 prompt too long for tokenizer, whose words are cut"
 
 
 @pytest.mark.parametrize(("break_it", "told"), [
