@@ -277,6 +277,16 @@ _METRICS = (
         place=180,
     ),
     MetricFact(
+        name="aesthetic",
+        title="aesthetic score",
+        better="higher",
+        definition="Mean rating, about 1 to 10, that LAION's aesthetic predictor V2 expects of an image, by CLIP "
+        "ViT-L/14; it reads no prompt, and some generators are trained on images that it chose.",
+        judge="aesthetic",
+        array="aesthetic.score",
+        place=185,
+    ),
+    MetricFact(
         name="fd_dinov2",
         title="FD-DINOv2",
         better="lower",

@@ -64,6 +64,16 @@ class WorkerAdapter(Adapter):
         """The most bytes that the worker said it took."""
         self._worker: Worker | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; of a model that takes prompts their number, for they are its labels."""
+        return len(self.prompts or ()) if self.takes_prompts else super().num_classes
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether every label is the same to the model: never where labels are prompts."""
+        return not self.takes_prompts and super().unconditional
+
     def program_of(self, card: ModelCard) -> Path:
         """Return the worker's program."""
         return self.script

@@ -91,6 +91,27 @@ def test_cmmd_features_are_of_the_centre_square(judge_files, images, labels):
     assert (features - expected).abs().max() < 1e-5
 
 
+@torch.inference_mode()
+def test_aesthetic_score_is_the_head_on_unit_features(judge_files, images, labels, tmp_path):
+    head = torch.nn.Module()  # as published: dropout between the layers, whose indices it takes
+    head.layers = torch.nn.Sequential(torch.nn.Linear(12, 5), torch.nn.Dropout(0.2), torch.nn.Linear(5, 1))
+    torch.save(head.state_dict(), tmp_path / "head.pth")
+    spec = replace(
+        CLIP, name="aesthetic", kind="aesthetic", options={**CLIP.options, "head": str(tmp_path / "head.pth")}
+    )
+    features = open_clip_model(judge_files / "clip").encode_image(
+        loaded(CLIP, judge_files).preprocess(images), normalize=True
+    )
+    expected = head.layers[2](head.layers[0](features))[:, 0]
+    judge = loaded(spec, judge_files)
+    assert judge.reads_native and not judge.needs_labels
+    assert (judge(images, labels)["score"] - expected).abs().max() < 1e-5
+    for wrong in ({"layers.0.weight": torch.zeros(2, 12), "layers.0.bias": torch.zeros(2)}, {"other": torch.zeros(1)}):
+        torch.save(wrong, tmp_path / "head.pth")
+        with pytest.raises(BenchError, match="no aesthetic head"):
+            loaded(spec, judge_files)
+
+
 def test_clip_features_of_a_transformers_directory(judge_files, images, labels):
     spec = JudgeSpec("cmmd", "clip-features", {"path": "preference", "geometry": "shortest-edge"})
     judge, pick = loaded(spec, judge_files), loaded(PICK, judge_files)
@@ -270,6 +291,7 @@ def test_missing_file_is_known_before_loading(judge_files):
         ),
         (JudgeSpec("dinov2", "dinov2"), "facebook/dinov2-large/model.safetensors"),
         (JudgeSpec("hps", "hpsv2"), "xswu/HPSv2/HPS_v2.1_compressed.pt"),
+        (JudgeSpec("aesthetic", "aesthetic"), "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -133,8 +133,8 @@ def test_a_classifier_and_a_second_clip_of_their_own_are_read_apart():
     logits[:100] = np.roll(logits[:100], 1, axis=1)
     outputs["classifier.logits"] = logits
     outputs["clip_l14.score"] = 2 * outputs["clip.score"]
-    outputs["hpsv2.score"] = outputs["image_reward.score"] = outputs["pick.score"]
-    names = ["accuracy", "top1", "clip", "clip_l14", "hpsv2", "image_reward"]
+    outputs["hpsv2.score"] = outputs["image_reward.score"] = outputs["aesthetic.score"] = outputs["pick.score"]
+    names = ["accuracy", "top1", "clip", "clip_l14", "hpsv2", "image_reward", "aesthetic"]
     result = measure(outputs, reference, names, labels=labels, options={"num_classes": 10})
     accuracy, top1, clip, clip_l14, *preferences = result.values
     assert all(value.low < value.value < value.high for value in preferences)
