@@ -65,8 +65,7 @@ class PublishedFigure:
         """Return the row of table `published`."""
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         metrics = kept.pop("metrics")
-        for name in ("model", "date"):
-            kept.pop(name)
+        kept.pop("model")
         return kept | {name: metrics.get(name) for name in metric_columns()}
 
 

@@ -230,5 +230,6 @@ CREATE TABLE published (
   pick DOUBLE,
   mmhm DOUBLE,
   source VARCHAR,
+  date VARCHAR,                        -- month of the paper, YYYY-MM; NULL where the source has none
   note VARCHAR
 );

@@ -24,7 +24,7 @@ from results.errors import DamagedDatabaseError, DatabaseInUseError, StoreError,
 from results.files import FULL, disk_error, mark, remove, sweep, writing
 from results.records import CELL_TABLES, LISTS, SINGLE, checked, columns_of, schema, stored_columns
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 TABLES = (
     "runs", "models", "protocols", "cells", "metrics", "skipped_metrics", "metric_facts", "per_class", "thumbnails",
     "ranks", "metric_ranks", "rankings", "references", "published", "schema_version",

@@ -63,6 +63,8 @@ def test_the_first_command_that_writes_migrates_in_place_and_keeps_everything(ol
     for table in ("cells", "metrics", "per_class", "thumbnails", "models", "runs", "protocols"):
         count = f"SELECT count(*) FROM {table}"
         assert stored(path, count) == stored(old, count)
+    ((dated, printed),) = stored(path, "SELECT count(date), count(*) FROM published")
+    assert 0.9 * printed < dated <= printed  # a month for every paper; some repositories have none
 
 
 def test_report_command_line_and_budgets_name_the_same_ties(old, found):
