@@ -138,6 +138,10 @@ def test_every_model_is_in_the_table():
         assert f"`{name}`" in DOCS["models.md"]
 
 
+def test_every_card_says_what_sets_its_network_apart():
+    assert [card.name for card in cards().values() if not card.differs] == []
+
+
 @pytest.mark.parametrize("name", sorted(DOCS))
 def test_lines_wrap_but_for_tables_and_links(name):
     """What cannot be broken may be longer: a table's row, a picture, a line of one word."""
