@@ -15,7 +15,7 @@ from adapters.times import filled
 from results.errors import BenchError, unknown
 
 FixedSolver = Literal["euler", "midpoint", "heun2", "heun3", "rk4"]
-SOLVER = "solver of the flow; midpoint and heun2 cost two evaluations a step, heun3 three, rk4 four"
+SOLVER = "solver of the flow; midpoint and heun2 cost two evaluations per step, heun3 three, rk4 four"
 """What a setting with these solvers says of itself."""
 AdaptiveSolver = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 ADAPTIVE = get_args(AdaptiveSolver)

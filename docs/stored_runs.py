@@ -147,6 +147,52 @@ def guidance() -> str:
     return _table(["scale, 16 steps", *(f"{row['cfg']:g}" for row in rows)], lines)
 
 
+FIELD = {
+    "digits-scm": "sCD on TrigFlow, tangent normalisation (arXiv 2410.11081)",
+    "digits-ayf": "AYF-EMD (arXiv 2506.14603), MeanFlow's sampler",
+    "digits-progressive": "guided, then progressive distillation (arXiv 2210.03142, 2202.00512), a network per count",
+    "digits-split-meanflow": "SplitMeanFlow (arXiv 2507.16884), no derivative",
+    "digits-ism": "shortcut with guidance as an input (arXiv 2510.21250), w = 1",
+    "digits-multi-student": "two DMD students, the label picks one (arXiv 2410.23274)",
+    "digits-caf": "CAF (arXiv 2411.00322): n steps are n + 1 evaluations",
+    "digits-analog-bits": "Bit Diffusion with self-conditioning (arXiv 2208.04202)",
+    "digits-low-diff": "LowDiff, half of the steps at 4x4 (arXiv 2509.15342), Euler",
+    "digits-low-diff solver=heun2": "the same by Heun's second-order method, 2 evaluations per step",
+    "digits-flow-boss": "Euler on Bellman's grids (arXiv 2312.16414), no training",
+    "digits-flow": "the baseline: rectified flow by Euler",
+    "digits-flow-midpoint": "the baseline by the midpoint rule, 2 evaluations per step",
+    "digits-flow-heun2": "the baseline by Heun's second-order method, 2 evaluations per step",
+    "digits-flow-heun": "the baseline by Heun's third-order method, 3 evaluations per step",
+}
+"""What the models of `digits-field` were trained for, and how they are sampled."""
+
+
+def field() -> str:
+    """FID of the systems without public weights by evaluations."""
+    run = stored("digits-field")
+    counts = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+    lines = []
+    for name, objective in FIELD.items():
+        model, _, options = name.partition(" ")
+        rows = run[(run["model"] == model) & (run["options"].fillna("") == options)]
+        shown = f"`{model}`" + (f", {options}" if options else "")
+        lines.append([shown, objective, *_by(rows, "nfe", counts)])
+    return _table(["model", "objective", *(f"{count}" for count in counts[:-1]), "32 evaluations"], lines)
+
+
+def field_guidance() -> str:
+    """FID by guidance scale of the systems of `digits-field` that take one."""
+    run = stored("digits-field")
+    models = {
+        "digits-guided": "distilled into one evaluation",
+        "digits-autoguidance": "autoguidance by the small flow",
+        "digits-autoguidance-small": "the small flow, autoguidance by a barely trained one",
+    }
+    scales = (1.0, 1.25, 1.5, 2.0)
+    lines = [[f"`{name}`", how, *_by(run[run["model"] == name], "cfg", scales)] for name, how in models.items()]
+    return _table(["model", "guidance", *(f"{scale:g}" for scale in scales)], lines)
+
+
 def source(protocol: str) -> str:
     """Where a stored run was measured."""
     run, (_, version, day, device) = stored(protocol), facts(protocol)
@@ -164,6 +210,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "solvers": solvers,
     "guidance": guidance,
     "digits": lambda: source("digits"),
+    "field": field,
+    "field guidance": field_guidance,
+    "digits-field": lambda: source("digits-field"),
 }
 """What a page may hold between `<!-- stored run: NAME -->` and `<!-- end of NAME -->`."""
 

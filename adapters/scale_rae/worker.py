@@ -61,7 +61,7 @@ def null_condition(network: Any, condition: Any) -> Any:
     """Return the learned condition of no prompt, [1, tokens, channels]: one vector for every token."""
     found = [value for name, value in network.named_parameters() if name.endswith("dropout_embedding")]
     if len(found) != 1 or found[0].numel() != condition.shape[-1]:
-        raise ValueError("the network holds no condition for no prompt, which guidance needs; use cfg 1")
+        raise ValueError("the network has no condition for an empty prompt, which guidance needs; use cfg 1")
     return found[0].detach().reshape(1, 1, -1).to(condition).expand(1, condition.shape[1], -1)
 
 

@@ -60,7 +60,7 @@ def write_grid(
             for first in range(0, images, BATCH):
                 part = asked[first : first + BATCH]
                 noise = PhiloxNoise(seed, range(first, first + len(part)), adapter.device)
-                drawn = adapter.sample(adapter.own_labels(part), steps, scale, noise=noise, **dict(settings))
+                drawn = adapter.sample(part, steps, scale, noise=noise, **dict(settings))
                 parts.append(quantise(drawn, "round").cpu())
     except (BenchError, KeyboardInterrupt):
         raise

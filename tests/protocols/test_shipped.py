@@ -5,6 +5,7 @@ import pytest
 from bench.judges.base import judge_files, judge_specs
 from bench.metrics.registry import check_metrics
 from bench.models.cards import cards
+from bench.models.registry import family_class
 from bench.references.source import POLICIES
 from protocols import find_protocol, load_protocol, protocol_files
 from results.catalog import CATALOG
@@ -18,6 +19,12 @@ WANTED = (
     "text-to-image-rewards",
     "cifar10", "cifar10-uncond", "lsun-bedroom-256", "lsun-cat-256", "ffhq-64", "afhqv2-64", "imagenet-512-uncond",
 )  # fmt: skip
+
+
+def class_models(protocol):
+    """The models that a protocol sweeps but for those that take prompts, at a size of their own."""
+    models = {model for sweep in protocol.sweeps for model in sweep.models}
+    return {model for model in models if not family_class(cards()[model].family).takes_prompts}
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -36,14 +43,32 @@ def test_metrics_are_known_and_have_their_judges(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_models_have_cards_of_the_protocols_size(name):
-    models = {model for sweep in PROTOCOLS[name].sweeps for model in sweep.models}
+    models = class_models(PROTOCOLS[name])
     assert {model: cards()[model].resolution for model in models} == dict.fromkeys(models, PROTOCOLS[name].resolution)
+
+
+@pytest.mark.parametrize("name", [name for name in WANTED if name.startswith("fair-")])
+def test_class_protocols_sweep_text_models_at_what_they_take(name):
+    few, many = {1, 2, 4, 8}, {1, 2, 4, 8, 16, 28, 50}
+    protocol = PROTOCOLS[name]
+    swept = {}
+    for sweep in protocol.sweeps:
+        for model in set(sweep.models) - class_models(protocol):
+            swept.setdefault(model, set()).update(sweep.steps)
+            card = cards()[model]
+            assert set(sweep.steps) <= set(card.supported_steps or sweep.steps)
+            assert all(card.guidance.range[0] <= cfg <= card.guidance.range[1] for cfg in sweep.cfg)
+    if name.endswith("-v2"):
+        assert swept["sd3.5-large"] == swept["flux1-dev"] == many
+        assert all(few >= swept[model] for model in swept if cards()[model].teacher)
+    else:
+        assert swept == {"flux1-dev": {1, 25}, "sd3.5-large": {25}, "scale-rae-released": {25}}
 
 
 @pytest.mark.parametrize("name", [name for name, one in PROTOCOLS.items() if one.reference.get("kind") != "none"])
 def test_models_without_classes_are_asked_in_a_label_space_of_one(name):
     protocol = PROTOCOLS[name]
-    for model in {model for sweep in protocol.sweeps for model in sweep.models}:
+    for model in class_models(protocol):
         assert max(cards()[model].num_classes, 1) == len(protocol.class_names), model
 
 
