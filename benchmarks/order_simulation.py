@@ -103,11 +103,8 @@ def leader(outcome):
 def main():
     """Print the table of docs/statistics.md."""
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    print(
-        "| rows | true scores | noise | all ranks held | best row's rank 1 held | best in its set | ranks a set |",
-        end="",
-    )
-    print(" leader: said / true |\n|---|---|---|---|---|---|---|---|")
+    held = "all ranks covered | rank 1 of the best row covered | best row in its set"
+    print(f"| rows | true scores | noise | {held} | ranks per set | leader: said / true |\n{8 * '|---'}|")
     for rows in SIZES:
         for shared in (0.0, 0.8):
             pooled = []
@@ -117,7 +114,7 @@ def main():
                 outcome = simulate(field, rows, repetitions, shared=shared)
                 pooled.append(outcome)
                 shares = " | ".join(f"{100 * share:.1f}" for share in outcome[:3])
-                noise = "shared, 0.8" if shared else "apart"
+                noise = "shared, 0.8" if shared else "independent"
                 said, true = leader(outcome)
                 print(f"| {rows} | {words} | {noise} | {shares} | {outcome.width:.1f} | {said:.2f} / {true:.2f} |")
             bins = ", ".join(f"{said:.2f}/{true:.2f}" for said, true, _ in calibration(pooled))

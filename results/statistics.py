@@ -20,6 +20,10 @@ FEWEST_PER_CLASS = 10
 FEWEST_BLOCKS = 5
 """Blocks below which nothing is said of a spread: Student's t of so few is wider than most tables, and two or three
 blocks that happen to agree would pass for certainty."""
+LEAST_SHARE = 0.5
+"""Of the jackknife's variance, the share that is left where all of it is what pairs of blocks do."""
+COUNTED_ONCE = "what pairs of blocks do counted once"
+"""What the `method` of a value says whose standard error is less than that of its values without each block."""
 TAIL, TAIL_SHARE = 0.01, 0.5
 HEAVY_TAILS = "heavy tails"
 """What the `method` of a value says where few images carry so much of its variance that its interval may be narrow."""
@@ -85,6 +89,7 @@ def jackknife(
     leave_one_out: np.ndarray,
     centre: Literal["value", "corrected"] = "value",
     reference: np.ndarray | None = None,
+    twice: float = 0.0,
 ) -> Interval:
     """Return the delete-block jackknife interval of `full`, given the values with each of K blocks left out, [K].
 
@@ -97,10 +102,15 @@ def jackknife(
     bias then counts too (Arvesen, Annals of Mathematical Statistics 40, 1969), with Welch and Satterthwaite's degrees
     of freedom.
 
+    `twice` is the part of the variance that is counted twice (`Interactions.counted_twice`): it counts once, and at
+    least half of the jackknife's variance stays. The difference of two estimates of a variance has fewer degrees of
+    freedom (Satterthwaite again).
+
     Raises:
         ValueError: fewer than two blocks of either.
     """
-    standard_error, half, corrected = _jackknife(full, np.asarray(leave_one_out, dtype=np.float64), reference)
+    left = np.asarray(leave_one_out, dtype=np.float64)
+    standard_error, half, corrected = _jackknife(full, left, reference, twice)
     middle = full if centre == "value" else float(corrected)
     return Interval(float(full), middle - float(half), middle + float(half), float(standard_error), float(corrected))
 
@@ -117,8 +127,11 @@ def influences(leave_one_out: Any) -> np.ndarray:
     return np.sqrt((k - 1) / k) * (left.mean(axis=-1, keepdims=True) - left)
 
 
-def _jackknife(full: Any, left: np.ndarray, reference: Any = None) -> tuple[Any, Any, Any]:
-    """Return standard error, half width and corrected value of `full` [...] from values without a block [..., K]."""
+def _jackknife(full: Any, left: np.ndarray, reference: Any = None, twice: float = 0.0) -> tuple[Any, Any, Any]:
+    """Return standard error, half width and corrected value of `full` [...] from values without a block [..., K].
+
+    `twice` is the part of the variance that is counted twice.
+    """
     own, k = (influences(left) ** 2).sum(axis=-1), left.shape[-1]
     corrected = k * full - (k - 1) * left.mean(axis=-1)
     variance, degrees = own, np.asarray(k - 1.0)
@@ -131,8 +144,11 @@ def _jackknife(full: Any, left: np.ndarray, reference: Any = None) -> tuple[Any,
         with np.errstate(invalid="ignore"):
             welch = variance**2 / (own**2 / (k - 1) + shared**2 / (r - 1))
         degrees = np.where(variance > 0, welch, k - 1)
-    standard_error = np.sqrt(variance)
-    return standard_error, stdtrit(degrees, (1 + COVERAGE) / 2) * standard_error, corrected
+    with np.errstate(divide="ignore", invalid="ignore"):
+        once = np.where(variance > 0, np.maximum(1 - twice / variance, LEAST_SHARE), 1.0)
+    level, wide, standard_error = (1 + COVERAGE) / 2, np.sqrt(variance), np.sqrt(once * variance)
+    half = np.minimum(stdtrit(degrees * once**2, level) * standard_error, stdtrit(degrees, level) * wide)
+    return standard_error, half, corrected
 
 
 def paired_half_width(leave_one_out: np.ndarray, level: float = 1 - COVERAGE) -> float:

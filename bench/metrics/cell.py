@@ -9,9 +9,12 @@ import numpy as np
 
 from bench.metrics import downdates, manifold
 from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
+from bench.metrics.interactions import frechet_interactions
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.facts import MetricFact
+from results.interactions import Interactions
 from results.statistics import (
+    COUNTED_ONCE,
     FEWEST_BLOCKS,
     HEAVY_TAILS,
     TAIL_SHARE,
@@ -37,6 +40,8 @@ class Frechet(NamedTuple):
     without_reference: np.ndarray | None
     tails: float
     """Share of the variance of the samples' squared distances from their mean that 1 % of them carry."""
+    interactions: Interactions | None
+    """What pairs of blocks do; None where that is not known."""
 
 
 class Unavailable(ValueError):
@@ -147,9 +152,11 @@ class Cell:
                 found, left = reference.distance_from_features(features), np.empty(0)
             else:
                 found, left, decomposed = downdates.leave_one_out(reference, features, self.blocks)
-            without, blocks = None, self.reference_blocks(name)
-            if blocks is not None and len(left):
-                real = self.reference_features(name)
+            without, blocks, interactions = None, self.reference_blocks(name), None
+            real = None if blocks is None else self.reference_features(name)
+            if self.blocks is not None:
+                interactions = frechet_interactions(reference, features, self.blocks, real, blocks)
+            if blocks is not None and real is not None and len(left):
                 if decomposed is not None:
                     key = ("blocks out", int(blocks.max()))
                     without = decomposed.without_reference_blocks(
@@ -158,7 +165,8 @@ class Cell:
                 if without is None:
                     sides = known.keep(("sides", int(blocks.max())), lambda: sides_without_blocks(real, blocks))
                     without = distances_to_sides(features, sides)
-            self._frechet[name] = Frechet(found, left, without, tail_share(_squared_deviations(features)))
+            tails = tail_share(_squared_deviations(features))
+            self._frechet[name] = Frechet(found, left, without, tails, interactions)
         return self._frechet[name]
 
     def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.LeaveOneOut:
@@ -184,6 +192,7 @@ class Cell:
         reference: np.ndarray | None = None,
         remarks: Sequence[str] = (),
         tails: float = 0.0,
+        interactions: Interactions | None = None,
     ) -> MetricValue:
         """Assemble a value; the interval is the jackknife's unless one is given.
 
@@ -196,18 +205,24 @@ class Cell:
             reference: without each block of the reference, float64 [R]; None or empty where that is not known.
             remarks: what a reader must know of the estimate, a few words each.
             tails: `tail_share` of the samples' influence on the value; a large one is remarked on.
+            interactions: what pairs of blocks do to the value, where that is known: the jackknife counts it twice.
         """
         said = [how]
         reference = reference if reference is not None and len(reference) >= FEWEST_BLOCKS else None
         if interval is None and 0 < len(left) < FEWEST_BLOCKS:
             said.append(f"no interval: {len(left)} blocks, of {FEWEST_BLOCKS} something can be said")
         elif interval is None and len(left):
-            interval = jackknife(value, left, reference=reference)
+            twice = 0.0
+            if interactions is not None:
+                twice = interactions.counted_twice(len(left), None if reference is None else len(reference))
+            interval = jackknife(value, left, reference=reference, twice=twice)
             said.append(f"delete-block jackknife, {len(left)} blocks")
             if reference is not None:
                 said[-1] += f", {len(reference)} of the reference"
             elif fact.reference != "none":
                 said.append("reference sampling not included")
+            if interactions is not None:
+                said.append(COUNTED_ONCE)
         if interval is not None and interval.high - interval.low <= ROUNDING * abs(value):
             interval = None
             said.append("no interval: no block moves the value, which is not certainty")

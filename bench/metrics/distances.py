@@ -14,6 +14,7 @@ from bench.metrics.records import MetricValue, PerClass
 from bench.metrics.registry import Metric, Options
 from results.catalog import CATALOG
 from results.facts import MetricFact
+from results.interactions import Interactions
 from results.statistics import FEWEST_BLOCKS, jackknife, tail_share, wilson
 
 OF_REFERENCE = ("recall", "coverage")
@@ -50,6 +51,7 @@ def _frechet(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     value = cell.value(
         fact, distance.value, distance.without, form,
         reference=distance.without_reference, remarks=remarks, tails=distance.tails,
+        interactions=distance.interactions,
     )  # fmt: skip
     return value if biased is None else value._replace(corrected=None)
 
@@ -65,12 +67,13 @@ def _distance_ratios(cell: Cell, fact: MetricFact, options: Options) -> MetricVa
     short = any(_images_a_dimension(cell, f"{judge}.features")[0] for judge in fact.judges)
     how = f"mean over {len(distances)} feature spaces"
     tails = max(distance.tails for distance in distances.values())
-    value = cell.value(fact, float(total), left, how, reference=reference, tails=tails)
+    pairs = Interactions.total([d.interactions for d in distances.values()], list(scales.values()))
+    value = cell.value(fact, float(total), left, how, reference=reference, tails=tails, interactions=pairs)
     return value._replace(corrected=None) if short else value
 
 
 def _frechet_corrected(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
-    value, left, reference, tails = cell.frechet(fact.array)
+    value, left, reference, tails, pairs = cell.frechet(fact.array)
     if len(left) < 2:
         raise Unavailable(f"needs at least 4 images for a jackknife, got {cell.outputs.n}")
     biased, remarks = _images_a_dimension(cell, fact.array)
@@ -82,7 +85,7 @@ def _frechet_corrected(cell: Cell, fact: MetricFact, options: Options) -> Metric
     left = left - left.mean() + corrected
     reference = None if reference is None else reference - reference.mean() + corrected
     how = "bias removed by the jackknife"
-    return cell.value(fact, corrected, left, how, reference=reference, remarks=remarks, tails=tails)
+    return cell.value(fact, corrected, left, how, reference=reference, remarks=remarks, tails=tails, interactions=pairs)
 
 
 def _frechet_infinity(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
@@ -141,7 +144,7 @@ def _own_mean(
 def _kernel_value(cell: Cell, fact: MetricFact, result: kernel.KernelDistance, how: str) -> MetricValue:
     return cell.value(
         fact, result.value, result.leave_one_out, how,
-        reference=result.leave_reference_out, tails=tail_share(result.influence),
+        reference=result.leave_reference_out, tails=tail_share(result.influence), interactions=result.interactions,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.metrics import algebra
 from bench.metrics.frechet import release, row_blocks, rows_of
+from results.interactions import Interactions
 
 TILE = 1024  # a tile of the kernel matrix is TILE x TILE float64, 8 MiB
 
@@ -109,6 +110,7 @@ class KernelDistance(NamedTuple):
         influence: influence of each sample of set 2, centred, float64 [n2].
         leave_one_out: the estimate without each block of set 2, float64 [K]; empty if no blocks were given.
         leave_reference_out: the estimate without each block of set 1, float64 [R]; empty likewise.
+        interactions: what pairs of blocks add to the estimate; None if no blocks of set 2 were given.
     """
 
     value: float
@@ -116,13 +118,18 @@ class KernelDistance(NamedTuple):
     influence: np.ndarray
     leave_one_out: np.ndarray
     leave_reference_out: np.ndarray
+    interactions: Interactions | None
 
 
 class SelfMean(NamedTuple):
-    """Mean kernel value within a set, and the same without each of its blocks, float64 [R] (empty without blocks)."""
+    """Mean kernel value within a set, the same without each of its blocks [R], and of two blocks [R, R], float64.
+
+    The last two are empty without blocks.
+    """
 
     whole: float
     without: np.ndarray
+    between: np.ndarray
 
 
 def kernel_self_mean(
@@ -137,7 +144,15 @@ def kernel_self_mean(
     # The whole is summed in one block: summed by blocks it would change in its last digits with their number.
     whole, *parts = _self_sums(features, kernel, one_block, *([] if blocks is None else [blocks]))
     mean = float(_self_mean(whole.rows.sum(), whole.diagonal.sum(), n, biased))
-    return SelfMean(mean, np.empty(0) if blocks is None else _means_without(parts[0], blocks, biased))
+    if blocks is None:
+        return SelfMean(mean, np.empty(0), np.empty((0, 0)))
+    return SelfMean(mean, _means_without(parts[0], blocks, biased), _between(parts[0].pairs, blocks, blocks))
+
+
+def _between(pairs: np.ndarray, blocks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return mean kernel values from their sums over two blocks [K, R]."""
+    mean: np.ndarray = pairs / np.outer(np.bincount(blocks), np.bincount(others))
+    return mean
 
 
 def _means_without(sums: _SelfSums, blocks: np.ndarray, biased: bool) -> np.ndarray:
@@ -182,7 +197,14 @@ def kernel_distance(
     (sums,) = _self_sums(features_2, kernel, member)
     row_sum, diagonal = sums.rows, sums.diagonal
     cross_1 = np.zeros(n1)
-    cross = np.concatenate([_column_sums(features_1, rows, kernel, cross_1) for rows in row_blocks(features_2, TILE)])
+    mixed = None if blocks is None or blocks_1 is None else np.zeros((int(blocks_1.max()) + 1, int(blocks.max()) + 1))
+    cross, start = np.empty(n2), 0
+    for rows in row_blocks(features_2, TILE):
+        columns = slice(start, start + len(rows))
+        cross[columns], by_block = _column_sums(features_1, rows, kernel, cross_1, blocks_1)
+        if mixed is not None and blocks is not None:
+            np.add.at(mixed.T, blocks[columns], by_block.T)
+        start = columns.stop
     self_mean_2 = _self_mean(row_sum.sum(), diagonal.sum(), n2, biased)
     value = self_mean_1.whole + self_mean_2 - 2.0 * cross.sum() / (n1 * n2)
 
@@ -199,7 +221,13 @@ def kernel_distance(
         rest = n1 - np.bincount(blocks_1)
         kept = cross_1.sum() - np.bincount(blocks_1, weights=cross_1)
         left_1 = self_mean_1.without + self_mean_2 - 2.0 * kept / (rest * n2)
-    return KernelDistance(float(value), float(standard_error), influence, left, left_1)
+    interactions = None
+    if blocks is not None:
+        interactions = Interactions(_between(sums.pairs, blocks, blocks))
+        if mixed is not None and blocks_1 is not None:
+            across = -2.0 * _between(mixed, blocks_1, blocks).T
+            interactions = interactions._replace(reference=self_mean_1.between, cross=across)
+    return KernelDistance(float(value), float(standard_error), influence, left, left_1, interactions)
 
 
 def clip_maximum_mean_discrepancy(
@@ -233,6 +261,7 @@ def clip_maximum_mean_discrepancy(
         scale * distance.influence,
         scale * distance.leave_one_out,
         scale * distance.leave_reference_out,
+        Interactions.total([distance.interactions], [scale]),
     )
 
 
@@ -275,11 +304,15 @@ def _tiles(n: int) -> Iterator[slice]:
 
 
 class _SelfSums(NamedTuple):
-    """Sums of each row of the symmetric kernel matrix, [n]: all columns, the diagonal, the columns of its own block."""
+    """Sums of each row of the symmetric kernel matrix, [n]: all columns, the diagonal, the columns of its own block.
+
+    `pairs` [K, K]: the sums over the rows of one block and the columns of another.
+    """
 
     rows: np.ndarray
     diagonal: np.ndarray
     own: np.ndarray
+    pairs: np.ndarray
 
 
 def _self_sums(features: np.ndarray, kernel: Kernel, *assignments: np.ndarray) -> list[_SelfSums]:
@@ -303,19 +336,36 @@ def _self_sums(features: np.ndarray, kernel: Kernel, *assignments: np.ndarray) -
             if i == j:
                 diagonal[i] = algebra.host(tile.diagonal())
     return [
-        _SelfSums(sums.sum(axis=1), diagonal, sums[np.arange(n), blocks])
+        _SelfSums(sums.sum(axis=1), diagonal, sums[np.arange(n), blocks], _sums_of_blocks(sums, blocks))
         for sums, blocks in zip(by_block, assignments, strict=True)
     ]
 
 
-def _column_sums(features: np.ndarray, columns: np.ndarray, kernel: Kernel, row_sums: np.ndarray) -> np.ndarray:
-    """Return the sums over `features` [n, d] of the kernel with each column; add those over columns to `row_sums`."""
+def _sums_of_blocks(rows: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """Return `rows` [n, K] summed over each block (int [n]), [R, K]."""
+    found = np.zeros((int(blocks.max()) + 1, rows.shape[1]))
+    np.add.at(found, blocks, rows)
+    return found
+
+
+def _column_sums(
+    features: np.ndarray, columns: np.ndarray, kernel: Kernel, row_sums: np.ndarray, blocks: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums over `features` [n, d] of the kernel with each column [m], and over each of its `blocks` [R, m].
+
+    Adds those over columns to `row_sums` [n]; R is 0 without blocks (int [n]).
+    """
     total = np.zeros(len(columns))
+    by_block = np.zeros((0 if blocks is None else int(blocks.max()) + 1, len(columns)))
+    eye = algebra.array(np.eye(len(by_block)))
     start = 0
     across = algebra.array(columns)
     for rows in row_blocks(features, TILE):
         tile = kernel(algebra.array(rows), across)
+        stop = start + len(rows)
         total += algebra.host(tile.sum(axis=0))
-        row_sums[start : start + len(rows)] += algebra.host(tile.sum(axis=1))
-        start += len(rows)
-    return total
+        row_sums[start:stop] += algebra.host(tile.sum(axis=1))
+        if blocks is not None:
+            by_block += algebra.host(eye[blocks[start:stop]].T @ tile)
+        start = stop
+    return total, by_block

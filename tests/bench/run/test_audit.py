@@ -18,6 +18,7 @@ from bench.run.worker import _adapters
 from protocols import find_protocol
 from results.cells import CellDirectory, cell_directories
 from results.evidence import read_evidence
+from results.statistics import COUNTED_ONCE, influences
 
 SETTINGS = Settings(seed=5)
 
@@ -99,6 +100,18 @@ def test_a_value_that_was_edited_alone_is_contradicted_by_its_blocks(rows, runs,
     row["value"] += 0.9 * (row["high"] - row["value"])
     found = audit(record, evidence, runs, SETTINGS)
     assert found.outcome == "contradicted" and "block" in said(found)
+
+
+@pytest.mark.parametrize(("share", "interval"), [(0.6, 0.6), (0.75, 0.4)])
+def test_a_standard_error_below_what_pairs_of_blocks_can_do_is_contradicted(rows, runs, share, interval):
+    record, evidence = copy.deepcopy(rows[2, 1.0][0]), rows[2, 1.0][1]
+    (row,) = (row for row in record["metrics"] if row["metric"] == "fid")
+    assert COUNTED_ONCE in row["method"]
+    full = np.sqrt(sum((influences(row[key]) ** 2).sum() for key in ("jackknife", "jackknife_reference")))
+    half = interval * (row["high"] - row["value"])
+    row |= {"standard_error": share * full, "low": row["value"] - half, "high": row["value"] + half}
+    found = audit(record, evidence, runs, SETTINGS)
+    assert found.outcome == "contradicted" and "not that of its values without each block" in said(found)
 
 
 def test_moments_that_the_sketch_denies_are_contradicted(rows, runs):
