@@ -377,7 +377,10 @@ def compare(a: str, b: str, *, seed: int | None = None, runs: str | Path | None 
     Raises:
         BenchError: a name that fits no row or several, or rows that cannot be compared.
     """
-    return Comparisons(tuple(compare_settings(runs_directory(runs) / "bench.duckdb", a, b, seed)))
+    from bench.models.cards import answering
+
+    database = runs_directory(runs) / "bench.duckdb"
+    return Comparisons(tuple(compare_settings(database, answering(a), answering(b), seed)))
 
 
 def frame(found: Sequence[Row]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from report.markup import Markup, element
 from report.sections import Page, scroll, section, select
 from results import matrix, numbers
 from results.cells import CellDirectory
-from results.comparing import compare_rows
+from results.comparing import compare_rows, reversed_by_bias
+from results.marks import TRAINED
 
 MOST_WINS = 20
 """Rows of the win matrix."""
@@ -87,14 +88,15 @@ def wins(page: Page) -> Markup | None:
         if len(cells) < 2:
             continue
         signs = _signs(data, cells, key)
-        titles = [str(data.fact(cell, "label")) for cell in cells]
+        titles = [str(data.fact(cell, "marked")) for cell in cells]
         found[key] = {"cells": cells, "signs": signs, "text": findings.wins(titles, signs, metric.short)}
     if not page.headline or page.headline not in found:
         return None
     page.script_data["wins"] = found
     shown = found[page.headline]
     lines = [
-        [element("b", data.fact(cell, "label")), *row] for cell, row in zip(shown["cells"], shown["signs"], strict=True)
+        [element("b", data.fact(cell, "marked")), *row]
+        for cell, row in zip(shown["cells"], shown["signs"], strict=True)
     ]
     options = [(key, data.metrics[key].short) for key in found]
     table = element(
@@ -161,7 +163,7 @@ def heads(page: Page, real: RealImages | None) -> Markup | None:
                 (f"{key}:{which}:{whose}", f"{which} by {short} of the {name} row")
                 for whose, name in (("one", "first"), ("other", "second"))
             ]
-    options = [(cell, str(data.fact(cell, "label"))) for cell in cells]
+    options = [(cell, str(data.fact(cell, "marked"))) for cell in cells]
     controls = [
         element("label", "first ", select("head-one", options, cells[0])),
         element("label", "second ", select("head-other", options, cells[1])),
@@ -194,6 +196,8 @@ def heads(page: Page, real: RealImages | None) -> Markup | None:
 def _differences(data: Measurements, one: str, other: str) -> list[list[Any]]:
     """Return for each metric: its name, both values, the difference either way round, who is better, the win rate."""
     lines: list[list[Any]] = []
+    names = {"a": str(data.fact(one, "model")), "b": str(data.fact(other, "model"))}
+    turned = bool(reversed_by_bias([data.rows[one], data.rows[other]]))
     for found in compare_rows(data.rows[one], data.rows[other], data.runs_directory):
         values = [data.rows[cell].measured(found.metric) for cell in (one, other)]
         shown = [numbers.with_interval(value.value, value.low, value.high) if value else "" for value in values]
@@ -201,7 +205,10 @@ def _differences(data: Measurements, one: str, other: str) -> list[list[Any]]:
         ways = [f"{numbers.difference(value, low, high)} [{numbers.limits(low, high)}]" for value, low, high in ends]
         verdict = 0 if found.verdict == "tied" else 1 if found.verdict[0] == "a" else -1
         rate = None if found.win_rate is None else round(float(found.win_rate), 4)
-        lines.append([found.metric, *shown, *ways, verdict, rate])
+        remarks = ["order reverses without its bias"] * (turned and found.metric == "fid")
+        trained = [names[letter] for letter in found.trained_on.split(", ") if letter]
+        remarks += [f"{TRAINED} {text.listed(trained)} trained on it"] * bool(trained)
+        lines.append([found.metric, *shown, *ways, verdict, rate, "; ".join(remarks)])
     return lines
 
 
@@ -234,7 +241,7 @@ def rankings(views: Sequence[Measurements]) -> Markup | None:
         tied = text.listed([str(view.fact(cell, "model")) for cell in leaders if cell != best[0]]) or "none"
         metric = view.metrics[view.headline].short
         firsts.add(view.fact(best[0], "model"))
-        lines.append([view.title, rows, view.fact(best[0], "label"), f"{metric} {shown}", tied])
+        lines.append([view.title, rows, view.fact(best[0], "marked"), f"{metric} {shown}", tied])
     title = "One model leads every ranking" if len(firsts) == 1 else f"{len(firsts)} models lead one ranking or another"
     table = tables.plain_table(("ranking", "rows", "leader", "value", "tied models"), lines)
     note = "Rows of different protocols, sample counts or seeds are never ranked together; choose one at the top."

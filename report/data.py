@@ -19,6 +19,7 @@ from results.budgets import Budget
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
+from results.marks import marks_of
 from results.published import Claim, PublishedFigure, claims_of, claims_under
 from results.ranking import places_of
 from results.spaces import Agreement, agreements
@@ -75,6 +76,8 @@ class Measurements:
     """Where the per-image scores of the cells are, as far as they are here."""
     number: str
     """The digest of the ranking."""
+    missing: list[str]
+    """A line for each reason why rows lack metrics."""
 
     @property
     def title(self) -> str:
@@ -282,6 +285,7 @@ def _read(
         finished=[row for row in found if row.cell["status"] == "done"],
         runs_directory=database.parent,
         number=ranking,
+        missing=leaderboard.missing_metrics(connection, list(rows.values())),
         protocol=record(protocols.iloc[0])
         if len(protocols)
         else {"name": name, "title": name, "digest": digest, "definition": "{}"},
@@ -336,9 +340,12 @@ def _choose_ranking(done: pd.DataFrame) -> str:
 
 
 def _labelled(found: Sequence[Row]) -> pd.DataFrame:
-    """Return the cells with what tells the rows of one model apart, their evaluations and seconds per image."""
+    """Return the cells with what tells the rows of one model apart, their evaluations and seconds per image.
+
+    `label` names a row; `marked` is the label with the row's marks (`results.marks`).
+    """
     cells = pd.DataFrame(
-        [{**row.cell, "evaluations": row.evaluations, "seconds": row.seconds} for row in found]
+        [{**row.cell, "evaluations": row.evaluations, "seconds": row.seconds, "marks": marks_of(row)} for row in found]
     ).set_index("cell_id")
     cells = cells.drop(columns="trained_on")  # the rows say it
     numbers = [column for column in (*NUMBERS, "evaluations", "seconds") if cells[column].dtype == object]
@@ -356,15 +363,26 @@ def _labelled(found: Sequence[Row]) -> pd.DataFrame:
         variants.append(", ".join(parts))
         steps = "" if pd.isna(row["steps"]) else f" at {plural(int(row['steps']), 'step')}"
         labels.append(", ".join([row["model"] + steps, *parts]))
-    return cells.assign(
-        variant=pd.Series(variants, cells.index, dtype=object), label=pd.Series(labels, cells.index, dtype=object)
-    )
+    label = pd.Series(labels, cells.index, dtype=object)
+    variant = pd.Series(variants, cells.index, dtype=object)
+    return cells.assign(variant=variant, label=label, marked=label + cells["marks"])
 
 
 def _values(rows: dict[str, Row], metrics: dict[str, MetricFact]) -> pd.DataFrame:
     """Return one row per metric and cell; ranks only where the row takes part in the metric's ranking."""
     numbers = ("value", "low", "high", "corrected", "standard_error", "rank_low", "rank_high")
-    columns = ("cell_id", "metric", *numbers, "n", "method", "judge", "judge_digest", "trained_on", "heavy_tails")
+    columns = (
+        "cell_id",
+        "metric",
+        *numbers,
+        "n",
+        "method",
+        "judge",
+        "judge_digest",
+        "trained_on",
+        "heavy_tails",
+        "rough",
+    )
     lines = []
     for metric in metrics:
         for cell, row in rows.items():

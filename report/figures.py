@@ -85,7 +85,8 @@ def steps_curve(
             hovertext=[_hover(row, metric) for _, row in line.iterrows()],
             hoverinfo="text",
         )
-    axes(figure, AXES[axis], axis_title(metric), log_x=True, log_y=spans(rows["value"], metric))
+    drawn = rows.dropna(subset=["steps", axis])["value"]
+    axes(figure, AXES[axis], axis_title(metric), log_x=True, log_y=spans(drawn, metric))
     return figure
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NAME = re.compile(r"((?=\S*[^\W\d_])\S*\w[-#@/_]\w\S*)")
+"""A word with a sign inside; the script has the same."""
 VOID = {"img", "input", "br", "meta", "col"}
 
 
@@ -43,6 +46,19 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
     if name in VOID:
         return Markup(f"<{opening}>")
     return Markup(f"<{opening}>{escape(children)}</{name}>")
+
+
+def kept(text: object) -> Markup:
+    """Return text in which no line ends within a name: words with a sign inside, such as a hyphen, stay whole."""
+    if isinstance(text, Markup):
+        return text
+    parts = NAME.split("" if text is None else str(text))
+    return escape([element("span", part, class_="kept") if k % 2 else part for k, part in enumerate(parts)])
+
+
+def command(line: object) -> Markup:
+    """Return a command as it is typed: on one line, which scrolls."""
+    return element("pre", element("code", line), tabindex=0)
 
 
 def script_json(data: object) -> Markup:

@@ -15,15 +15,16 @@ from typing import Any, Literal
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import RealImages, choices, findings, tables, text
-from report.data import Measurements, cell_of, decoded, read_rankings
-from report.markup import Markup, element, escape, script_json
+from report import RealImages, choices, classes, findings, tables, text
+from report.data import Measurements, cell_of, decoded, read_rankings, record
+from report.markup import Markup, element, escape, kept, script_json
 from report.sections import Page, section
 from results.budgets import Cost
 from results.errors import BenchError, ReportError
 from results.files import write_atomically
 from results.leaderboard import ROUNDING
 from results.licences import forbids_commercial_use
+from results.names import versions
 from results.ranking import INCOMPLETE
 
 EXPORTED = (
@@ -154,7 +155,7 @@ def _view(data: Measurements, views: Sequence[Measurements], real: RealImages | 
             page.composite(),
             page.samples(),
         ),
-        *(choices.heads(page, real), choices.wins(page), page.per_class(), page.stability(), page.convergence()),
+        *(choices.heads(page, real), choices.wins(page), classes.per_class(page), page.stability(), page.convergence()),
         *(page.cost(), choices.rankings(views), page.published(), _provenance(data)),
     ]
     content = {**page.script_data, **_script_data(page), "first": views[0].number[:12], "ranking": data.number[:12]}
@@ -199,7 +200,7 @@ def _head(data: Measurements, views: Sequence[Measurements], blocks: Sequence[Ma
             _download("CSV", "leaderboard.csv", "text/csv", table.to_csv(index=False)),
             _download("JSON", "leaderboard.json", "application/json", table.to_json(orient="records")),
         ]
-    warnings = [element("li", warning) for warning in alerts(data, views)]
+    warnings = [element("li", kept(warning)) for warning in alerts(data, views)]
     others = [name for name in data.other_protocols if name not in {view.protocol["name"] for view in views}]
     return element(
         "header",
@@ -265,6 +266,7 @@ def alerts(data: Measurements, views: Sequence[Measurements] = ()) -> list[str]:
         )
     if data.left_out:
         found.append(data.left_out)
+    found += [f"{line}." for line in versions(list(data.rows.values()))]
     speed = int(data.cells["random_weights"].sum())
     if speed:
         found.append(f"{text.plural(speed, 'row')} with random weights: for speed only, not ranked.")
@@ -310,11 +312,14 @@ def _chips(page: Page) -> Markup:
 def _script_data(page: Page) -> dict[str, Any]:
     data = page.data
     cells: dict[str, Any] = {}
+    written = tables.lines_written(data, page.best)
     for own in data.cells.reset_index().to_dict("records"):
-        row: dict[str, Any] = {key: own[key] for key in ("model", "label", "family", "checkpoint", "device", "licence")}
+        row: dict[str, Any] = {key: own[key] for key in ("model", "label", "marks", "family", "checkpoint", "device")}
         row |= {key: None if pd.isna(own[key]) else float(f"{own[key]:.9g}") for key in SORTABLE}
         row |= {"random_weights": bool(own["random_weights"]), "off_regime": bool(own["off_regime"]), "metrics": {}}
         row |= {"licence": own["licence"] if isinstance(own["licence"], str) else "unknown", "command": own["command"]}
+        if own["cell_id"] not in written:
+            row["badges"] = tables.badges(data, str(own["cell_id"]))
         row["commercial"] = not forbids_commercial_use(row["licence"])
         row["prices"] = {cost: data.price(str(own["cell_id"]), cost) for cost in TIMES}
         cells[str(own["cell_id"])] = row
@@ -322,6 +327,8 @@ def _script_data(page: Page) -> dict[str, Any]:
         numbers = [None if pd.isna(value[key]) else float(f"{value[key]:.9g}") for key in INTERVALS]
         amount, low, high, rank_low, rank_high = numbers
         shown = [text.number(amount, low, high), text.spread(amount, low, high), text.rank(rank_low, rank_high)]
+        marks = tables.marks_of_value(record(value))
+        shown += marks if value["cell_id"] not in written and any(marks) else ()
         if not cells[value["cell_id"]]["random_weights"]:
             cells[value["cell_id"]]["metrics"][value["metric"]] = [*numbers, *shown]
     strips = {key: {"nfe": _strip(data, key, "nfe"), "seconds": _strip(data, key, "seconds")} for key in data.metrics}
@@ -422,7 +429,7 @@ def _provenance(data: Measurements) -> Markup:
     parts += [
         element("h3", "Protocol"),
         tables.definitions({"name": data.protocol["name"], "digest": data.protocol["digest"]}),
-        element("details", element("summary", "definition"), element("pre", definition)),
+        element("details", element("summary", "definition"), element("pre", definition, tabindex=0)),
     ]
     return section("provenance", "Provenance", "How these numbers were made", escape(parts))
 

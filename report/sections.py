@@ -9,19 +9,19 @@ import plotly.graph_objects as go
 
 from report import figures, findings, samples, speed, students, tables, text
 from report.data import COMPOSITE, MOST_DRAWN, Measurements, cell_of
-from report.markup import Markup, element, escape
+from report.markup import Markup, element, escape, kept
 from results.budgets import Budget
 from results.catalog import FACTS
-from results.facts import MetricFact
 from results.leaderboard import best_of_each
+from results.marks import caveats
 from results.ranking import places_of
-from results.statistics import share_half_width
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""
 MOST_SWEPT = 12
 """Models whose guidance paths are drawn where there are very many rows."""
-MOST_CLASS_VALUES = 120_000
+MOST_NOTES = 12
+"""Lines about marks, caveats and missing metrics under the leaderboard."""
 
 
 class Page:
@@ -74,6 +74,7 @@ class Page:
         more = element(
             "p",
             element("span", id="rows-shown", role="status"),
+            element("span", id="columns-hidden", class_="note", role="status"),
             element("button", id="rows-more", type="button", hidden=True),
         )
         if not self.headline:
@@ -95,14 +96,26 @@ class Page:
             "answer",
             "Which model at which budget?",
             answer,
-            element("p", sureness, class_="lead", id="sureness"),
+            element("p", kept(sureness), class_="lead", id="sureness"),
             self._budget_head(strip) if strip else None,
             tables.budget_strip(data, strip) if strip else None,
             controls,
             scroll(table, "board"),
             more,
             note,
+            self._notes(),
         )
+
+    def _notes(self) -> Markup | None:
+        """What the marks of the rows mean, what else to know of them, and which metrics are missing and why."""
+        data = self.data
+        shown = [data.rows[cell] for cell in self.best]
+        clip = data.ranking["clip"] if data.ranking else None
+        lines = [*caveats(shown, clip), *data.missing]
+        items = [element("li", kept(line)) for line in lines[:MOST_NOTES]]
+        if len(lines) > MOST_NOTES:
+            items.append(element("li", f"and {len(lines) - MOST_NOTES} more, in the details of the rows"))
+        return element("ul", items, class_="note notes") if items else None
 
     def curve(self) -> Markup | None:
         """How does quality grow with cost?"""
@@ -297,45 +310,6 @@ class Page:
             note,
         )
 
-    def per_class(self) -> Markup | None:
-        """In which classes is one row ahead of another?"""
-        data = self.data
-        if data.per_class.empty:
-            return None
-        order = self.best + [cell for cell in data.ranked.index if cell not in self.best]
-        have = set(data.per_class["cell_id"])
-        per_cell = max(1, len(data.per_class) // max(1, len(have)))
-        cells = [cell for cell in order if cell in have][: max(2, MOST_CLASS_VALUES // per_cell)]
-        present = set(data.per_class["metric"])
-        # A Frechet distance within a class goes by the variety of the class: its bias is all there is to see.
-        measured = [key for key, fact in data.metrics.items() if key in present and fact.reference != "statistics"]
-        keys = sorted(measured, key=lambda key: not data.metrics[key].is_share)  # shares first: they have intervals
-        if len(cells) < 2 or not keys:
-            return None
-        metric = data.metrics[keys[0]]
-        pair = cells[0], self._furthest(cells, metric)
-        one, other = (self._classes(cell, keys[0]) for cell in pair)
-        names = (data.fact(pair[0], "label"), data.fact(pair[1], "label"))
-        drawn = figures.per_class_difference(one, other, metric)
-        self.script_data["classes"] = self._class_values(cells, keys)
-        options = [(cell, data.fact(cell, "label")) for cell in cells]
-        controls = element(
-            "div",
-            element(
-                "label", "metric ", select("class-metric", [(key, data.metrics[key].short) for key in keys], keys[0])
-            ),
-            element("label", "first ", select("class-one", options, cells[0])),
-            element("label", "second ", select("class-other", options, pair[1])),
-            class_="controls",
-        )
-        counts = f"{int(one['n'].min()):,} images per class" if len(one) else ""
-        caption = (
-            f"First minus second in each class, sorted, {counts}. Bars: 95% interval of a difference of proportions "
-            "(shares only); hollow: within it."
-        )
-        title = findings.classes(one, other, names, metric)
-        return section("classes", "Class by class", title, controls, self.figure("classes", drawn, caption))
-
     def stability(self) -> Markup | None:
         """How much of the order is luck, and how much depends on the metric?"""
         data = self.data
@@ -346,7 +320,8 @@ class Page:
         shown = data.with_metric(self.headline).loc[[cell for cell in data.order(self.headline) if cell in chosen]]
         ranks: list[Any] = [data.rows[str(cell)].rank if self.headline == COMPOSITE else {} for cell in shown.index]
         places_by_value = data.places(self.headline)
-        rows = shown[["model", "label", "rank_low", "rank_high"]].assign(
+        rows = shown[["model", "marked", "rank_low", "rank_high"]].rename(columns={"marked": "label"})
+        rows = rows.assign(
             place=[places_by_value[str(cell)] for cell in shown.index],
             p_first=[rank.get("p_first_model") for rank in ranks],
         )
@@ -413,7 +388,7 @@ class Page:
         unit = element(
             "label", "budget of ", select("strip-cost", [("nfe", "evaluations"), ("seconds", "time")], "nfe")
         )
-        title = element("h3", findings.by_budget(self.data, self.headline, "nfe", strip), id="budget-title")
+        title = element("h3", kept(findings.by_budget(self.data, self.headline, "nfe", strip)), id="budget-title")
         return element("div", title, element("div", unit, class_="controls"), class_="budget-head")
 
     def levels(self) -> list[float]:
@@ -442,41 +417,11 @@ class Page:
         order = places.mean(axis=1).sort_values(kind="stable").index
         return places.loc[order], first
 
-    def _classes(self, cell: str, metric: str) -> pd.DataFrame:
-        rows = self.data.per_class
-        rows = rows[(rows["cell_id"] == cell) & (rows["metric"] == metric)]
-        return rows[["label", "class_name", "value", "n"]].astype({"value": float})
-
-    def _furthest(self, cells: list[str], metric: MetricFact) -> str:
-        """Return the cell that differs most from the first one of `cells`, class by class."""
-        values = {cell: self._classes(cell, metric.name).set_index("label")["value"] for cell in cells[:12]}
-        apart = {cell: float((own - values[cells[0]]).abs().sum()) for cell, own in values.items() if cell != cells[0]}
-        return max(apart, key=lambda cell: apart[cell])
-
-    def _class_values(self, cells: list[str], keys: list[str]) -> dict[str, Any]:
-        rows = self.data.per_class[self.data.per_class["cell_id"].isin(cells)]
-        names = rows.drop_duplicates("label").set_index("label")["class_name"].sort_index()
-        values: dict[str, Any] = {}
-        for (metric, cell), group in rows.groupby(["metric", "cell_id"]):
-            if metric in keys:
-                column = group.set_index("label").reindex(names.index)
-                share = self.data.metrics[metric].is_share
-                halves: Any = share_half_width(column["value"], column["n"]) if share else []
-                values.setdefault(metric, {})[cell] = [
-                    [_cut(value) for value in column["value"]],
-                    [_cut(half) for half in halves],
-                ]
-        return {"names": [text.shortened(str(name), 40) for name in names], "values": values}
-
 
 def _letters(names: dict[str, str]) -> dict[str, str]:
     """Give each metric its first letter, or its first two where another one has the same."""
     initials = [name[:1].upper() for name in names.values()]
     return {key: name[:1].upper() if initials.count(name[:1].upper()) == 1 else name[:2] for key, name in names.items()}
-
-
-def _cut(value: float) -> float | None:
-    return None if pd.isna(value) else float(f"{value:.5g}")
 
 
 def _columns(data: Measurements, metric: str) -> pd.DataFrame:
@@ -498,5 +443,5 @@ def select(name: str, options: list[tuple[str, str]], chosen: str = "") -> Marku
 
 def section(name: str, question: str, finding: str, *content: object) -> Markup:
     """Return a block of the page: its question, small, and the heading that states the finding."""
-    head = element("p", question, class_="question"), element("h2", finding)
+    head = element("p", question, class_="question"), element("h2", kept(finding))
     return element("section", head, escape(content), id=name, tabindex=-1)

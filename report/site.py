@@ -22,17 +22,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from report import text
-from report.markup import Markup, element
+from report.markup import Markup, command, element, escape, kept
 from report.page import write as write_page
 from report.tables import TRAINED_TIP, definitions, plain_table
 from results.bundles import Bundle, read_bundle
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
 from results.files import disk_error, read_regular, writing
-from results.leaderboard import Row, best_of_each, by_ranking, headline, measured_facts, rows, sorted_rows
+from results.leaderboard import (
+    Row,
+    best_of_each,
+    by_ranking,
+    headline,
+    measured_facts,
+    missing_metrics,
+    rows,
+    sorted_rows,
+)
+from results.marks import INTERVALS, RANKS, caveats, marks_of
 from results.moving import merge
+from results.names import versions
 from results.numbers import with_interval
 from results.records import parsed
+from results.spaces import agreements, disputed, leaders
 from results.store import connect, dictionaries
 
 MARK = "fewstep-bench site"
@@ -42,6 +54,8 @@ COLUMNS = (
     "images_per_second", "device", "weights_sha256", "command", "signed_by",
 )  # fmt: skip
 """What of a row's cell the data hold."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
+"""What the pages that run no script may load: nothing."""
 LARGEST_AUDITS = 64 << 20
 """Bytes of a file of audits."""
 
@@ -168,6 +182,7 @@ def _write(
 ) -> Written:
     with connect(database) as connection:
         found = rows(connection)
+        lacking = {ranking: missing_metrics(connection, group) for ranking, group in by_ranking(found).items()}
         cards = {row["model"]: row for row in dictionaries(connection, "SELECT * FROM models")}
     if not found:
         raise ReportError("the bundles contain no finished rows; 'bench bundle' makes one of finished rows")
@@ -181,7 +196,6 @@ def _write(
     for source in sources:
         shutil.copyfile(source.path, made / "bundles" / source.name)
     (made / ".nojekyll").touch()
-    (made / "site.css").write_text((files("report") / "assets" / "page.css").read_text("utf-8"), "utf-8")
     for name, members in protocols.items():
         write_page(database, made / "protocols" / f"{slug(name)}.html", name)
         _json(made / "data" / "protocols" / f"{slug(name)}.json", [_plain(row, outcomes) for row in members])
@@ -190,7 +204,7 @@ def _write(
         page = _model_page(name, members, cards, outcomes, origin)
         _page(made / "models" / f"{slug(name)}.html", f"{name} · {title}", page, "../")
     _json(made / "data" / "index.json", _index_data(title, protocols, models, sources))
-    _page(made / "index.html", title, _index(title, protocols, models, sources, outcomes), "")
+    _page(made / "index.html", title, _index(title, protocols, models, sources, outcomes, lacking), "")
     return Written(len(found), len(models), len(protocols))
 
 
@@ -241,11 +255,13 @@ def _index(
     models: Mapping[str, Sequence[Row]],
     sources: Sequence[_Source],
     outcomes: Mapping[str, Mapping[str, Any]],
+    lacking: Mapping[str, Sequence[str]],
 ) -> Markup:
     boards = []
     for name, members in protocols.items():
         boards.append(element("h3", element("a", name, href=f"protocols/{slug(name)}.html")))
-        boards += [_board(list(group), outcomes, "models/") for group in by_ranking(members).values()]
+        for ranking, group in by_ranking(members).items():
+            boards.append(_board(list(group), outcomes, "models/", lacking[ranking]))
     listed = [
         [
             element("a", source.bundle.digest[:16], href=f"bundles/{source.name}"),
@@ -270,7 +286,7 @@ def _index(
             element(
                 "p", "Every number here is in one of these files. To check one on your own machine:", class_="note"
             ),
-            element("pre", element("code", f"bench audit {sources[0].name}")),
+            command(f"bench audit {sources[0].name}"),
             plain_table(("digest", "rows", "signed by", "models"), listed),
             element("p", "As data: ", element("a", "data/index.json", href="data/index.json"), class_="note"),
         ),
@@ -284,17 +300,24 @@ def signer(bundle: Bundle) -> str:
     return "a key that could not be checked here" if bundle.signed else "nobody"
 
 
-def _board(members: list[Row], outcomes: Mapping[str, Mapping[str, Any]], models: str) -> Markup:
+def _board(
+    members: list[Row], outcomes: Mapping[str, Mapping[str, Any]], models: str, lacking: Sequence[str]
+) -> Markup:
     """Return the best row of each model of one ranking, best first."""
     facts = [fact for fact in measured_facts(members) if fact.summary]
     metric = headline(members)
-    lines = []
-    for row in sorted_rows(best_of_each(members), metric):
+    lines, best = [], sorted_rows(best_of_each(members), metric)
+    for row in best:
         cell, value = row.cell, row.measured(metric)
         lines.append(
             [
                 text.rank(value.rank_low, value.rank_high) if value is not None else text.NOTHING,
-                element("a", cell["model"], href=f"{models}{slug(cell['model'])}.html"),
+                escape(
+                    [
+                        element("a", cell["model"], href=f"{models}{slug(cell['model'])}.html", class_="kept"),
+                        marks_of(row),
+                    ]
+                ),
                 text.plain(cell["steps"]),
                 text.plain(cell["cfg"]),
                 text.plain(cell["nfe"]),
@@ -306,7 +329,18 @@ def _board(members: list[Row], outcomes: Mapping[str, Mapping[str, Any]], models
     first = members[0].cell
     note = f"{first['num_samples']:,} samples, seed {first['seed']}, ranking {first['ranking'][:8]}"
     headings = ("rank", "model", "steps", "cfg", "NFE", *(fact.short for fact in facts), "MMHM", "audit")
-    return element("div", element("p", note, class_="note"), plain_table(headings, lines))
+    apart = disputed(agreements(members))
+    notes = [] if apart is None else [f"{apart.one.short} and {apart.other.short} disagree: {leaders(apart)}"]
+    notes += [INTERVALS, RANKS, *versions(best), *caveats(best), *lacking]
+    return element("div", element("p", note, class_="note"), plain_table(headings, lines), _notes(notes))
+
+
+def _named(name: str, href: str, row: Row) -> Markup:
+    return escape([element("a", name, href=href, class_="kept"), marks_of(row)])
+
+
+def _notes(lines: Sequence[str]) -> Markup:
+    return element("ul", [element("li", kept(line)) for line in lines], class_="note notes")
 
 
 def _shown(row: Row, name: str) -> Markup | str:
@@ -341,11 +375,11 @@ def _model_page(
             "paper": card.get("paper"),
             "parameters": text.parameters(card.get("parameters")) if card.get("parameters") else None,
         }
-        sections += [element("h3", checkpoint), definitions(facts)]
+        sections += [element("h2", checkpoint), definitions(facts)]
     facts_of_rows = measured_facts(members)
     lines = [
         [
-            element("a", row.cell["protocol"], href=f"../protocols/{slug(row.cell['protocol'])}.html"),
+            _named(row.cell["protocol"], f"../protocols/{slug(row.cell['protocol'])}.html", row),
             text.plain(row.cell["steps"]),
             text.plain(row.cell["cfg"]),
             row.cell["sampler"],
@@ -368,11 +402,11 @@ def _model_page(
         *(fact.short for fact in facts_of_rows),
         *("device", "audit", "signed by", "row, in its bundle"),
     )
-    commands = element("pre", element("code", "\n".join(row.cell["command"] for row in members)))
+    commands = command("\n".join(row.cell["command"] for row in members))
     return element(
         "main",
         element("section", sections),
-        element("section", element("h2", "Rows"), plain_table(headings, lines)),
+        element("section", element("h2", "Rows"), plain_table(headings, lines), _notes([INTERVALS, *caveats(members)])),
         element("section", element("h2", "To repeat them"), commands),
     )
 
@@ -385,10 +419,11 @@ def _page(path: Path, title: str, body: Markup, up: str) -> None:
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
         '<link rel="icon" href="data:,">',
-        f'<link rel="stylesheet" href="{up}site.css">',
+        f"<style>{(files('report') / 'assets' / 'page.css').read_text('utf-8')}</style>",
         element("title", title),
         "</head>",
         "<body>",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from report import students, text
-from report.data import Measurements, cell_of, decoded
-from report.markup import Markup, element, escape
+from report.data import Measurements, cell_of, decoded, record
+from report.markup import Markup, command, element, escape, kept
 from results import numbers, timing
 from results.budgets import Budget
 from results.catalog import FACTS
+from results.marks import CLIPPED, OFF_REGIME, REMARKED, ROUGH, TRAINED
+from results.names import SEPARATOR
 from results.published import Claim
 from results.spaces import Agreement
 
@@ -44,6 +46,30 @@ MOST_LINES = 400
 TRAINED_TIP = "the model was trained on the features that this metric reads"
 
 
+def badges(data: Measurements, cell: str) -> str:
+    """Return what stands in small letters under a row's model: what it is, and its marks in words."""
+    row, facts = data.rows[cell], record(data.cells.loc[cell])
+    said: list[str] = [facts["checkpoint"]] if facts["checkpoint"] != facts["model"].partition(SEPARATOR)[0] else []
+    said += [f"student of {student.teacher}"] if (student := data.student(cell)) else []
+    said += [facts["variant"]] if facts["variant"] and not facts["variant"].startswith("cfg") else []
+    said += [f"{OFF_REGIME} off-regime"] * bool(facts["off_regime"])
+    said += ["random weights"] * bool(facts["random_weights"])
+    said += [f"{facts['failures']:g} not finite"] if facts["failures"] else []
+    said += [f"{CLIPPED} {', '.join(outside)} outside the bounds"] if (outside := row.rank.get("outside")) else []
+    said += [f"{TRAINED} trained on {', '.join(row.trained_on)}"] if row.trained_on else []
+    return " · ".join([*said, *(f"{REMARKED} {remark}" for remark in row.remarks)])
+
+
+def marks_of_value(value: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the marks of a value of `Measurements.values`, each after a blank, and what they mean."""
+    corrected = value.get("corrected")
+    tips = [f"bias-corrected {text.number(corrected, value['low'], value['high'])}"] * text.known(corrected)
+    tips += [TRAINED_TIP] * bool(value["trained_on"])
+    tips += ["so few images per dimension that the bias is removed only roughly"] * bool(value["rough"])
+    tips += ["heavy tails: the interval may be narrow"] * bool(value["heavy_tails"])
+    return f" {TRAINED}" * bool(value["trained_on"]) + f" {ROUGH}" * bool(value["rough"]), "; ".join(tips)
+
+
 def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim], colours: dict[str, str]) -> Markup:
     """Return the leaderboard: a `tbody` for each cell with its line and its details, best first.
 
@@ -62,9 +88,7 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
     head += [_heading(key, metric.short, metric.definition) for key, metric in data.metrics.items()]
     head += [_heading(column.key, column.heading, column.title) for column in AFTER]
     bodies = []
-    written = set(
-        list(dict.fromkeys([*best, *order]))[:MOST_LINES]
-    )  # the script makes the others' lines as they are scrolled to
+    written = lines_written(data, best)
     for cell in (cell for cell in order if cell in written):
         row: Any = data.cells.loc[cell]
         mine = [claim for claim in claims if claim.cell_id == cell]
@@ -73,6 +97,11 @@ def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim]
         kind = "best" if cell in best or (row["random_weights"] and not count) else None
         bodies.append(element("tbody", line, details, data_cell=cell, class_=kind))
     return element("table", element("thead", element("tr", head)), bodies, class_="leaderboard", id="leaderboard")
+
+
+def lines_written(data: Measurements, best: Sequence[str]) -> set[str]:
+    """Return the cells whose lines the file carries; the script makes the others' as they are scrolled to."""
+    return set(list(dict.fromkeys([*best, *data.order(data.headline)]))[:MOST_LINES])
 
 
 def _heading(key: str, heading: str, title: str, sort: str | None = None) -> Markup:
@@ -86,14 +115,7 @@ def _line(
 ) -> list[Markup]:
     headline = values.get((cell, data.headline))
     low, high = (headline["rank_low"], headline["rank_high"]) if headline is not None else (None, None)
-    badges = [name for name, on in (("off-regime", row["off_regime"]), ("random weights", row["random_weights"])) if on]
-    badges += [f"{row['failures']:g} not finite"] if row["failures"] else []
-    badges += [f"{', '.join(outside)} outside the bounds"] if (outside := data.rows[cell].rank.get("outside")) else []
-    badges += [f"# trained on {', '.join(trained)}"] if (trained := data.rows[cell].trained_on) else []
-    badges += [f"! {remark}" for remark in decoded(row.get("pixels")).get("remarks", [])]
-    second = [row["checkpoint"]] if row["checkpoint"] != row["model"] else []
-    second += [f"student of {student.teacher}"] if (student := data.student(cell)) else []
-    second += [row["variant"]] if row["variant"] and not row["variant"].startswith("cfg") else []
+    second = badges(data, cell)
     toggle = element("input", type="checkbox", class_="open", aria_label=f"show the settings of {row['label']}")
     line = [
         element("td", toggle),
@@ -104,7 +126,7 @@ def _line(
             "th",
             element("span", class_="dot", style=f"background:{colours[row['model']]}"),
             row["model"],
-            element("small", " · ".join(second + badges)) if second or badges else None,
+            element("small", second) if second else None,
             scope="row",
         ),
     ]
@@ -114,13 +136,10 @@ def _line(
         if value is None or row["random_weights"]:
             line.append(element("td", text.NOTHING))
             continue
-        corrected = value.get("corrected")
-        tips = [f"bias-corrected {text.number(corrected, value['low'], value['high'])}"] * text.known(corrected)
-        tips += [TRAINED_TIP] * bool(value["trained_on"])
-        tips += ["heavy tails: the interval may be narrow"] * bool(value["heavy_tails"])
+        marks, tips = marks_of_value(record(value))
         error = text.spread(value["value"], value["low"], value["high"])
-        shown = text.number(value["value"], value["low"], value["high"]) + " #" * bool(value["trained_on"])
-        line.append(element("td", shown, element("small", error), title="; ".join(tips) or None))
+        shown = text.number(value["value"], value["low"], value["high"]) + marks
+        line.append(element("td", shown, element("small", error), title=tips or None))
     return line + [element("td", column.show(row[column.key])) for column in AFTER]
 
 
@@ -167,7 +186,6 @@ def _details(
     for claim in claims:
         reasons = f"; not comparable: {'; '.join(claim.not_comparable)}" if claim.not_comparable else ""
         facts[f"published {claim.metric}"] = f"{claim.published:g} ({claim.source}){reasons}"
-    command = element("pre", element("code", row["command"]))
     listing = [[element("dt", key), element("dd", value)] for key, value in facts.items() if value]
     lines = [
         [
@@ -184,7 +202,7 @@ def _details(
     measured = plain_table(("metric", "value", "corrected", "n", "interval", "judge"), lines)
     return [
         element("p", "To repeat this row:"),
-        command,
+        command(row["command"]),
         element("div", element("dl", listing), measured, class_="pair"),
     ]
 
@@ -200,13 +218,13 @@ def budget_strip(data: Measurements, found: Sequence[Budget]) -> Markup:
             element(
                 "li",
                 element("span", f"≤ {text.budget(budget.level, 'nfe')}", class_="level"),
-                element("b", budget.winner.cell["model"]),
+                element("b", kept(budget.winner.cell["model"])),
                 element(
                     "span",
                     f"{data.metrics[data.headline].short} ",
                     text.with_interval(value["value"], value["low"], value["high"]),
                 ),
-                element("small", f"tied: {text.listed(tied, 2)}" if tied else "no tie"),
+                element("small", kept(f"tied: {text.listed(tied, 2)}" if tied else "no tie")),
             )
         )
     return element("ol", cards, class_="budgets", id="budgets")
@@ -252,8 +270,8 @@ def claims_table(data: Measurements, claims: Sequence[Claim]) -> Markup:
     """Return published figures beside the measured ones, and what keeps them from being compared."""
     lines = [
         [
-            data.fact(claim.cell_id, "label"),
-            data.rows[claim.cell_id].fact(claim.metric).short + " # trained on" * claim.trained_on,
+            data.fact(claim.cell_id, "marked"),
+            data.rows[claim.cell_id].fact(claim.metric).short + f" {TRAINED} trained on" * claim.trained_on,
             f"{claim.published:g}",
             text.with_interval(claim.measured, claim.low, claim.high),
             numbers.difference(claim.difference, *_around(claim)),
@@ -303,7 +321,7 @@ def grouped_reasons(rows: pd.DataFrame, first: str) -> Markup:
 def plain_table(headings: Sequence[str], lines: Sequence[Sequence[object]]) -> Markup:
     """Return a table inside its own scrolling box."""
     head = element("tr", [element("th", heading, scope="col") for heading in headings])
-    body = [element("tr", [element("td", place) for place in line]) for line in lines]
+    body = [element("tr", [element("td", kept(place)) for place in line]) for line in lines]
     table = element("table", element("thead", head), element("tbody", body))
     return element("div", table, class_="scroll", tabindex=0)
 

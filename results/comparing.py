@@ -14,6 +14,7 @@ from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, Value, measured_facts, rows
+from results.names import COUNTED_ONCE, NAMES
 from results.numbers import counted
 from results.statistics import (
     FEWEST_BLOCKS,
@@ -26,6 +27,7 @@ from results.statistics import (
 from results.store import connect, dictionaries
 
 TIED = "tied"
+WAYS = "use one cell id, MODEL@STEPS@CFG, MODEL#VERSION, or --seed"
 ROUNDING = 1e-12
 """Standard error of a share below which no block moves it."""
 UNBOUNDED = 1000.0
@@ -268,16 +270,25 @@ def _win_rate(array: str, directories: list[CellDirectory]) -> Interval | None:
     return win_rate(a, b) if a.shape == b.shape else None
 
 
-def title_of(cell: dict[str, Any]) -> str:
+def title_of(cell: Mapping[str, Any]) -> str:
     """Return what people read of a cell: model, setting and id."""
     return f"{cell['model']}, {_setting(cell)} ({cell['cell_id']})"
 
 
-def _setting(cell: dict[str, Any]) -> str:
+def _setting(cell: Mapping[str, Any]) -> str:
     count = cell["steps"]
     steps = "images" if count is None else f"{counted(count, 'step')}, cfg {cell['cfg']:g}"
     nfe = "" if cell["nfe"] is None else f", NFE {cell['nfe']:g}"
     return f"{steps}{nfe}, {cell['num_samples']:,} samples, seed {cell['seed']}"
+
+
+def _choices(cells: Sequence[dict[str, Any]]) -> str:
+    """Return cells that one name stands for, the first few, with what tells them apart."""
+    apart = [key for key in ("model", "sampler", "dtype", "options") if len({str(cell[key]) for cell in cells}) > 1]
+    shown = [
+        f"{cell['cell_id']} ({', '.join([_setting(cell), *(str(cell[key]) for key in apart)])})" for cell in cells[:4]
+    ]
+    return "; ".join(shown) + (f"; and {len(cells) - 4} more" if len(cells) > 4 else "")
 
 
 def _pair(
@@ -293,8 +304,8 @@ def _pair(
     if len(pairs) > 1:
         name, cells = (a, [one for one, _ in pairs]) if len({one["cell_id"] for one, _ in pairs}) > 1 else (b, found_b)
         unique = {cell["cell_id"]: cell for cell in cells}
-        choices = "; ".join(f"{cell_id} ({_setting(cell)})" for cell_id, cell in list(unique.items())[:4])
-        raise BenchError(f"'{name}' matches {len(unique)} rows: {choices}; use one cell id, MODEL@STEPS@CFG, or --seed")
+        choices = _choices(list(unique.values()))
+        raise BenchError(f"'{name}' matches {len(unique)} rows: {choices}; {WAYS}")
     if pairs[0][0]["cell_id"] == pairs[0][1]["cell_id"]:
         raise BenchError(f"'{a}' and '{b}' are the same row, {pairs[0][0]['cell_id']}: there is nothing to compare")
     return pairs[0]
@@ -303,14 +314,14 @@ def _pair(
 def _common(
     found_a: list[dict[str, Any]], found_b: list[dict[str, Any]], a: str, b: str
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return one pair for each step count of one ranking that both were measured at, else the only pair there is."""
+    """Return one pair for each step count of each ranking that both were measured at, else the only pair there is."""
     pairs = [(one, other) for one in found_a for other in found_b if one["ranking"] == other["ranking"]]
     if len(pairs) > 1 and a == b:
         raise BenchError(f"'{a}' and '{b}' are the same rows: there is nothing to compare")
     alike = [pair for pair in pairs if pair[0]["steps"] == pair[1]["steps"] and pair[0]["cfg"] == pair[1]["cfg"]]
-    single = len({pair[0]["steps"] for pair in alike}) == len(alike) and len({one["ranking"] for one, _ in pairs}) == 1
+    single = len({(pair[0]["ranking"], pair[0]["steps"]) for pair in alike}) == len(alike)
     if len(pairs) > 1 and alike and single and "@" not in a + b:
-        return alike
+        return sorted(alike, key=lambda pair: (-pair[0]["num_samples"], pair[0]["ranking"], pair[0]["steps"] or 0))
     return [_pair(found_a, found_b, a, b)]
 
 
@@ -329,10 +340,7 @@ def one_ranking(names: Sequence[str], found: Sequence[list[dict[str, Any]]]) -> 
     for name, cells in zip(names, found, strict=True):
         here = [cell for cell in cells if cell["ranking"] in common]
         if len(here) > 1:
-            choices = "; ".join(f"{cell['cell_id']} ({_setting(cell)})" for cell in here[:4])
-            raise BenchError(
-                f"'{name}' matches {len(here)} rows: {choices}; use one cell id, MODEL@STEPS@CFG, or --seed"
-            )
+            raise BenchError(f"'{name}' matches {len(here)} rows: {_choices(here)}; {WAYS}")
         chosen += here
     return chosen
 
@@ -340,7 +348,7 @@ def one_ranking(names: Sequence[str], found: Sequence[list[dict[str, Any]]]) -> 
 def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | None = None) -> list[dict[str, Any]]:
     """Return the finished cells that `name` stands for: the beginning of a cell id, MODEL, MODEL@STEPS[@CFG].
 
-    Raises BenchError when there is none, or `name` has another form.
+    MODEL may tell a version (`results.names`). Raises BenchError when there is none, or `name` has another form.
     """
     model, *rest = name.split("@")
     try:
@@ -349,9 +357,11 @@ def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | Non
         raise BenchError(f"'{name}' is not of the form MODEL@STEPS or MODEL@STEPS@CFG") from None
     found = dictionaries(
         connection,
-        "SELECT * FROM cells WHERE status = 'done' AND (model = $1 OR ($2 IS NULL AND starts_with(cell_id, $1))) "
+        f"SELECT c.* REPLACE (named.name AS model) FROM cells c JOIN {NAMES} named USING (cell_id) "
+        "WHERE status = 'done' AND (((c.model = $1 OR named.name = $1 OR c.checkpoint = $1) AND "
+        f"{COUNTED_ONCE}) OR ($2 IS NULL AND starts_with(c.cell_id, $1))) "
         "AND ($2 IS NULL OR steps = $2) AND ($3 IS NULL OR cfg = $3) AND ($4 IS NULL OR seed = $4) "
-        "ORDER BY steps, cfg, seed, cell_id",
+        "ORDER BY steps, cfg, seed, finished, cell_id",
         [model, steps, scale, seed],
     )
     if not found:

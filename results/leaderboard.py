@@ -12,6 +12,7 @@ import duckdb
 from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.errors import StoreError
 from results.facts import MetricFact, ordered
+from results.names import COUNTED_ONCE, NAMES
 from results.store import dictionaries
 from results.timing import timed
 from results.training import OF_CELL, READS_THEM, SPACES, WAIVED
@@ -63,6 +64,13 @@ class Value:
         from results.statistics import HEAVY_TAILS
 
         return HEAVY_TAILS in self.method
+
+    @property
+    def rough(self) -> bool:
+        """Whether there are so few images per dimension that the bias is removed only roughly."""
+        from results.statistics import ROUGH
+
+        return f"{ROUGH}:" in self.method
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,8 @@ def rows(
 ) -> list[Row]:
     """Return the rows of the database, with their metrics and ranks, in the order they were measured.
 
+    Where a model's name has rows of several versions, `cell["model"]` tells them apart (`results.names`).
+
     Args:
         connection: an open database.
         protocol: only rows of this protocol; without it rows of SPEED are left out.
@@ -184,9 +194,13 @@ def rows(
         values.append(list(cells))
     if protocol is None and cells is None:
         conditions.append(f"c.protocol <> '{SPEED}'")
+    if cells is None:
+        conditions.append(COUNTED_ONCE)
     where = f"WHERE {' AND '.join(conditions)}"
-    columns = f"c.*, trained.licence, {SPACES} AS trained_on, {WAIVED} AS waived"
-    query = f"SELECT {columns} FROM cells c {OF_CELL} {where} ORDER BY finished, cell_id"
+    columns = "c.* REPLACE (named.name AS model), named.several AS several_versions, "
+    columns += f"trained.licence, {SPACES} AS trained_on, {WAIVED} AS waived"
+    tables = f"cells c JOIN {NAMES} named USING (cell_id) {OF_CELL}"
+    query = f"SELECT {columns} FROM {tables} {where} ORDER BY finished, cell_id"
     found = dictionaries(connection, query, values)
     for cell in found:
         for column in ("pixels", "timing", "waived"):
@@ -199,9 +213,9 @@ def rows(
     metrics = _metrics(connection, where, values, blocks)
     ranks: dict[str, dict[str, Any]] = {}
     query = (
-        "SELECT r.*, s.p_first_model FROM ranks r JOIN cells c USING (ranking, cell_id) JOIN (SELECT o.ranking, "
-        "o.model, sum(q.p_first) AS p_first_model FROM ranks q JOIN cells o USING (ranking, cell_id) GROUP BY ALL) s "
-        f"ON s.ranking = r.ranking AND s.model = c.model {where}"
+        f"WITH names AS {NAMES} SELECT r.*, s.p_first_model FROM ranks r JOIN cells c USING (ranking, cell_id) "
+        "JOIN names n USING (cell_id) JOIN (SELECT q.ranking, o.name, sum(q.p_first) AS p_first_model FROM ranks q "
+        f"JOIN names o USING (cell_id) GROUP BY ALL) s ON s.ranking = r.ranking AND s.name = n.name {where}"
     )
     for rank in dictionaries(connection, query, values):
         rank["utilities"], rank["outside"] = json.loads(rank["utilities"]), json.loads(rank["outside"])

@@ -16,6 +16,7 @@ from results.evidence import NAME as EVIDENCE
 from results.evidence import evidence_bytes
 from results.files import disk_error, mark, remove, write_atomically
 from results.index import Fault, reindex
+from results.names import called
 from results.numbers import counted
 from results.ranking import rank
 from results.records import checked, is_cell_id, records_of
@@ -220,14 +221,15 @@ def find_rows(runs: Path, names: Sequence[str]) -> list[Found]:
 
 
 def fits(cell: Mapping[str, Any], name: str) -> bool:
-    """Tell whether a row of `cells` is meant by the beginning of its id, its model's name, or MODEL@STEPS[@CFG]."""
+    """Tell whether a row of `cells` is meant by the beginning of its id, or MODEL[#VERSION][@STEPS[@CFG]]."""
     if not name:
         return False
-    if cell["model"] == name or cell["cell_id"].startswith(name):
+    names = called(cell)
+    if name in names or cell["cell_id"].startswith(name):
         return True
     for parts in (1, 2):
         model, *rest = name.rsplit("@", parts)
-        if model != cell["model"] or len(rest) != parts:
+        if model not in names or len(rest) != parts:
             continue
         try:
             wanted = (int(rest[0]), *map(float, rest[1:]))

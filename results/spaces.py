@@ -7,7 +7,7 @@ reference that is measured in it, FID without its bias before FID.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -89,6 +89,19 @@ def disputed(found: Sequence[Agreement]) -> Agreement | None:
     """Return the first two spaces that have different models first, sure ones before others; None where all agree."""
     apart = [pair for pair in found if pair.disagree]
     return min(apart, key=lambda pair: not pair.sure, default=None)
+
+
+def at_odds(found: Sequence[Row], leading: Callable[[str], set[str]]) -> list[tuple[MetricFact, MetricFact]]:
+    """Return the pairs of distances of two spaces whose leaders among `found` have no row in common.
+
+    `leading` gives the cells that nothing is significantly better than by a metric; none where it is not known.
+    """
+    first = {fact.name: leading(fact.name) for fact in measures(found)}
+    return [
+        (one, other)
+        for one, other in combinations(measures(found), 2)
+        if first[one.name] and first[other.name] and not first[one.name] & first[other.name]
+    ]
 
 
 def leaders(pair: Agreement) -> str:

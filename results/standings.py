@@ -20,6 +20,7 @@ from results.leaderboard import (
     check_metric,
     chosen_on,
     headline,
+    missing_metrics,
     rankings,
     rows,
     setting_of,
@@ -72,6 +73,7 @@ class Standing:
         rows: the rows shown; never empty.
         members: every measured row of the ranking.
         choices: by cell id, how the settings shown were chosen on another seed.
+        missing: a line for each reason why rows shown lack metrics.
     """
 
     ranking: str
@@ -80,6 +82,7 @@ class Standing:
     rows: Sequence[Row]
     members: Sequence[Row]
     choices: Mapping[str, Choice]
+    missing: Sequence[str] = ()
 
     @property
     def ranked(self) -> list[Row]:
@@ -163,7 +166,10 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
     for ranking, group in by_ranking(shown).items():
         metric = view.sort or headline(members[ranking])
         ordered = sorted_rows(group, metric, {metric})
-        standings.append(Standing(ranking, facts.get(ranking, {}), metric, ordered, members[ranking], selected))
+        lacking = missing_metrics(connection, ordered)
+        standings.append(
+            Standing(ranking, facts.get(ranking, {}), metric, ordered, members[ranking], selected, lacking)
+        )
     standings.sort(key=lambda standing: all(row.value(standing.metric) is None for row in standing.rows))
     failed = rows(connection, protocol=view.protocol, status="failed")
     settings = {setting_of(row) for row in shown}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +11,6 @@ import typer
 from bench.cli.output import (
     JSON,
     RUNS_DIR,
-    TRAINED,
-    caveats,
-    marks_of,
     page,
     plain_table,
     print_json,
@@ -23,9 +20,11 @@ from bench.cli.output import (
 )
 from bench.cli.output import runs_directory as directory_of
 from results.errors import BenchError
+from results.marks import TRAINED, caveats, marks_of
 
 if TYPE_CHECKING:
     from results.comparing import Comparison
+    from results.leaderboard import Row
 
 
 def compare(
@@ -42,9 +41,12 @@ def compare(
     Two rows: the paired difference a - b. Several rows: every pair. Two models without step counts are compared at
     every step count that both were measured at.
     """
+    from bench.models.cards import answering
+
     if published == (len(names) > 1):
         raise BenchError("compare: name two or more rows, or one row and --published")
     database = directory_of(runs_dir) / "bench.duckdb"
+    names = [answering(name) for name in names]
     if published:
         _compare_published(database, names[0], seed, as_json)
     elif len(names) == 2:
@@ -77,7 +79,8 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
     for metric in metrics:
         first, rest = ([letters[row.cell["cell_id"]] for row in part] for part in outcome.leading(metric))
         page().print(f"{metric}: {_leads(first, rest)}", markup=False)
-    print_lines(page(), caveats(outcome.rows))
+    leading = {metric: {row.cell["cell_id"] for row in outcome.leading(metric)[0]} for metric in metrics}
+    print_lines(page(), [*_at_odds(outcome.rows, leading), *caveats(outcome.rows)])
     metric = next((name for name in (headline(outcome.rows), "fid") if name in metrics), metrics[0])
     signs = {"better": ">", "worse": "<", "tied": "="}
     table = [
@@ -95,6 +98,13 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         markup=False,
         soft_wrap=True,
     )
+
+
+def _at_odds(rows: Sequence[Row], leading: Mapping[str, set[str]]) -> list[str]:
+    from results.spaces import at_odds
+
+    pairs = at_odds(rows, lambda metric: leading.get(metric, set()))
+    return [f"{one.short} and {other.short} disagree about the leader" for one, other in pairs]
 
 
 def _letters(index: int) -> str:
@@ -116,10 +126,10 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 
     outcomes = api.compare(a, b, seed=seed, runs=database.parent).comparisons
     if as_json:
-        several = len(outcomes) > 1
+        which = ("ranking", "num_samples", "seed", "steps") if len(outcomes) > 1 else ()
         print_json(
             [
-                ({"steps": outcome.rows[0].cell["steps"]} if several else {}) | difference._asdict()
+                {key: outcome.rows[0].cell[key] for key in which} | difference._asdict()
                 for outcome in outcomes
                 for difference in outcome.differences
             ]
@@ -133,6 +143,7 @@ def _compare_rows(database: Path, a: str, b: str, seed: int | None, as_json: boo
 
 def _print_comparison(outcome: Comparison) -> None:
     from results import numbers
+    from results.comparing import TIED
 
     for letter, title, row in zip("ab", (outcome.title_a, outcome.title_b), outcome.rows, strict=True):
         page().print(f"{letter} = {title}{marks_of(row)}", markup=False)
@@ -151,7 +162,8 @@ def _print_comparison(outcome: Comparison) -> None:
         page().print("no metric that both rows have can be compared: too few blocks in common", markup=False)
         return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
-    print_lines(page(), caveats(outcome.rows))
+    better = {d.metric: {d.verdict[0]} if d.verdict != TIED else {"a", "b"} for d in outcome.differences}
+    print_lines(page(), [*_at_odds(outcome.rows, better), *caveats(outcome.rows)])
     print_lines(page(), outcome.without_win_rate)
     for d in outcome.differences:
         if d.win_rate is not None:

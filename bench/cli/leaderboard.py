@@ -13,12 +13,9 @@ from bench.cli.claims import claims_json, print_claims
 from bench.cli.output import (
     JSON,
     RUNS_DIR,
-    caveats,
     console,
     hidden_columns,
     leaderboard_table,
-    legend,
-    marks_of,
     page,
     plain_table,
     print_json,
@@ -30,6 +27,7 @@ from bench.cli.output import runs_directory as directory_of
 from bench.cli.seeds import print_over_seeds
 from bench.cli.students import show_students
 from results.errors import BenchError
+from results.marks import caveats, legend, marks_of
 
 if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
@@ -173,6 +171,7 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
     title = _title(standing, board)
     if not standing.measured:
         print_lines(page(), [f"{title}: {_label(row)}: nothing could be measured" for row in standing.rows])
+        print_lines(page(), standing.missing)
         return
     count = len(standing.ranked)
     among = f"ranks among {count} row{'s' if count != 1 else ''}" if count else "not ranked"
@@ -188,6 +187,7 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
         if hidden := hidden_columns(standing.rows, room(page()), sort):
             print_lines(page(), [f"no room for {', '.join(hidden)}: widen the terminal, pipe the output or use --json"])
         print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"))])
+        print_lines(page(), standing.missing)
         if sort is not None and all(row.value(sort) is None for row in standing.rows):
             print_lines(page(), [f"no row here has '{sort}': in the order of measurement"])
     note = standing.facts.get("note")

@@ -16,10 +16,8 @@ from bench.cli.leaderboard import leaderboard, unreported
 from bench.cli.licences import ACCEPT, tell
 from bench.cli.output import (
     RUNS_DIR,
-    caveats,
     console,
     leaderboard_table,
-    legend,
     page,
     print_lines,
     print_table,
@@ -31,6 +29,7 @@ from bench.cli.reporting import report
 from bench.cli.seeds import print_over_seeds
 from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
+from results.marks import legend
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -257,7 +256,7 @@ def score(
     """Judge images made elsewhere, as one more row."""
     from bench import api
     from bench.cli.parsing import parse_protocol
-    from results.leaderboard import missing_metrics
+    from results.leaderboard import missing_metrics, rows
     from results.store import connect
 
     if not images:
@@ -277,7 +276,18 @@ def score(
     cell_id = row.cell["cell_id"]
     with connect(runs / "bench.duckdb", retry=True) as connection:
         missing = missing_metrics(connection, [row])
+        others = {
+            other.cell["num_samples"]
+            for other in rows(connection, protocol=row.cell["protocol"])
+            if other.cell["measurement"] == row.cell["measurement"]
+        } - {row.cell["num_samples"]}
     print_table(console(), leaderboard_table([row], room(console())))
     images = f"Images: {(row.pixels or {}).get('described', '')}"
-    print_lines(console(), [*caveats([row]), *missing, images])
+    print_lines(console(), [*legend([row]), *missing, images])
+    if others:
+        counts = " and ".join(f"{count:,}" for count in sorted(others))
+        print_lines(
+            console(),
+            [f"Ranked apart from rows of {counts} images: FID and what else depends on N compare at equal N only"],
+        )
     console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)

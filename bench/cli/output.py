@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from bench.cli.terminal import WIDTH, people, spelled, write_data
+from results.marks import ROUGH, marks_of, one_of_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +32,6 @@ GAP = 2
 """Blanks between the columns of a table."""
 NARROWEST_TEXT = 24
 """Width down to which a column of text wraps."""
-OFF_REGIME = "* outside the step counts that the checkpoint was trained for"
-REMARKED = "!"
-"""Marks a row whose images look like a mistake; the legend says which."""
 SHOWN_ANYWAY = ("mmhm", "rank", "nfe", "steps", "images_per_second")
 """What a leaderboard can be sorted by and always shows."""
 
@@ -121,21 +119,11 @@ def with_interval(value: Value | None, digits: int = 4) -> str:
 
     if value is None or value.value is None:
         return "-"
-    return numbers.with_interval(value.value, value.low, value.high, digits)
+    return numbers.with_interval(value.value, value.low, value.high, digits) + f" {ROUGH}" * value.rough
 
 
 USUAL = {"sampler": ("native", "images"), "dtype": ("float32", "uint8")}
 """Settings that need no mention."""
-
-
-CLIPPED = "^"
-"""Marks a row with a metric outside the bounds of MMHM."""
-TRAINED = "#"
-"""Marks a row whose model was trained on features that metrics read; the legend says which."""
-ORDER = (
-    "rank: 95 % rank set, simultaneous over all rows; first: probability that the {who} is truly the best by MMHM; =: "
-    "one of the rows that may be the best, at 95 %"
-)
 
 
 class Column(NamedTuple):
@@ -149,8 +137,8 @@ class Column(NamedTuple):
 def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
     """Return the leaderboard: rank set, setting, NFE, metrics with intervals, MMHM, speed; fewer columns if narrow.
 
-    `first` is the probability of being truly the best (of the model, where each has one row); `legend` says so. What
-    the rows are sorted by has a column, and samples that failed have one where there are any.
+    `first` is the probability of being truly the best (of the model, where each has one row); `results.marks.legend`
+    says so. What the rows are sorted by has a column, and samples that failed have one where there are any.
     """
     hidden = hidden_columns(found, width, sort)
     columns = [column for column in leaderboard_columns(found, sort) if column.heading not in hidden]
@@ -243,101 +231,11 @@ def _value(name: str, row: Row) -> str:
     return "-" if value is None else number(value, digits=digits)
 
 
-def one_of_each(found: Sequence[Row]) -> bool:
-    """Tell whether these are single rows of their models, so that a model's chances may stand beside them."""
-    models = [row.cell["model"] for row in found]
-    return len(models) == len(set(models))
-
-
 def _first(row: Row, whole: bool) -> str:
     chance = row.rank.get("p_first_model" if whole else "p_first")
     if chance is None:
         return "-"
     return f"{'=' if row.rank.get('may_be_best') else ''}{chance:.0%}"
-
-
-def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
-    """Return what ranks, chances and marks of a leaderboard mean, and why any are withheld, one line each.
-
-    `clip` tells whether values outside the bounds of MMHM were clipped to them.
-    """
-    lines = [OFF_REGIME] if any(row.cell["off_regime"] for row in shown) else []
-    if any(row.rank.get("rank_low") is not None for row in shown):
-        lines.append(ORDER.format(who="model, with any of its settings," if one_of_each(shown) else "row"))
-    lines += signatures(shown)
-    lines += [
-        f"no rank sets: {reason}"
-        for reason in dict.fromkeys(row.rank["withheld"] for row in shown if row.rank.get("withheld"))
-    ]
-    return [*lines, *caveats(shown, clip)]
-
-
-def signatures(shown: Sequence[Row]) -> list[str]:
-    """Return a line for each key that signed bundles which rows came in: the rows."""
-    signers: dict[str, list[str]] = {}
-    for row in shown:
-        if row.cell.get("signed_by"):
-            signers.setdefault(row.cell["signed_by"], []).append(_setting_of(row, shown))
-    return [f"signed by {signer}: {', '.join(dict.fromkeys(names))}" for signer, names in signers.items()]
-
-
-def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
-    """Return what keeps the numbers of these rows from being taken as they are, one line each: the marks, and more.
-
-    That is: clipped to the bounds of MMHM (`clip`, where it is known), training on features that a metric reads, order
-    by bias, heavy tails, and images that look like a mistake.
-    """
-    from results import timing, training
-
-    outside = dict.fromkeys(name for row in shown for name in row.rank.get("outside") or ())
-    how = {None: "", True: ", clipped to them: differences beyond are invisible", False: ", not clipped"}[clip]
-    lines = [f"{CLIPPED} outside the bounds of MMHM ({', '.join(outside)}){how}"] if outside else []
-    lines += [f"{TRAINED} {line}" for line in training.remarks(shown)]
-    lines += [*reversed_by_bias(shown), *heavy_tails(shown), *timing.remarks(shown), *waivers(shown)]
-    return lines + [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
-
-
-def waivers(shown: Sequence[Row]) -> list[str]:
-    """Return a line about each clause of the adapter contract that a model's card waives, with the card's reason."""
-    found = {
-        f"{row.cell['model']} waives '{clause}' of the adapter contract: {reason}": None
-        for row in shown
-        for clause, reason in (row.cell.get("waived") or {}).items()
-    }
-    return list(found)
-
-
-def heavy_tails(shown: Sequence[Row]) -> list[str]:
-    """Return a line about the rows and metrics whose intervals few images decide; none where there are no such."""
-    heavy: dict[str, list[str]] = {}
-    for row in shown:
-        for name, value in row.metrics.items():
-            if value.heavy_tails:
-                heavy.setdefault(_setting_of(row, shown), []).append(name)
-    if not heavy:
-        return []
-    names = [f"{setting} ({', '.join(metrics)})" for setting, metrics in heavy.items()]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"heavy tails, intervals may be too narrow: {', '.join(names[:3])}{more}"]
-
-
-def reversed_by_bias(shown: Sequence[Row]) -> list[str]:
-    """Return a line about the pairs of rows whose order by FID is that of its bias; none where there are no such."""
-    from results import comparing
-
-    pairs = comparing.reversed_by_bias(shown)
-    if not pairs:
-        return []
-    names = [" and ".join(_setting_of(row, shown) for row in pair) for pair in pairs]
-    more = f" and {len(names) - 3} more pairs" if len(names) > 3 else ""
-    listed = ", for ".join(names[:3]) + more
-    return [f"Without FID's bias, which depends on the model, the order reverses for {listed}"]
-
-
-def _setting_of(row: Row, shown: Sequence[Row]) -> str:
-    """Return the model, with its steps where several rows are of it."""
-    alone = sum(other.cell["model"] == row.cell["model"] for other in shown) == 1
-    return row.cell["model"] if alone or row.cell["steps"] is None else f"{row.cell['model']}@{row.cell['steps']}"
 
 
 def print_lines(out: Console, lines: Iterable[str]) -> None:
@@ -352,13 +250,7 @@ def _name(row: Row) -> str:
     marks = ["random"] if cell["random_weights"] else []
     marks += [cell[key] for key, usual in USUAL.items() if cell[key] not in usual]
     marks += [f"{key}={value}" for key, value in cell["options"].items()]
-    signs = " *" * bool(cell["off_regime"]) + f" {REMARKED}" * bool(row.remarks)
-    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + signs + marks_of(row)
-
-
-def marks_of(row: Row) -> str:
-    """Return the marks of a row that the bounds of MMHM clip, and of one trained on what metrics read."""
-    return f" {CLIPPED}" * bool(row.rank.get("outside")) + f" {TRAINED}" * bool(row.trained_on)
+    return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + marks_of(row)
 
 
 def _rank(row: Row) -> str:

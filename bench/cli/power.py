@@ -33,10 +33,11 @@ def power(
     The two rows are a pilot of a few hundred samples each. Power is 80 % at a significance level of 5 %. The
     difference to detect is the pilot's own unless --difference sets another.
     """
+    from bench.models.cards import answering
     from results.comparing import compare_cells
     from results.power import power_of
 
-    outcome = compare_cells(runs_directory(runs_dir) / "bench.duckdb", a, b, seed)
+    outcome = compare_cells(runs_directory(runs_dir) / "bench.duckdb", answering(a), answering(b), seed)
     found = power_of(*outcome.rows, samples=samples, difference=difference, metric=metric)
     if as_json:
         print_json([{**p._asdict(), "gain": p.gain if math.isfinite(p.gain) else None} for p in found])

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.output import (
-    caveats,
-    marks_of,
     page,
     plain_table,
     print_json,
@@ -17,6 +15,7 @@ from bench.cli.output import (
     with_interval,
 )
 from results.errors import BenchError
+from results.marks import caveats, marks_of
 
 if TYPE_CHECKING:
     from results.leaderboard import Row

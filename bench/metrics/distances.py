@@ -15,13 +15,13 @@ from bench.metrics.registry import Metric, Options
 from results.catalog import CATALOG
 from results.facts import MetricFact
 from results.interactions import Interactions
-from results.statistics import FEWEST_BLOCKS, jackknife, tail_share, wilson
+from results.statistics import FEWEST_BLOCKS, ROUGH, jackknife, tail_share, wilson
 
 OF_REFERENCE = ("recall", "coverage")
 """Shares of the reference's images."""
 
 
-CORRECTABLE, ROUGH = 5, 10
+CORRECTABLE, UNSURE = 5, 10
 """Images per dimension below which the bias of a Frechet distance cannot be removed, or only roughly: its higher orders
 count. At 2.5 the corrected value is a standard deviation too low, at 1 far below zero."""
 
@@ -37,7 +37,7 @@ def _images_a_dimension(cell: Cell, array: str) -> tuple[str | None, list[str]]:
         if count < CORRECTABLE * d:
             needed = CORRECTABLE * d
             return f"{count:,} {what} in {d:,} dimensions are too few to remove the bias; it takes {needed:,}", []
-    return None, [f"rough: {count:,} {what} in {d:,} dimensions" for count, what in sides if count < ROUGH * d]
+    return None, [f"{ROUGH}: {count:,} {what} in {d:,} dimensions" for count, what in sides if count < UNSURE * d]
 
 
 def _frechet(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:

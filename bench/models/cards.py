@@ -78,6 +78,21 @@ def _without_teacher(card: ModelCard, known: Iterable[str]) -> BenchError:
     return BenchError(f"{where}: key 'teacher' must name an installed card, found '{card.teacher}'; {reason}")
 
 
+def answering(row: str) -> str:
+    """Return `row`, MODEL@STEPS[@CFG], under the name of the model that answers: of a card with members, one of them.
+
+    Anything else, such as a cell id, stays as it is. Raises BenchError for a card with members and no step count.
+    """
+    name, *rest = row.split("@")
+    card = cards().get(name)
+    if card is None or not card.members:
+        return row
+    if rest and rest[0].isdigit():
+        return "@".join([card.member(int(rest[0])), *rest])
+    members = ", ".join(member.model for member in card.members)
+    raise BenchError(f"'{name}' stands for {members}: name one of them, or {name}@STEPS")
+
+
 def find_card(name: str) -> ModelCard:
     """Return the card called `name`, or the one in the file `name` when it ends in `.toml`.
 

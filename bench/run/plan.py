@@ -49,7 +49,7 @@ class Cell:
     """One setting to measure: model x steps x guidance under a protocol."""
 
     model: str
-    """The name asked for; a pair resolves to `card`."""
+    """The name of `card`: a card that stands for others is measured under the name of the one that answers."""
     card: ModelCard
     steps: int
     cfg: float
@@ -205,7 +205,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
                     scales = (1.0,)  # scales that only a command line asks for become rows that say why not
                 options = {**sweep.options, **request.options}
                 for cfg, seed in product(scales, seeds):
-                    cell = _cell(request, asked.name, card, adapters[card.name], steps, cfg, seed, options, judged)
+                    cell = _cell(request, card, adapters[card.name], steps, cfg, seed, options, judged)
                     cells.setdefault(cell.cell_id, cell)
     if not cells:
         raise BenchError(f"protocol '{protocol.name}' names no models; choose some with --model")
@@ -263,7 +263,6 @@ def _natural_scales(model: str) -> tuple[float, ...]:
 
 def _cell(
     request: Request,
-    name: str,
     card: ModelCard,
     adapter: Adapter,
     steps: int,
@@ -276,7 +275,7 @@ def _cell(
     sampler = request.sampler or protocol.sampler
     settings = adapter.resolve_settings(steps, sampler, options)
     return Cell(
-        model=name,
+        model=card.name,
         card=card,
         steps=steps,
         cfg=cfg,

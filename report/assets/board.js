@@ -50,18 +50,23 @@ function makeBody(cell) {
   name.scope = "row";
   dot.style.background = colours[row.model];
   name.append(dot, row.model);
-  if (row.checkpoint !== row.model) name.append(make("small", row.checkpoint));
+  if (row.badges) name.append(make("small", row.badges));
   line.append(name);
   for (const [key, kind] of page.columns) {
     const place = line.insertCell();
-    if (kind === "metric") { place.append(metricOf(cell, key)[5], make("small", metricOf(cell, key)[6])); continue; }
+    if (kind === "metric") {
+      const [, , , , , amount, error, , marks = "", tips = ""] = metricOf(cell, key);
+      place.append(amount + marks, make("small", error));
+      if (tips) place.title = tips;
+      continue;
+    }
     const value = row[key];
     place.textContent = value === null ? "–" : kind === "seconds" ? seconds(value) : kind === "plain" ? `${value}` : Number(value.toPrecision(3)).toLocaleString("en");
   }
   const more = body.insertRow(), details = more.insertCell();
   more.className = "more";
   details.colSpan = line.children.length;
-  details.append(make("p", `cell ${cell}; to repeat this row:`), make("pre", row.command || `bench show ${cell}`));
+  details.append(make("p", `cell ${cell}; to repeat this row:`), Object.assign(make("pre", row.command || `bench show ${cell}`), { tabIndex: 0 }));
   return body;
 }
 
@@ -103,18 +108,27 @@ function updateBoard() {
   if (note) note.textContent = `95% rank sets by ${page.metrics[sort.ranking].short} among ${plural(count, "row")}`;
   if (page.headline) updateAnswer(restricted, found);
   updateBudgets();
+  updateColumns();
+}
+
+// Says which columns the screen has no room for: they are reached by scrolling the table sideways.
+function updateColumns() {
+  const box = board.parentElement, edge = box.getBoundingClientRect().left + box.clientWidth + box.scrollLeft;
+  const hidden = all("thead th", board).filter((cell) => cell.getBoundingClientRect().right + box.scrollLeft > edge + 1);
+  const names = listed(hidden.map((cell) => cell.textContent), 20);
+  byId("columns-hidden").textContent = hidden.length ? `${plural(hidden.length, "more column")}, to the right (scroll the table sideways): ${names}` : "";
 }
 
 function updateAnswer(restricted, found) {
   const metric = page.metrics[sort.ranking], most = byId("budget").value;
-  if (!restricted) { heading("answer", metric.answer); byId("sureness").textContent = metric.sureness; return; }
+  if (!restricted) { heading("answer", metric.answer); byId("sureness").replaceChildren(...kept(metric.sureness)); return; }
   const scope = [most && `at most ${most} NFE`, wanted() && `rows matching “${byId("filter").value.trim()}”`].filter(Boolean).join(", ");
   const prefix = scope[0].toUpperCase() + scope.slice(1);
   if (!found) { heading("answer", `${prefix}: no row has ${metric.short}`); byId("sureness").textContent = ""; return; }
   const models = [...new Set(found.tied.map((cell) => page.cells[cell].model))].filter((model) => model !== page.cells[found.best].model);
   const tied = models.length ? `; ${listed(models)} ${models.length === 1 ? "is" : "are"} statistically tied` : "";
   heading("answer", `${prefix}: ${page.cells[found.best].label} leads on ${metric.short} ${valueText(found.best, sort.ranking)}${tied}`);
-  byId("sureness").textContent = cheapest(found, (cell) => page.cells[cell].evaluations);
+  byId("sureness").replaceChildren(...kept(cheapest(found, (cell) => page.cells[cell].evaluations)));
 }
 
 function cheapest({ best, tied }, cost) {
@@ -140,12 +154,12 @@ function updateBudgets() {
   strip.replaceChildren(...levels.map(([level, winner, tied]) => {
     const row = page.cells[winner], item = document.createElement("li");
     item.style.setProperty("--model", colours[row.model]);
-    const steps = row.label.slice(row.model.length).replace(/^( at|,) /, "");
-    item.append(make("span", `≤ ${level}`, "level"), make("b", row.model), make("small", steps),
-      make("span", `${metric.short} ${valueText(winner, sort.ranking)}`), make("small", tied ? `tied: ${tied}` : "no tie"));
+    const steps = row.marked.slice(row.model.length).replace(/^( at|,) /, "");
+    item.append(make("span", `≤ ${level}`, "level"), keptIn("b", row.model), make("small", steps),
+      make("span", `${metric.short} ${valueText(winner, sort.ranking)}`), keptIn("small", tied ? `tied: ${tied}` : "no tie"));
     return item;
   }));
-  byId("budget-title").textContent = title;
+  byId("budget-title").replaceChildren(...kept(title));
 }
 
 function sortBy(key) {

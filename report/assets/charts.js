@@ -13,7 +13,7 @@ function within(cell, cost, most) {
   if (price === null) return false;
   return cost === "nfe" ? price <= most + page.rounding : (page.cells[cell].prices[cost][1] ?? price) <= most;
 }
-const heading = (section, text) => { document.querySelector(`#${section} h2`).textContent = text; };
+const heading = (section, text) => { document.querySelector(`#${section} h2`).replaceChildren(...kept(text)); };
 const cost_text = { nfe: (value) => `${Number(value.toPrecision(6))} NFE`, steps: (value) => plural(value, "step"), seconds, latency_seconds: seconds };
 
 function updateCurve() {

@@ -48,10 +48,10 @@ function updatePick() {
   const spent = (cell) => (costOf(cell, kind) === null ? null : factor() * costOf(cell, kind));
   const line = (cell) => {
     const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(cell);
-    const texts = [cell === best ? "best" : "tied", one.label.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
+    const texts = [cell === best ? "best" : "tied", one.marked.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
       one.evaluations === null ? "–" : `${one.evaluations}`, seconds(one.seconds), cost === null ? "–" : `${Number(cost.toPrecision(3))}`, one.licence];
-    tr.append(...texts.map((text) => make("td", text)));
-    const name = make("th", one.model);
+    tr.append(...texts.map((text) => keptIn("td", text)));
+    const name = keptIn("th", one.model);
     name.scope = "row";
     tr.children[0].after(name);
     return tr;
@@ -68,12 +68,12 @@ function updatePick() {
 function updateWins() {
   if (!byId("wins-metric")) return;
   const key = byId("wins-metric").value, { cells, signs, text } = page.wins[key] || { cells: [], signs: [], text: "" };
-  const table = byId("wins-table"), name = (cell) => page.cells[cell].label;
+  const table = byId("wins-table"), name = (cell) => page.cells[cell].marked;
   const head = make("tr");
   head.append(make("td"), ...cells.map((cell, k) => Object.assign(make("th", `${k + 1}`), { title: name(cell), scope: "col" })));
   table.tHead.replaceChildren(head);
   table.tBodies[0].replaceChildren(...cells.map((cell, i) => {
-    const row = make("tr"), first = make("th", `${i + 1} ${name(cell)}`);
+    const row = make("tr"), first = keptIn("th", `${i + 1} ${name(cell)}`);
     first.scope = "row";
     row.append(first, ...cells.map((other, j) => {
       const sign = i === j ? "" : signs[i][j] === "?" ? "?" : signs[i][j];

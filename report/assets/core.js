@@ -1,10 +1,14 @@
 const byId = (id) => document.getElementById(id);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const make = (name, text, kind) => Object.assign(document.createElement(name), { textContent: text || "", className: kind || "" });
+// In these parts no line ends within a name, `report.markup.kept`.
+const kept = (text) => text.split(/((?=\S*\p{L})\S*[\p{L}\p{N}_][-#@/_][\p{L}\p{N}_]\S*)/u).map((part, k) => (k % 2 ? make("span", part, "kept") : part));
+const keptIn = (name, text) => { const parent = make(name); parent.append(...kept(text)); return parent; };
 const colours = {}; // model -> colour, read from the chips
 const hiddenModels = new Set();
 const shownModel = (cell) => !hiddenModels.has(page.cells[cell].model);
 
+for (const row of Object.values(page.cells)) row.marked = row.label + row.marks;
 for (const metric of Object.values(page.metrics)) metric.places = Object.fromEntries(metric.order.slice(0, metric.count).map((cell, k) => [cell, k]));
 
 // ---- figures: theme, drawing, redrawing -------------------------------------------------------------------
@@ -84,7 +88,8 @@ function bars(trace, axis, cells, key) {
 
 // A metric with a largest value stays on a linear axis: one bad row must not squeeze the others into a line.
 function fitScale(axis, traces, letter, key) {
-  const values = traces.filter((trace) => trace.visible !== false).flatMap((trace) => trace[letter]).filter((value) => value !== null);
+  const values = traces.filter((trace) => trace.visible !== false)
+    .flatMap((trace) => trace[letter].filter((value, k) => value !== null && trace.x[k] !== null)); // those that are drawn
   const low = Math.min(...values), high = Math.max(...values);
   axis.type = !page.metrics[key].bounded && low > 0 && high / low > 5 ? "log" : "linear";
 }
@@ -92,7 +97,7 @@ function fitScale(axis, traces, letter, key) {
 function hover(trace, cells, keys, extra) {
   trace.hovertext = cells.map((cell) => {
     const row = page.cells[cell];
-    const lines = [literal(row.label)];
+    const lines = [literal(row.marked)];
     if (row.nfe !== null) lines.push(`${row.nfe} NFE`);
     for (const key of keys) lines.push(`${page.metrics[key].short} ${metricOf(cell, key)[5]} ${metricOf(cell, key)[6]}`);
     if (extra && row[extra] !== null) lines.push(seconds(row[extra]));
@@ -114,7 +119,7 @@ function listed(names, most = 3) {
   return names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names[names.length - 1]}` : names.join("");
 }
 
-const valueText = (cell, key) => `${metricOf(cell, key)[5]} ${metricOf(cell, key)[6]}`.trim();
+const valueText = (cell, key) => `${metricOf(cell, key)[5]} ${metricOf(cell, key)[6]}`.trim().replaceAll(" ", "\u00a0");
 
 // ---- the best of any choice of rows and those tied with it, as `results.picks` says -------------------------
 

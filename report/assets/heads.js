@@ -8,7 +8,7 @@ function updateHeads() {
   const chosen = [byId("head-one").value, byId("head-other").value], [one, other] = chosen;
   const places = chosen.map((cell) => page.heads.cells.indexOf(cell)), turned = places[0] > places[1];
   const found = page.heads.pairs[[...places].sort((a, b) => a - b).join(" ")] || [];
-  const lines = found.map(([key, first, second, difference, less, verdict, wins]) => {
+  const lines = found.map(([key, first, second, difference, less, verdict, wins, remark]) => {
     const row = make("tr");
     const [a, b] = turned ? [second, first] : [first, second];
     const said = verdict === 0 ? "tied" : `${page.cells[(verdict > 0) !== turned ? one : other].model} is better`;
@@ -16,12 +16,13 @@ function updateHeads() {
     const texts = [a, b, turned ? less : difference, one === other ? "" : said, win];
     const name = make("th", page.metrics[key].short);
     name.scope = "row";
-    row.append(name, ...texts.map((text) => make("td", text)));
+    if (remark) name.append(make("small", ` ${remark}`));
+    row.append(name, ...texts.map((text) => keptIn("td", text)));
     return row;
   });
   const table = byId("head-table");
   table.tBodies[0].replaceChildren(...lines);
-  chosen.forEach((cell, k) => { table.tHead.rows[0].cells[k + 1].textContent = page.cells[cell].label; });
+  chosen.forEach((cell, k) => { table.tHead.rows[0].cells[k + 1].textContent = page.cells[cell].marked; });
   const count = (sign) => found.filter(([, , , , , verdict]) => (turned ? -verdict : verdict) === sign).length;
   const labels = chosen.map((cell) => page.cells[cell].label);
   if (one === other) heading("heads", "Choose two different rows");
@@ -44,11 +45,11 @@ function showPairs(chosen) {
     if (score !== null) place.append(make("small", `${Number(score.toPrecision(4))}`));
     return place;
   };
-  const line = (name, places) => { const row = make("tr"), first = make("th", name); first.scope = "row"; row.append(first, ...places); return row; };
+  const line = (name, places) => { const row = make("tr"), first = keptIn("th", name); first.scope = "row"; row.append(first, ...places); return row; };
   const labels = indices.map((index) => pictures.get(`${chosen[0]} ${index}`).dataset);
   const head = make("tr");
   head.append(make("th", "sample"), ...labels.map((own) => make("th", own.name || own.index)));
-  const rows = chosen.map((cell) => line(page.cells[cell].label, indices.map((index) => copy(cell, index))));
+  const rows = chosen.map((cell) => line(page.cells[cell].marked, indices.map((index) => copy(cell, index))));
   const used = {};
   if (Object.keys(page.real).length) rows.push(line("real images", labels.map((own) => {
     const place = make("td"), sources = page.real[own.label] || [], turn = (used[own.label] = (used[own.label] ?? -1) + 1);

@@ -10,7 +10,7 @@ function saveState() {
   }
   if (sort.key !== "rank") state.set("sort", `${sort.key}:${sort.direction}`);
   if (sort.ranking !== page.headline) state.set("by", sort.ranking);
-  if (hiddenModels.size) state.set("hide", [...hiddenModels].join(","));
+  for (const model of hiddenModels) state.append("hide", model);
   const text = state.toString();
   history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
 }
@@ -23,7 +23,7 @@ function loadState() {
     if (key === "by") {
       if (value in page.metrics) sort.ranking = value;
     } else if (key === "hide") {
-      for (const model of value.split(",")) if (model in colours) hiddenModels.add(model);
+      for (const model of value in colours ? [value] : value.split(",")) if (model in colours) hiddenModels.add(model);
     } else if (key === "sort") {
       const [name, direction] = value.split(":");
       if (!all("th[data-key]", board).some((cell) => cell.dataset.key === name)) continue;
@@ -89,6 +89,7 @@ for (const link of all("nav.sections a")) link.addEventListener("click", (event)
   section.scrollIntoView();
   section.focus({ preventScroll: true });
 });
+window.addEventListener("resize", updateColumns);
 board.classList.add("scripted");
 updateBoard();
 for (const update of [updatePick, updateHeads, updateWins]) update();

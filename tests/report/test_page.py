@@ -12,6 +12,7 @@ import pytest
 import report
 from report import page, samples
 from report.data import read_measurements, read_rankings
+from report.markup import kept
 from results import picks
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&"
@@ -39,6 +40,10 @@ class Tree(HTMLParser):
 @pytest.fixture(scope="module")
 def content(database) -> str:
     return page.build(read_measurements(database))
+
+
+def plain(content: str) -> str:
+    return re.sub("</?span.*?>", "", content)
 
 
 def data_of(content: str) -> dict:
@@ -124,8 +129,52 @@ def test_several_rankings_are_on_one_page(new_database):
     assert content.count('<option value="') > 2 and "cd" * 6 in content
 
 
+def test_names_and_commands_are_never_broken_over_lines(content):
+    assert '<h2><span class="kept">digits-shortcut</span> at' in content
+    assert '<td><span class="kept">digits-ucgm-few</span> at 1 step</td>' in content
+    assert "<pre" in content and content.count("<pre") == content.count('<pre tabindex="0">')
+    assert kept("a-b, 0.5 and x") == '<span class="kept">a-b,</span> 0.5 and x'
+
+
+def test_marks_and_missing_metrics_are_said_in_every_view(new_database, monkeypatch):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    builder.model("a", trained_on=["digits-classifier"])
+    builder.model("b")
+    cells = [builder.cell(model, 1, 1.0 + (model == "b"), off_regime=model == "a") for model in ("a", "b")]
+    for row in builder.rows["metrics"]:
+        row["method"] += "; rough: 30 images in 6 dimensions" * (row["metric"] == "kid" and row["cell_id"] == cells[1])
+    builder.rows["metrics"] = [
+        row for row in builder.rows["metrics"] if row["metric"] != "clip" or row["cell_id"] == cells[0]
+    ]
+    builder.insert("skipped_metrics", cell_id=cells[1], metric="clip", reason="no labels")
+    builder.rank()
+    for rank in builder.rows["ranks"]:
+        rank["outside"] = '["fid"]' if rank["cell_id"] == cells[0] else "[]"
+    data = read_measurements(builder.close())
+    content = page.build(data)
+    notes = re.search(r'<ul class="note notes">(.*?)</ul>', content, re.S).group(1)
+    for said in (
+        "* outside the step counts",
+        "^ outside the bounds of MMHM (fid)",
+        "# a: trained on features of <span",
+        "~ rough, too few images per dimension to remove all bias: b (kid)",
+        "no labels: clip not measured (b)",
+    ):
+        assert said in notes
+    assert "<small>* off-regime · ^ fid outside the bounds · # trained on digits-classifier</small>" in content
+    monkeypatch.setattr(page.tables, "MOST_LINES", 0)  # as where there are very many rows
+    one, other = (data_of(page.build(data))["cells"][cell] for cell in cells)
+    assert one["badges"] == "* off-regime · ^ fid outside the bounds · # trained on digits-classifier"
+    assert (one["marks"], other["marks"]) == (" * ^ #", "")
+    assert one["metrics"]["fid"][8] == " #" and one["metrics"]["fid"][9].endswith(page.tables.TRAINED_TIP)
+    assert other["metrics"]["kid"][8] == " ~" and len(other["metrics"]["is"]) == 8
+    assert "a at 1 step * ^ #" in re.search(r'id="wins-table".*?</table>', content, re.S).group()
+
+
 def test_headings_state_findings(content):
-    headings = re.findall(r"<h2>(.*?)</h2>", content)
+    headings = re.findall(r"<h2>(.*?)</h2>", plain(content))
     assert re.match(r"digits-shortcut at 16 steps leads on MMHM 0.98", headings[0])
     assert any("has its best FID at guidance 1.5, an optimum inside the swept range" in heading for heading in headings)
 
@@ -153,7 +202,7 @@ def test_leaderboard_is_complete_without_scripts(content, database):
 
 
 def test_failed_and_unsupported_settings_are_shown_with_their_reason(content):
-    assert 'role="alert"' in content and "1 row failed: digits-edm at 8 steps" in content
+    assert 'role="alert"' in content and "1 row failed: digits-edm at 8 steps" in plain(content)
     assert "the generator was distilled to one step" in content and "sample 12 of shard 3 is not finite" in content
 
 
