@@ -21,6 +21,7 @@ from bench.contracts.card import ModelCard
 from bench.models.card_file import ANY_STEPS
 from bench.models.cards import card_schema, cards, find_card
 from bench.models.counting import Counter
+from bench.models.registry import family_class
 from protocols import protocol_schema
 
 DOCS = Path(__file__).parent
@@ -114,7 +115,7 @@ def _weights(card: ModelCard) -> str:
         spans = [(m.model, m.steps[0], "" if m.steps[1] >= ANY_STEPS else m.steps[1]) for m in card.members]
         return ", ".join(f"`{model}` ({first}-{last} steps)" for model, first, last in spans)
     if card.weights is None:
-        return "none needed"
+        return "by its worker" if family_class(card.family).out_of_process else "none needed"
     if card.weights.path is not None:
         return "shipped"
     if card.weights.repo:

@@ -278,7 +278,7 @@ def test_a_run_names_each_failed_setting_and_goes_on(worker, tmp_path, run_bench
     done = run_bench(
         tmp_path, "run", "--model", "scripted.toml", "--worker", "worker.py", "--worker-python", str(adapter.python),
         "--protocol", "digits", "--steps", "1,2,3,4,5,6,7,8", "--num-samples", "100", "--batch-size", "50",
-        "--timeout", "20", "--workers", "1",
+        "--timeout", "8", "--workers", "1",
         **{SCRIPT: "", PYTHON: ""},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -315,6 +315,17 @@ def test_a_worker_ends_with_the_harness(worker, tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError("the worker outlived its harness")
+
+
+def test_a_model_that_takes_prompts_is_sent_those_of_its_batch(worker, monkeypatch):
+    adapter = worker("assert batch.prompts == ['b', 'a', 'b'], batch.prompts")
+    monkeypatch.setattr(type(adapter), "takes_prompts", True)
+    adapter.prepare(["a", "b"])
+    assert adapter.num_classes == 2 and not adapter.unconditional
+    images = adapter.sample(torch.tensor([1, 0, 1]), 1, 1.0, noise=PhiloxNoise(5, range(3)))
+    assert images.shape == (3, 3, 8, 8)
+    with pytest.raises(BenchError, match=r"labels must be in 0\.\.1, found 2"):
+        adapter.sample(torch.tensor([2]), 1, 1.0, noise=PhiloxNoise(5, [0]))
 
 
 def test_guides_are_counted_apart(worker):
