@@ -109,7 +109,11 @@ class Model:
                 drop_cls_token=True,
                 decoder_path=self.decoder_file(facts[DECODER]),
             )
-        except (OSError, ImportError) as error:
+        except ImportError as error:
+            raise RuntimeError(
+                f"{error}; this environment is not that of 'bench worker setup {card['name']}'"
+            ) from error
+        except OSError as error:
             names = ", ".join(facts[name] for name in (MODEL, DECODER, ENCODER))
             raise RuntimeError(f"{error}; get {names} with 'huggingface-cli download' in this environment") from error
         self.tokenizer, self.model = found[0], found[1].to(getattr(torch, job.dtype)).eval()

@@ -193,6 +193,24 @@ def test_no_image_and_random_weights_are_errors_of_one_line(model: Any, monkeypa
         WORKER.Model(SimpleNamespace(random_seed=0))
 
 
+def test_an_environment_without_the_package_or_its_files_says_what_to_do(
+    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = {"latent_shape": [CHANNELS, SIDE, SIDE], "resolution": SIDE, "num_classes": 0, "name": "scale-rae"}
+    job = SimpleNamespace(card={**facts, "architecture": dict.fromkeys(("model", "decoder", "encoder"), "a/b")},
+        files={}, random_seed=None, device="cpu", dtype="float32")  # fmt: skip
+
+    def absent(**facts: Any) -> None:
+        raise OSError("a/b is not a local folder")
+
+    monkeypatch.setattr(sys.modules["scale_rae.model.builder"], "load_pretrained_model", absent)
+    with pytest.raises(RuntimeError, match="get a/b, a/b, a/b with 'huggingface-cli download' in this environment"):
+        WORKER.Model(job)
+    monkeypatch.setitem(sys.modules, "scale_rae.model.builder", None)
+    with pytest.raises(RuntimeError, match="not that of 'bench worker setup scale-rae'"):
+        WORKER.Model(job)
+
+
 def test_its_cards_are_two_systems_whose_evaluations_are_declared() -> None:
     card, released = find_card("scale-rae"), find_card("scale-rae-released")
     adapter = ScaleRAE(released)
