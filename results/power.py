@@ -8,9 +8,11 @@ from typing import NamedTuple
 from results.comparing import paired
 from results.errors import BenchError
 from results.leaderboard import Row, measured_facts
-from results.statistics import COVERAGE
+from results.statistics import COVERAGE, FEWEST_BLOCKS
 
 POWER = 0.8
+FEWEST_SAMPLES = 2 * FEWEST_BLOCKS
+"""Samples below which there is no verdict, however large the difference."""
 
 
 class Power(NamedTuple):
@@ -104,7 +106,7 @@ def _power(a: Row, b: Row, metric: str, samples: int | None, difference: float |
     elif room <= 0.0:
         reason = "sampling noise of the reference alone hides it: use a larger reference"
     else:
-        needed = math.ceil(n * variance / room)
+        needed = max(math.ceil(n * variance / room), FEWEST_SAMPLES)
     return Power(
         metric, n, found, asked, factor * math.sqrt(variance * n / asked + shared), sought, needed,
         apart / variance if variance > 0 else math.inf, reason,

@@ -160,9 +160,10 @@ def noise_of(errors: Errors) -> np.ndarray:
 
 
 def _draws(errors: Errors, seed: int) -> np.ndarray:
-    """Return draws of the rows' errors, float32 [R, DRAWS]."""
+    """Return draws of the rows' errors in a unit of their own, float32 [R, DRAWS]."""
     values, vectors = np.linalg.eigh(noise_of(errors))
     root = vectors * np.sqrt(np.maximum(values, 0.0))
+    root = np.ldexp(root, -int(np.frexp(np.abs(root).max())[1]))  # in float32 whatever the unit; a power of 2 is exact
     drawn: np.ndarray = root @ np.random.default_rng(seed).standard_normal((len(root), DRAWS))
     return drawn.astype(np.float32)
 

@@ -209,7 +209,9 @@ class Cell:
         """
         said = [how]
         reference = reference if reference is not None and len(reference) >= FEWEST_BLOCKS else None
-        if interval is None and 0 < len(left) < FEWEST_BLOCKS:
+        if interval is None and self.blocks is None and "no interval" not in how:
+            said.append(f"no interval: {self.outputs.n} images are too few for blocks")
+        elif interval is None and 0 < len(left) < FEWEST_BLOCKS:
             said.append(f"no interval: {len(left)} blocks, of {FEWEST_BLOCKS} something can be said")
         elif interval is None and len(left):
             twice = 0.0

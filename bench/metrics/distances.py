@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import numpy as np
 
@@ -107,13 +106,15 @@ def _inception_score(cell: Cell, fact: MetricFact, options: Options) -> MetricVa
         logits = rows_of(logits, cell.order)
         blocks = None if blocks is None else blocks[cell.order]
     score = inception.inception_score(logits, *settings)
-    left = np.empty(0)
+    left, remarks = np.empty(0), []
     if blocks is not None:
-        # Tiny splits may lie in one block as a whole: then there is a value but no interval.
-        with suppress(ValueError):
+        try:
             score, left = inception.inception_leave_one_out(logits, blocks, *settings)
+        except ValueError as error:  # tiny splits may lie in one block as a whole
+            remarks = [f"no interval: {error}"]
     # Splits make the bias other than c/n: the jackknife does not remove it.
-    value = cell.value(fact, score.mean, left, f"{splits} splits, spread over splits {score.std:.4g}")
+    how = f"{splits} splits, spread over splits {score.std:.4g}"
+    value = cell.value(fact, score.mean, left, how, remarks=remarks)
     return value._replace(corrected=None)
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from results.errors import BenchError
 from results.leaderboard import Row, Value
-from results.power import power_of
+from results.power import FEWEST_SAMPLES, power_of
 from results.statistics import blocks_by_label, paired_difference
 
 K = 20
@@ -56,6 +56,12 @@ def test_the_samples_it_asks_for_find_the_difference_four_times_of_five():
 
 def test_shared_noise_is_worth_the_samples_it_says(pilots):
     assert np.mean([power.gain for power in pilots]) == pytest.approx(1 / (1 - 0.9), rel=0.2)
+
+
+def test_a_difference_that_shows_at_once_still_takes_the_samples_of_a_verdict():
+    a, b = draw(np.random.default_rng(5), 300, 50.0)
+    (power,) = power_of(row(a), row(b))
+    assert power.needed == FEWEST_SAMPLES == 10
 
 
 def test_no_number_of_samples_finds_what_the_reference_hides():

@@ -69,6 +69,13 @@ def test_three_hundred_rows_repeat_to_the_bit():
     assert chances.sum() == pytest.approx(1.0) and chances[one.best].sum() > 0.9
 
 
+@pytest.mark.parametrize("unit", [2.0**-200, 2.0**200])
+def test_the_unit_of_a_metric_changes_nothing(unit):
+    values, left = observed(np.random.default_rng(9), np.arange(8) * 2.0)
+    one, other = rank_sets(values, left, "higher"), rank_sets(unit * values, unit * left, "higher")
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_a_row_measured_twice_shares_its_chance_and_is_never_told_from_itself():
     values, left = observed(np.random.default_rng(3), np.array([2.0, 2.0, -20.0]))
     values[1], left[1] = values[0], left[0]

@@ -31,6 +31,18 @@ def test_two_to_four_blocks_leave_the_value_and_say_why_there_is_no_interval(n):
         assert f"no interval: {n // 2} blocks, of 5 something can be said" in values[name].method
 
 
+@pytest.mark.parametrize("n", [2, 3, 12])
+def test_a_value_without_an_interval_says_why(n):
+    features = RANDOM.normal(size=(n, 4))
+    outputs = {"inception.features": features, "inception.logits": features}
+    metrics = ["fid", "kid", "precision", "density", "is"]
+    splits = {"is_splits": 2 if n < 12 else 10}
+    values = measure(outputs, ReferenceFeatures.of(REAL), metrics, options=splits).values
+    assert {value.name for value in values if value.low is None} >= ({"fid", "kid", "is"} if n < 12 else {"is"})
+    for value in values:
+        assert value.low is not None or f"no interval: {n} " in value.method
+
+
 @pytest.mark.parametrize("features", [RANDOM.normal(size=(100, 4)), np.zeros((100, 4)), np.full((100, 4), 50.0)])
 def test_no_interval_has_width_zero(features):
     for value in found(features).values():
