@@ -13,6 +13,7 @@ import duckdb
 from results.catalog import FACTS
 from results.errors import BenchError
 from results.leaderboard import (
+    SPEED,
     Choice,
     Row,
     best_of_each,
@@ -121,6 +122,7 @@ class Leaderboard:
         found: whether the protocol has any finished row, within the view's budget or not.
         repeated: the settings shown that were measured on several seeds, but for the selection seed.
         left_out: which models were left out because of what they were trained on; empty for no such wish.
+        timed: how many rows were timed alone, which are never ranked; counted where there are no others.
     """
 
     view: View
@@ -130,6 +132,7 @@ class Leaderboard:
     found: bool
     repeated: Sequence[Repeated] = ()
     left_out: str = ""
+    timed: int = 0
 
     @property
     def unreported(self) -> list[Row]:
@@ -175,4 +178,5 @@ def leaderboard(connection: duckdb.DuckDBPyConnection, view: View) -> Leaderboar
     settings = {setting_of(row) for row in shown}
     cells = [row.cell["cell_id"] for row in found if setting_of(row) in settings]
     again = repeated_settings(connection, cells, without=view.select_on)
-    return Leaderboard(view, standings, choices, failed, bool(found), again, left_out)
+    timed = 0 if everything else len(rows(connection, protocol=SPEED))
+    return Leaderboard(view, standings, choices, failed, bool(found), again, left_out, timed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from results.numbers import counted
+
 if TYPE_CHECKING:
     from results.leaderboard import Row
 
@@ -102,13 +104,14 @@ def checked_timing(table: Mapping[str, Any]) -> None:
                 number(f"{part}.{end}", measured[end], 0)
 
 
-def conditions(cell: Mapping[str, Any]) -> str:
-    """Return where and how a row was timed, in words."""
+def conditions(cell: Mapping[str, Any], *, batch: bool = True) -> str:
+    """Return where and how a row was timed, in words; `batch` names the images of a batch too."""
     table = cell.get("timing")
     if not table:
         return f"{cell['device']}, while other work ran"
-    threads = table["threads"]
-    parts = [str(cell["device"]), f"{threads} thread{'s' if threads != 1 else ''}", f"batch {table['batch_size']}"]
+    parts = [str(cell["device"]), counted(table["threads"], "thread")]
+    if batch:
+        parts.append(f"batch {table['batch_size']}")
     if table.get("clock_mhz"):
         parts.append(f"{table['clock_mhz']:,.0f} MHz")
     if table.get("load") is not None:

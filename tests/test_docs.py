@@ -33,6 +33,7 @@ ACRONYMS = {
     "LICENSE",
     "LPIPS",
     "POSIX",
+    "ASCII",
     "CHANGELOG",
     "CONTRIBUTING",
 }

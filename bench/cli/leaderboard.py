@@ -156,11 +156,15 @@ def unreported(rows: Sequence[Row]) -> list[str]:
 
 def remainder(board: Leaderboard) -> list[str]:
     """Return what is to be said besides the tables: chosen but not measured, failed, nothing there."""
+    from results.numbers import counted
+
     lines = [board.left_out] if board.left_out else []
     lines += [*unreported(board.unreported), *(f"failed: {_label(row)}: {row.cell['reason']}" for row in board.failed)]
     if not board.standings and not board.choices:
         budget = _budget(board.view).removeprefix(", ") if board.found else ""
         lines.append(f"{budget}{budget and ': '}no finished rows here; 'bench run' measures some")
+        if board.timed:
+            lines.append(f"{counted(board.timed, 'row')} of 'bench speed', never ranked: 'bench report' shows them")
     return lines
 
 

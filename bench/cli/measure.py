@@ -237,6 +237,9 @@ def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | No
             print_over_seeds(out, repeated)
     else:
         out.print(f"\n{counts}")
+    if not wanted:
+        out.print("Nothing was measured: no setting of this plan gave a row", markup=False)
+        return
     suffix = f" --runs-dir {given}" if given is not None else ""
     out.print(f"\nDatabase: {summary.database}", markup=False, soft_wrap=True)
     out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False, soft_wrap=True)

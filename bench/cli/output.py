@@ -212,12 +212,13 @@ def _rate(row: Row) -> str:
 
 def rate_of(cell: Mapping[str, Any]) -> str:
     """Return images per second with their interval: `1,234 ± 20`."""
+    from results.numbers import number
     from results.numbers import with_interval as written
     from results.timing import timed
 
     rate, time = cell["images_per_second"], timed(cell, "seconds")
     if rate is None or time is None or not time.low or not time.high:
-        return "-" if rate is None else f"{rate:,.0f}"
+        return "-" if rate is None else number(rate)
     return written(rate, 1 / time.high, 1 / time.low)
 
 

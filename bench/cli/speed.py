@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,13 +77,26 @@ def speed(
         print_lines(
             page(),
             [
-                f"{conditions({**done[0], 'timing': {**done[0]['timing']}})}, {done[0]['dtype']}",
+                f"{conditions(max(done, key=_load), batch=False)}, {done[0]['dtype']}",
                 "img/s and one image: median, ± 95 % interval; of peak: operations against the fastest matrix product "
                 f"here, {peak:.3g} TFLOP/s",
+                *_short(done),
             ],
         )
     if not done:
         raise typer.Exit(1)
+
+
+def _load(row: Mapping[str, Any]) -> float:
+    return row["timing"]["load"] or 0.0
+
+
+def _short(done: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say why rows have no interval: too few repetitions."""
+    parts = [row["timing"][part] for row in done for part in ("batch", "latency")]
+    if all(part["low"] is not None for part in parts):
+        return []
+    return ["no interval: too few repetitions in the time allowed; --seconds allows more"]
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:

@@ -72,11 +72,13 @@ def test_speed_rows_are_stored_merged_removed_and_never_ranked(timed_runs, tmp_p
 def test_the_command_prints_rows_or_json_and_fails_where_nothing_was_timed(cli, tmp_path):
     place = ("--runs-dir", str(tmp_path), "--seconds", "0.05", "--batch-size", "2")
     code, out, _ = cli("speed", "digits-flow", *place)
-    assert code == 0 and "of peak" in out and "digits-flow" in out
+    assert code == 0 and "of peak" in out and "digits-flow" in out and "batch 2," not in out
     code, out, _ = cli("speed", "digits-flow", "--json", *place)
     assert code == 0 and json.loads(out)[0]["batch_size"] == 2
     code, _, err = cli("speed", "digits-dmd", "--steps", "2", *place)
     assert code == 1 and "takes 1 step only" in err
+    code, _, err = cli("leaderboard", *place[:2])
+    assert code == 0 and "1 row of 'bench speed', never ranked" in err
     code, _, err = cli("speed", "digits-flow", "--batch-size", "0", "--runs-dir", str(tmp_path))
     assert code == 2 and "--batch-size" in err
 
