@@ -77,11 +77,12 @@ def signatures(shown: Sequence[Row]) -> list[str]:
     return [f"signed by {signer}: {', '.join(dict.fromkeys(names))}" for signer, names in signers.items()]
 
 
-def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
+def caveats(shown: Sequence[Row], clip: bool | None = None, *, times: bool = True) -> list[str]:
     """Return what keeps the numbers of these rows from being taken as they are, one line each: the marks, and more.
 
     That is: step counts not trained for, clipped to the bounds of MMHM (`clip`, where it is known), training on
-    features that a metric reads, order by bias, bias removed roughly, heavy tails, and images that look like a mistake.
+    features that a metric reads, order by bias, bias removed roughly, heavy tails, `times` taken on a busy machine,
+    and images that look like a mistake.
     """
     from results import timing, training
 
@@ -94,7 +95,7 @@ def caveats(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     rough = f"{ROUGH} rough, too few images per dimension to remove all bias"
     lines += [*reversed_by_bias(shown), *marked(shown, rough, lambda value: value.rough)]
     lines += marked(shown, "heavy tails, intervals may be too narrow", lambda value: value.heavy_tails)
-    lines += [*timing.remarks(shown), *waivers(shown)]
+    lines += [*(timing.remarks(shown) if times else []), *waivers(shown)]
     return lines + [f"{REMARKED} {row.cell['model']}: {remark}" for row in shown for remark in row.remarks]
 
 

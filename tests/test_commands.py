@@ -132,6 +132,8 @@ def test_the_commands_of_readme_run_one_after_the_other(ran, tmp_path):
         else:
             assert code == 0, (words, said)
         done.append(words[0])
+    code, said = ran("compare", "digits-ucgm@2", "digits-flow@2")
+    assert code == 0 and "a = digits-ucgm-few, 2 steps" in said and "busy machine" not in said
     assert {"leaderboard", "compare", "power", "report", "sample", "speed", "score", "check"} <= set(done)
     assert (tmp_path / "grid.png").is_file() and (tmp_path / "runs" / "report.html").is_file()
 

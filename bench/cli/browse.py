@@ -146,7 +146,11 @@ def show(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Show one model, protocol or row in full."""
+    import dataclasses
+
     from bench.cli.parsing import parse_protocol
+    from bench.contracts.card import WorkerNeeds
+    from bench.models.card_file import ANY_STEPS
     from bench.models.cards import cards
     from protocols import protocol_files
 
@@ -162,8 +166,13 @@ def show(
         print_json(value)
         return
     if name in cards():
+        if value["worker"] == dataclasses.asdict(WorkerNeeds()):
+            del value["worker"]
+        for member in value["members"]:
+            first, last = member["steps"]
+            member["steps"] = f"{first} and more" if last >= ANY_STEPS else f"{first} to {last}"
         value["settings"] = {
-            setting["name"]: f"{setting['allowed']} [default: {setting['default']}]: {setting['meaning']}"
+            setting["name"]: f"{setting['allowed']} [default: {_words(setting['default'])}]: {setting['meaning']}"
             for setting in value["settings"]
         }
     _print_tree(value)
@@ -225,7 +234,14 @@ def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
                 _print_tree(entry, indent + 1)
                 page().print("")
         elif item not in (None, "", {}, (), []):
-            page().print(f"{lead}{key}: {item}", markup=False, soft_wrap=True)
+            page().print(f"{lead}{key}: {_words(item)}", markup=False, soft_wrap=True)
+
+
+def _words(item: Any) -> str:
+    """Return a value as TOML writes it: cards and protocols are read in it, not in Python."""
+    if isinstance(item, (list, tuple)):
+        return f"[{', '.join(_words(part) for part in item)}]"
+    return str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:

@@ -80,7 +80,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         first, rest = ([letters[row.cell["cell_id"]] for row in part] for part in outcome.leading(metric))
         page().print(f"{metric}: {_leads(first, rest)}", markup=False)
     leading = {metric: {row.cell["cell_id"] for row in outcome.leading(metric)[0]} for metric in metrics}
-    print_lines(page(), [*_at_odds(outcome.rows, leading), *caveats(outcome.rows)])
+    print_lines(page(), [*_at_odds(outcome.rows, leading), *caveats(outcome.rows, times=False)])
     metric = next((name for name in (headline(outcome.rows), "fid") if name in metrics), metrics[0])
     signs = {"better": ">", "worse": "<", "tied": "="}
     table = [
@@ -163,7 +163,7 @@ def _print_comparison(outcome: Comparison) -> None:
         return
     print_table(page(), plain_table(columns, rows, right=columns[1:5]))
     better = {d.metric: {d.verdict[0]} if d.verdict != TIED else {"a", "b"} for d in outcome.differences}
-    print_lines(page(), [*_at_odds(outcome.rows, better), *caveats(outcome.rows)])
+    print_lines(page(), [*_at_odds(outcome.rows, better), *caveats(outcome.rows, times=False)])
     print_lines(page(), outcome.without_win_rate)
     for d in outcome.differences:
         if d.win_rate is not None:

@@ -419,6 +419,9 @@ def test_show_lists_the_sampler_settings_of_a_model(bench):
     code, out, _ = bench("show", "digits-flow")
     assert "solver: one of euler, midpoint, heun2, heun3, rk4" in out
     assert "[default: euler]" in out
+    assert "latent_shape: [1, 8, 8]" in out and "worker" not in out and "(1" not in out
+    _, out, _ = bench("show", "digits-ucgm")
+    assert "steps: 1 to 4" in out and "steps: 5 and more" in out
 
 
 @pytest.mark.parametrize(("option", "line"), [
