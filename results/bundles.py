@@ -26,9 +26,9 @@ from results.errors import BenchError, StoreError, one_line
 from results.evidence import LARGEST as LARGEST_EVIDENCE
 from results.evidence import NAME as EVIDENCE
 from results.evidence import Evidence, evidence_bytes, parse_evidence
-from results.files import write_atomically
 from results.moving import Incoming, fits, read_source, title
 from results.records import checked, is_cell_id, parsed
+from results.remote import write_to
 from results.signatures import sign, verify
 
 FORMAT, VERSION = "fewstep-bench bundle", 1
@@ -68,13 +68,13 @@ class Bundle(NamedTuple):
     signed: bool
 
 
-def write_bundle(runs: Path, names: Sequence[str], output: Path, key: Path | None = None) -> Bundle:
+def write_bundle(runs: Path, names: Sequence[str], output: str | Path, key: Path | None = None) -> Bundle:
     """Write the finished rows of `runs` that `names` stand for (see `results.moving.fits`) and return what was written.
 
     Args:
         runs: a runs directory.
         names: beginnings of ids, MODEL, MODEL@STEPS, MODEL@STEPS@CFG.
-        output: the file.
+        output: the file, or its URL in some storage (see `results.remote`).
         key: a private SSH or minisign key to sign it with.
 
     Raises:
@@ -101,7 +101,7 @@ def write_bundle(runs: Path, names: Sequence[str], output: Path, key: Path | Non
         checked(record, cell)
         packed[cell] = Packed(record, evidence_bytes(CellDirectory(runs, cell).path))
     payload, bundle = _packed(packed, key)
-    write_atomically(output, payload, "--output")
+    write_to(str(output), payload, "--output")
     return bundle
 
 

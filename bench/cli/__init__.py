@@ -23,6 +23,7 @@ from bench.cli import (
     fetching,
     measure,
     mmhm,
+    planning,
     power,
     reference,
     speed,
@@ -56,7 +57,9 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (measure, speed, fetching, mmhm, power, browse, data, verify, reference, weights, contribute, workers):
+for module in (
+    measure, planning, speed, fetching, mmhm, power, browse, data, verify, reference, weights, contribute, workers,
+):  # fmt: skip
     module.register(app)
 
 

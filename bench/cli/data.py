@@ -51,7 +51,8 @@ def export(
 
 def merge(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="PATHS", help="Bundles, runs directories or databases (bench.duckdb).")
+        list[str],
+        typer.Argument(metavar="PLACES", help="Bundles, runs directories or databases, here or s3://, gs:// ..."),
     ],
     allowed: Annotated[Path | None, ALLOWED] = None,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
@@ -60,10 +61,17 @@ def merge(
 
     Rows that are already here are left as they are; rankings are computed again.
     """
+    from results.bundles import LARGEST_BUNDLE
+    from results.remote import local_copies
+
+    with local_copies(sources, LARGEST_BUNDLE) as paths:
+        _merge(runs_directory(runs_dir), paths, allowed)
+
+
+def _merge(runs: Path, sources: Sequence[Path], allowed: Path | None) -> None:
     from results.files import disk_error
     from results.moving import merge as merge_cells
 
-    runs = runs_directory(runs_dir)
     for source in sources:
         if not source.exists():
             raise BenchError(f"{source}: no such file; name a bundle, a runs directory or its bench.duckdb")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,6 @@ from bench.cli.output import (
     RUNS_DIR,
     console,
     leaderboard_table,
-    page,
     print_lines,
     print_table,
     room,
@@ -34,6 +32,7 @@ from results.marks import legend
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.run.mirroring import Mirror
     from bench.run.plan import Request
     from bench.run.runner import Summary
 
@@ -51,6 +50,9 @@ TIMEOUT = typer.Option(
     min=0.001, max=LARGEST_SECONDS, help="Longest time for one batch, in seconds (default: no limit)."
 )
 RANDOM_WEIGHTS = typer.Option("--random-weights", help="Seeded noise as weights: speed only, never ranked.")
+SYNC = typer.Option(
+    metavar="URL", help="Keep a copy of every shard and cell in s3://, gs:// ..., and go on from what is there."
+)
 WORKERS = typer.Option(min=0, max=1024, help="Worker processes; 0: one per core, or one for a GPU.")
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated (default: the protocol's).")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
@@ -96,6 +98,7 @@ def run(
     worker: Annotated[Path | None, WORKER] = None,
     worker_python: Annotated[str | None, WORKER_PYTHON] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rows, NFE and what is missing, then stop.")] = False,
+    sync: Annotated[str | None, SYNC] = None,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Measure models under a protocol.
@@ -103,15 +106,93 @@ def run(
     Without arguments: the embedded default, which takes minutes on a CPU.
     """
     from bench import api
-    from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
+    from bench.cli.planning import print_preview
     from bench.cli.progress import RunProgress
     from bench.run.needs import cards_of, needs_of_run, require
-    from bench.run.plan import DEFAULT_PROTOCOL
     from bench.run.readiness import check_surroundings
+
+    use_worker(worker, worker_python)
+    out = console()
+    requests = asked(
+        model, protocol, steps, cfg, num_samples, batch_size, seed, seeds, select_on, sampler, device, dtype, compile,
+        option, weights, random_weights,
+    )  # fmt: skip
+    runs = runs_directory(runs_dir)
+    if dry_run:
+        print_preview(requests, runs, fresh)
+        return
+    for request in requests:
+        check_surroundings(request, runs, runs / "bench.duckdb")
+    needs = needs_of_run(requests)
+    if fetch and (fetchable := needs.lacking().fetchable()):
+        get(replace(needs, files=fetchable), accept_licence)
+    require(needs)
+    tell(out, cards_of(requests))
+    mirror = None if sync is None else _mirror(sync, runs, out)
+    failed, behind = False, None
+    for request in requests:
+        with RunProgress(out) as shown:
+            progress = shown if mirror is None else mirror.around(shown)
+            ((_, summary),) = api.measure(
+                [request], runs, progress=progress, executor=executor, workers=workers, fresh=fresh, timeout=timeout
+            )
+        if mirror is not None:
+            mirror.finish()
+        if summary.behind is None:
+            _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
+        else:
+            behind = summary
+        failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
+    if behind is not None:
+        raise BenchError(f"{behind.behind}; everything measured is kept, and the same command adds it to the database")
+    if failed:
+        raise typer.Exit(1)  # a run that could not measure anything is not a success
+
+
+def _mirror(url: str, runs: Path, out: Console) -> Mirror:
+    """Return the copy at `url`, once what it has is here too."""
+    from bench.run.mirroring import Mirror
+
+    mirror = Mirror(url, runs)
+    count = mirror.fetch()
+    out.print(f"{count} row{'s' if count != 1 else ''} in {url}", markup=False, soft_wrap=True)
+    return mirror
+
+
+def _compiled_or_not(request: Request, out: Console) -> Request:
+    """Return the request as `--compile auto` decides it, and say what was decided and why."""
+    from bench.run.compiling import decide
+
+    decision = decide(request)
+    out.print(f"Protocol {request.protocol.name}: {decision.why}", markup=False, soft_wrap=True)
+    return replace(request, compile=decision.compile)
+
+
+def asked(
+    model: str | None,
+    protocol: str | None,
+    steps: str | None,
+    cfg: str | None,
+    num_samples: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    seeds: str | None,
+    select_on: int | None,
+    sampler: str | None,
+    device: str,
+    dtype: str,
+    compile: str | None,
+    option: list[str] | None,
+    weights: Path | None,
+    random_weights: bool,
+) -> list[Request]:
+    """Return what these options of `bench run` ask for, and say which protocol was chosen and whether to compile."""
+    from bench import api
+    from bench.cli.parsing import parse_models, parse_options, parse_protocol, parse_scales, parse_seeds, parse_steps
+    from bench.run.plan import DEFAULT_PROTOCOL
 
     if compile not in (None, "yes", "no", "auto"):
         raise BenchError(f"--compile: '{compile}' is unknown; choose yes (or no value), no or auto")
-    use_worker(worker, worker_python)
     out = console()
     requests = api.requests(
         parse_models(model) if model is not None else None,
@@ -136,67 +217,7 @@ def run(
             if request.protocol.name != DEFAULT_PROTOCOL:
                 home = f"Protocol {request.protocol.argument}, home of {', '.join(request.models or ())}"
                 out.print(f"{home} (--protocol chooses another)", markup=False, soft_wrap=True)
-    if compile == "auto":
-        requests = [_compiled_or_not(request, out) for request in requests]
-    runs = runs_directory(runs_dir)
-    if dry_run:
-        _print_plans(requests, runs)
-        return
-    for request in requests:
-        check_surroundings(request, runs, runs / "bench.duckdb")
-    needs = needs_of_run(requests)
-    if fetch and (fetchable := needs.lacking().fetchable()):
-        get(replace(needs, files=fetchable), accept_licence)
-    require(needs)
-    tell(out, cards_of(requests))
-    failed, behind = False, None
-    for request in requests:
-        with RunProgress(out) as progress:
-            ((_, summary),) = api.measure(
-                [request], runs, progress=progress, executor=executor, workers=workers, fresh=fresh, timeout=timeout
-            )
-        if summary.behind is None:
-            _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
-        else:
-            behind = summary
-        failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
-    if behind is not None:
-        raise BenchError(f"{behind.behind}; everything measured is kept, and the same command adds it to the database")
-    if failed:
-        raise typer.Exit(1)  # a run that could not measure anything is not a success
-
-
-def _compiled_or_not(request: Request, out: Console) -> Request:
-    """Return the request as `--compile auto` decides it, and say what was decided and why."""
-    from bench.run.compiling import decide
-
-    decision = decide(request)
-    out.print(f"Protocol {request.protocol.name}: {decision.why}", markup=False, soft_wrap=True)
-    return replace(request, compile=decision.compile)
-
-
-def _print_plans(requests: Sequence[Request], runs: Path) -> None:
-    from bench.cli.output import plain_table
-    from bench.run.preview import preview
-
-    planned, lacking = preview(requests, runs)
-    rows = [
-        [
-            entry.cell_id or "-",
-            entry.cell.model,
-            str(entry.cell.steps),
-            f"{entry.cell.cfg:g}",
-            "-" if entry.evaluations is None else str(entry.evaluations),
-            str(entry.cell.num_samples),
-            str(entry.cell.seed),
-            entry.state,
-        ]
-        for entry in planned
-    ]
-    columns = ["cell", "model", "steps", "cfg", "NFE", "samples", "seed", "state"]
-    print_table(page(), plain_table(columns, rows, right=columns[2:7], fixed=["cell", "model"]))
-    if lacking:
-        page().print(f"\n{lacking.block()}", markup=False, soft_wrap=True)
+    return [_compiled_or_not(request, out) for request in requests] if compile == "auto" else requests
 
 
 def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:

@@ -85,15 +85,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def parse_batches(text: str) -> tuple[int, ...]:
     """Return the batch sizes of a comma-separated list. Raises BenchError unless they are integers above zero."""
-    return tuple(dict.fromkeys(_whole(text, "batch-size", 1, 1 << 20)))
+    return tuple(dict.fromkeys(parse_whole(text, "batch-size", 1, 1 << 20)))
 
 
 def parse_labels(text: str) -> tuple[int, ...]:
     """Return the class numbers of a comma-separated list. Raises BenchError unless they are integers from 0."""
-    return tuple(_whole(text, "labels", 0, 1 << 30))
+    return tuple(parse_whole(text, "labels", 0, 1 << 30))
 
 
-def _whole(text: str, option: str, least: int, most: int) -> list[int]:
+def parse_whole(text: str, option: str, least: int, most: int) -> list[int]:
+    """Return the numbers of a comma-separated list. Raises BenchError unless they are integers in the range."""
     found = []
     for word in _words(text, option):
         if not re.fullmatch(r"[0-9]{1,10}", word) or not least <= int(word) <= most:

@@ -75,7 +75,7 @@ class RunProgress:
         self.done_cost += samples * cell.steps
         elapsed = max(time.monotonic() - self.began, 1e-6)
         left = elapsed * (self.cost - self.done_cost) / max(self.done_cost, 1e-6)
-        note = f"{self.done_samples / elapsed:,.0f} images/s, about {_duration(left)} left"
+        note = f"{self.done_samples / elapsed:,.0f} images/s, about {duration(left)} left"
         if self.overall is not None and self.current is not None:
             self.bars.update(self.overall, note=note)
             self.bars.update(
@@ -106,13 +106,14 @@ class RunProgress:
             self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status}: {reason}", markup=False)
         elif not self.console.is_terminal:
             elapsed = time.monotonic() - self.began
-            told = _duration(elapsed)
+            told = duration(elapsed)
             if 0 < self.done_cost < self.cost:
-                told += f", about {_duration(elapsed * (self.cost - self.done_cost) / self.done_cost)} left"
+                told += f", about {duration(elapsed * (self.cost - self.done_cost) / self.done_cost)} left"
             self.console.print(f"[{self.finished}/{self.cells}] {cell.label}: {status} ({told})", markup=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people: hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

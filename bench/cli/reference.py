@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
         """Reference sets, judged once and kept in the cache."""
 
     group.command()(build)
+    group.command()(push)
+    group.command()(pull)
     app.add_typer(group, name="reference")
 
 
@@ -187,3 +189,33 @@ class BuildProgress:
     def say(self, text: str) -> None:
         """Print one line."""
         self.out.print(text, markup=False)
+
+
+def push(
+    name: Annotated[str, typer.Argument(help="Name of the reference in protocols.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where copies lie: s3://, gs://, hf:// ... or file://.")],
+) -> None:
+    """Copy a built reference to storage from which others take it.
+
+    Judges' outputs and statistics of the real images, no image.
+    """
+    from bench.references.copies import push_reference
+
+    for directory, uploaded in push_reference(name, url):
+        what = f"{uploaded} file{'s' if uploaded != 1 else ''} uploaded" if uploaded else "already there"
+        console().print(f"{name}/{directory.name}: {what}", markup=False, soft_wrap=True)
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="Name of the reference in protocols.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where 'bench reference push' put it.")],
+) -> None:
+    """Fetch a built reference that somebody copied to storage.
+
+    Every file is held against its digest; what is here already stays.
+    """
+    from bench.references.copies import pull_reference
+
+    for directory, fetched in pull_reference(name, url):
+        what = f"{fetched} file{'s' if fetched != 1 else ''} fetched" if fetched else "already here"
+        console().print(f"{name}/{directory.name}: {what}", markup=False, soft_wrap=True)

@@ -52,6 +52,8 @@ def audit(
     from bench.models.loading import parse_device
     from bench.run.audit import Settings
     from bench.run.audit import audit as audit_row
+    from results.bundles import LARGEST_BUNDLE
+    from results.remote import is_remote, local_copies
 
     settings = Settings(
         samples=samples,
@@ -62,7 +64,10 @@ def audit(
         batch_size=batch_size,
     )
     runs = runs_directory(runs_dir)
-    found = [audit_row(record, evidence, runs, settings) for record, evidence in _rows(runs, names)]
+    with local_copies([name for name in names if is_remote(name)], LARGEST_BUNDLE) as copies:
+        paths = [str(path) for path in copies]
+        rows = _rows(runs, [*(name for name in names if not is_remote(name)), *paths])
+    found = [audit_row(record, evidence, runs, settings) for record, evidence in rows]
     if as_json:
         print_json([_as_json(one) for one in found])
     else:
@@ -116,7 +121,7 @@ def _print(found: Audit) -> None:
 
 def bundle(
     names: Annotated[list[str], typer.Argument(metavar="ROWS", help=f"{ROWS}.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The file to write, here or s3://, gs:// ...")],
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="A private SSH or minisign key to sign it with.")
     ] = None,
@@ -128,9 +133,12 @@ def bundle(
     """
     from results.bundles import write_bundle
     from results.files import output_file
+    from results.remote import local_path
 
     runs = runs_directory(runs_dir)
-    made = write_bundle(runs, names, output_file(output, "--output", runs / "bench.duckdb"), sign)
+    path = local_path(output)
+    target = output if path is None else output_file(path, "--output", runs / "bench.duckdb")
+    made = write_bundle(runs, names, target, sign)
     count = len(made.cells)
     lines = [f"{count} row{'s' if count != 1 else ''}: {output}", f"digest {made.digest}"]
     if bare := [cell for cell, row in made.cells.items() if row.payload is None]:
@@ -142,7 +150,9 @@ def bundle(
 
 def site(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the pages go.")],
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLES", help="Bundles, or directories of them.")],
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLES", help="Bundles, here or s3://, gs:// ..., or directories of them.")
+    ],
     audits: Annotated[
         list[Path] | None, typer.Option("--audits", help="What 'bench audit --json' wrote; may be repeated.")
     ] = None,
@@ -154,8 +164,11 @@ def site(
     A report for each protocol, a page for each model, an index, the bundles, and everything as JSON.
     """
     from report import write_site
+    from results.bundles import LARGEST_BUNDLE
+    from results.remote import local_copies
 
-    written = write_site(directory, bundles, audits=audits or [], title=title, allowed=allowed)
+    with local_copies(bundles, LARGEST_BUNDLE) as paths:
+        written = write_site(directory, paths, audits=audits or [], title=title, allowed=allowed)
     counts = {"row": written.rows, "model": written.models, "protocol": written.protocols}
     said = ", ".join(f"{count} {noun}{'s' if count != 1 else ''}" for noun, count in counts.items())
     print_lines(console(), [f"{said}: {directory / 'index.html'}"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.contracts.precision import full_precision
+from bench.judges.costs import JudgeCost
 from bench.judges.files import PATH_OPTIONS, facts_digest, of_judge
 from bench.judges.options import JUDGES, JudgeKind, check_judges
 from bench.weights.cache import FileCache, cache_directory
@@ -176,6 +177,11 @@ def judge_kind(spec: JudgeSpec) -> JudgeKind:
         return JUDGES.load(spec.kind, f" of judge '{spec.name}'")
     except BenchError as error:
         raise BenchError(f"{spec.where('kind')}{error}") from error
+
+
+def judge_cost(spec: JudgeSpec) -> JudgeCost | None:
+    """Return what the judge of `spec` costs an image before it is loaded; None where nothing is known of it."""
+    return judge_kind(spec).cost(spec)
 
 
 def check_options(spec: JudgeSpec, known: Sequence[str]) -> None:

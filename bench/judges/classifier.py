@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
+from bench.judges.costs import tower_cost
 from bench.judges.files import file_sha256, library_version
 from bench.judges.pixels.preprocess import Preprocess, from_processor_config
 from bench.judges.transformers_clip import MODEL_OPTIONS, directory_files, load_model, model_files
@@ -96,4 +98,6 @@ class ClassifierJudge(Judge):
         return {"logits": self.model(pixel_values=self.preprocess(images)).logits.to(torch.float32)}
 
 
-KIND = JudgeKind(ClassifierJudge, required_files, build)
+CLASSES = 1000
+"""Logits of the networks whose cost is known."""
+KIND = JudgeKind(ClassifierJudge, required_files, build, partial(tower_cost, numbers=CLASSES))

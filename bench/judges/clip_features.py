@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import feature_cost
 from bench.judges.files import file_sha256, library_version
 from bench.judges.open_clip import MODEL_OPTIONS as OPEN_CLIP_OPTIONS
 from bench.judges.open_clip import load_towers
@@ -71,4 +72,4 @@ def _load_transformers(
     return TransformersTowers(model).image_features, preprocess, facts
 
 
-KIND = JudgeKind(ImageFeatureJudge, required_files, build)
+KIND = JudgeKind(ImageFeatureJudge, required_files, build, feature_cost)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import tower_cost
 from bench.judges.files import file_sha256, library_version
 from bench.judges.pixels.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from bench.judges.towers import ImageFeatureJudge
@@ -92,4 +94,4 @@ def set_positions(model: Any, grid: int) -> None:
     model.config.image_size = grid * model.config.patch_size
 
 
-KIND = JudgeKind(ImageFeatureJudge, required_files, build)
+KIND = JudgeKind(ImageFeatureJudge, required_files, build, partial(tower_cost, default=REPOSITORY))

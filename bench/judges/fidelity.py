@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.contracts.plugins import Group
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import JudgeCost
 from bench.judges.files import file_sha256, library_version, option_path
 from bench.weights.file import NeededFile
 from results.errors import BenchError, unknown
@@ -173,4 +174,15 @@ def _state_sha256(extractor: nn.Module) -> str:
     return digest.hexdigest()
 
 
-KIND = JudgeKind(FidelityJudge, required_files, build)
+FEATURES, LOGITS, SPATIAL = 2048, 1008, SPATIAL_CHANNELS * 17 * 17
+"""Numbers that Inception gives of an image."""
+
+
+def _cost(spec: JudgeSpec) -> JudgeCost | None:
+    """Return the cost of Inception: 5.7e9 multiply-adds of an image of 299 x 299 pixels (arXiv 1512.00567)."""
+    if _extractor_name(spec) != INCEPTION:
+        return None
+    return JudgeCost(11.4e9, FEATURES + LOGITS + SPATIAL * bool(spec.options.get("spatial")))
+
+
+KIND = JudgeKind(FidelityJudge, required_files, build, _cost)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bench.judges import open_clip as open_clip_judge
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import tower_cost
 from bench.judges.files import option_path
 from bench.judges.towers import AlignmentJudge
 from bench.weights.file import NeededFile
@@ -39,4 +41,4 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     return open_clip_judge.build(replace(spec, options=options), root, files, device)
 
 
-KIND = JudgeKind(AlignmentJudge, required_files, build)
+KIND = JudgeKind(AlignmentJudge, required_files, build, partial(tower_cost, default=REPOSITORY, numbers=1))

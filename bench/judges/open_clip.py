@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import score_cost
 from bench.judges.files import file_sha256, library_version, option_path
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import AlignmentJudge, Towers
@@ -181,4 +182,4 @@ def _preprocess(spec: JudgeSpec, config: dict[str, Any], known: dict[str, Any]) 
     return Preprocess(size=size, geometry=geometry, crop_rounding="even", **settings)
 
 
-KIND = JudgeKind(AlignmentJudge, required_files, build)
+KIND = JudgeKind(AlignmentJudge, required_files, build, score_cost)

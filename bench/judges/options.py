@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, StringConstraints
 
 from bench.contracts.plugins import Group
+from bench.judges.costs import JudgeCost, unknown_cost
 from protocols import Protocol
 from results.documents import Choice, Table, shown, validated
 from results.errors import BenchError, ProtocolError
@@ -69,11 +70,13 @@ class JudgeKind:
         judge: the class that `build` returns; its `needs_labels` is read before anything is loaded.
         required_files: `(spec, root)` to the files it needs, in the order `build` expects them; refuses bad options.
         build: `(spec, root, files, device)` to the judge, given the paths of its files.
+        cost: `(spec)` to what an image costs before anything is loaded; None where that is not known.
     """
 
     judge: type[Judge]
     required_files: Callable[[JudgeSpec, Path], list[NeededFile]]
     build: Callable[[JudgeSpec, Path, Sequence[Path], torch.device], Judge]
+    cost: Callable[[JudgeSpec], JudgeCost | None] = unknown_cost
 
 
 JUDGES: Group[JudgeKind] = Group(

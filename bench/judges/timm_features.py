@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import feature_cost
 from bench.judges.files import file_sha256, library_version, option_path
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import ImageFeatureJudge
@@ -124,4 +125,4 @@ def _load(spec: JudgeSpec, weights: Path) -> Any:
     return model
 
 
-KIND = JudgeKind(ImageFeatureJudge, required_files, build)
+KIND = JudgeKind(ImageFeatureJudge, required_files, build, feature_cost)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import score_cost
 from bench.judges.files import file_sha256, library_version, option_path
 from bench.judges.pixels.preprocess import from_processor_config
 from bench.judges.towers import AlignmentJudge, Towers
@@ -181,4 +182,4 @@ def _quietly(spec: JudgeSpec, directory: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-KIND = JudgeKind(AlignmentJudge, required_files, build)
+KIND = JudgeKind(AlignmentJudge, required_files, build, score_cost)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,18 @@ class Counter:
         """
         return count_on_meta(self.adapter, steps, cfg, settings)
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let large networks, which return their input to be counted fast, compute as they are inside the block."""
+        networks = [network for network in (self.adapter.network, self.adapter.guide) if network is not None]
+        short = [vars(network).pop("forward", None) for network in networks]
+        try:
+            yield
+        finally:
+            for network, forward in zip(networks, short, strict=True):
+                if forward is not None:
+                    network.forward = forward
+
 
 def count_on_meta(adapter: Adapter, steps: int, cfg: float, settings: Any) -> Count | None:
     """Return what `Counter.count` does, for an adapter on the meta device."""
@@ -58,7 +71,7 @@ def count_on_meta(adapter: Adapter, steps: int, cfg: float, settings: Any) -> Co
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     try:
         with torch.inference_mode(), meter.installed():
-            adapter.generate(labels, steps, cfg, _NoMemory(), settings)
+            adapter.generate(labels, steps, cfg, NoMemory(), settings)
     except Exception:  # whatever a sampler needs values for, it is not a fault of a plan that it has none
         return None
     return Count(meter.rows, meter.guide_rows)
@@ -72,8 +85,9 @@ def _shorten(network: torch.nn.Module) -> None:
         network.forward = lambda x, *conditions, **named: x
 
 
-class _NoMemory(NoiseSource):
+class NoMemory(NoiseSource):
     """Noise without values, for networks on the meta device."""
 
     def normal(self, shape: Sequence[int], draw: int = 0) -> Tensor:
+        """Return a tensor of that shape for one sample."""
         return torch.empty(1, *shape, device="meta")

@@ -51,9 +51,9 @@ def autoencoder_sources(card: ModelCard) -> dict[str, WeightsSource]:
         return {}
     key = json.dumps([card.family, card.autoencoder], sort_keys=True, default=str)
     if key not in _autoencoders:
-        from bench.models.registry import skeleton
+        from bench.models.registry import outline
 
-        decoder = skeleton(card).autoencoder
+        decoder = outline(card).autoencoder
         _autoencoders[key] = {} if decoder is None else dict(decoder.sources())
     folder = card.path.parent if card.path is not None else Path()
     return {

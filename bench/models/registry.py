@@ -45,3 +45,13 @@ def skeleton(card: ModelCard) -> Adapter:
     """Return the adapter of `card` with its networks on the meta device: facts without memory."""
     with torch.device("meta"):
         return family_class(card.family)(card)
+
+
+_outlines: dict[int, tuple[ModelCard, Adapter]] = {}
+
+
+def outline(card: ModelCard) -> Adapter:
+    """Return what `skeleton` does, made once in this process: for its facts alone, never to be given weights."""
+    if id(card) not in _outlines:
+        _outlines[id(card)] = (card, skeleton(card))  # the card is kept, so that its id stays its own
+    return _outlines[id(card)][1]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bench.contracts.adapter import Adapter
 from bench.contracts.evaluations import Evaluations, batch_rows
 from bench.contracts.noise import PhiloxNoise
+from bench.models.counting import Counter, NoMemory
 from bench.run.plan import Cell
 
 if TYPE_CHECKING:
@@ -62,6 +63,31 @@ def sample_operations(cell: Cell, adapter: Adapter, labels: np.ndarray) -> Opera
         counted = count_operations(adapter, calls)
         _operations[key] = counted._replace(network=_mean(adapter, sample)) if adapter.evaluations_differ else counted
     return _operations[key]
+
+
+def operations_ahead(counter: Counter, steps: int, cfg: float, settings: Any) -> Operations | None:
+    """Return the operations of a card's samples before anything is sampled, from its networks without memory.
+
+    `settings` is a record of the family's `Settings`. None where they are not to be had: a network in another process,
+    a loop of another library, or a sampler that needs values.
+    """
+    adapter = counter.adapter
+    if adapter.out_of_process or adapter.host:
+        return None
+    labels = torch.zeros(1, dtype=torch.int64, device="meta")
+    try:
+        if adapter.evaluations_differ:
+            with torch.inference_mode(), Evaluations(adapter.network) as evaluations, operation_counter() as counted:
+                latents = adapter.generate(labels, steps, cfg, NoMemory(), settings)
+            with torch.inference_mode(), operation_counter() as decoding:
+                adapter.decode(latents)
+            return Operations(counted.get_total_flops() / evaluations.rows, 0.0, float(decoding.get_total_flops()))
+        with torch.inference_mode(), first_calls(adapter) as calls:
+            adapter.decode(adapter.generate(labels, steps, cfg, NoMemory(), settings))
+        with counter.whole():
+            return count_operations(adapter, calls)
+    except Exception:  # whatever needs values, it is not a fault of a plan that it has none
+        return None
 
 
 def _mean(adapter: Adapter, sample: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.models.cards import find_card
 from bench.models.files import weights_digest
-from bench.models.registry import family_class, skeleton
+from bench.models.registry import family_class, outline
 from protocols import Protocol, Sweep, find_protocol
 from protocols.schema import digest_of
 from results.errors import BenchError
@@ -199,7 +199,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
             for steps in sweep.steps:
                 card = find_card(asked.member(steps)) if asked.members else asked
                 if card.name not in adapters:
-                    adapters[card.name] = skeleton(card)
+                    adapters[card.name] = outline(card)
                 scales = sweep.cfg
                 if card.guidance.kind == "none" and (request.cfg is None or 1.0 in request.cfg):
                     scales = (1.0,)  # scales that only a command line asks for become rows that say why not
@@ -253,7 +253,7 @@ def _default_steps(model: str, protocol: Protocol) -> tuple[int, ...]:
 
 
 def _takes(card: ModelCard, steps: int) -> bool:
-    adapter = skeleton(card)
+    adapter = outline(card)
     return adapter.unsupported(steps, card.guidance.natural, adapter.resolve_settings(steps)) is None
 
 

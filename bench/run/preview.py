@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.models.counting import Count, Counter
+from bench.run.costs import Operations, operations_ahead
 from bench.run.needs import Needs, needs_of_run
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.readiness import check_protocol
@@ -27,6 +28,7 @@ RECORDED = (
 class Planned(NamedTuple):
     """One cell of the plan."""
 
+    request: Request
     cell: Cell
     evaluations: Count | None
     """Per image; None where only a run tells, or the model does not take the setting."""
@@ -34,9 +36,24 @@ class Planned(NamedTuple):
     """The id under which the setting is recorded; None where it is not, or something is missing that tells."""
     state: str
     """`to measure`, the status of the record, or why the model does not take the setting."""
+    operations: Operations | None = None
+    """Of one evaluation and one decoding; None where they cannot be counted on networks without memory."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a run would measure it."""
+        return self.cell.unsupported is None and self.state != "done"
 
 
-def preview(requests: Sequence[Request], runs: Path) -> tuple[list[Planned], Needs]:
+class Preview(NamedTuple):
+    """What a run would do."""
+
+    cells: list[Planned]
+    lacking: Needs
+    """What this machine lacks for it."""
+
+
+def preview(requests: Sequence[Request], runs: Path) -> Preview:
     """Return the cells that `requests` would measure into `runs`, and what this machine lacks for them.
 
     Raises BenchError for a plan that cannot be made.
@@ -46,21 +63,36 @@ def preview(requests: Sequence[Request], runs: Path) -> tuple[list[Planned], Nee
     lacking = needs_of_run(requests).lacking()
     recorded = {} if lacking else _recorded(runs)
     counters: dict[str, Counter] = {}
+    operations: dict[str, Operations | None] = {}
     planned = []
     for request in requests:
         asked = (
             replace(request, random_weights=True) if lacking else request
         )  # weights that are not here have no digest
         for cell in make_plan(asked, ""):
-            if cell.card.name not in counters:
-                counters[cell.card.name] = Counter(cell.card)
+            name, kind = cell.card.name, _network(cell)
+            if name not in counters:
+                counters[name] = Counter(cell.card)
             count = None
             if cell.unsupported is None:
-                settings = counters[cell.card.name].adapter.resolve_settings(cell.steps, cell.sampler, cell.options)
-                count = counters[cell.card.name].count(cell.steps, cell.cfg, settings)
+                settings = counters[name].adapter.resolve_settings(cell.steps, cell.sampler, cell.options)
+                count = counters[name].count(cell.steps, cell.cfg, settings)
+                known = operations.get(kind)
+                # A setting may leave the guide out, so what is known of another may lack it.
+                if kind not in operations or (known and not known.guide and count and count.guide_nfe):
+                    operations[kind] = operations_ahead(counters[name], cell.steps, cell.cfg, settings)
             cell_id, status = recorded.get(_setting(request, cell), (None, "to measure"))
-            planned.append(Planned(cell, count, cell_id, cell.unsupported or status))
-    return planned, lacking
+            state = cell.unsupported or status
+            planned.append(Planned(request, cell, count, cell_id, state, operations.get(kind)))
+    return Preview(planned, lacking)
+
+
+def _network(cell: Cell) -> str:
+    """Return what cards have in common whose evaluations cost the same."""
+    card = cell.card
+    return json.dumps(
+        [card.family, card.architecture, card.latent_shape, card.autoencoder], sort_keys=True, default=str
+    )
 
 
 def _recorded(runs: Path) -> dict[str, tuple[str | None, str]]:

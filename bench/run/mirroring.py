@@ -1,0 +1,95 @@
+"""`bench run --sync`: a copy of the runs directory in remote storage, brought up to date with every shard and cell."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from results.errors import BenchError, BenchWarning
+from results.mirror import pull_cells, push_cell
+from results.remote import Storage
+
+if TYPE_CHECKING:
+    from bench.run.plan import Cell
+    from bench.run.runner import Progress
+
+
+MARK = "fewstep-bench.json"
+"""Written first: it shows that the storage takes files, and whose they are."""
+
+
+class Mirror:
+    """Progress that also keeps the copy; `inner` draws.
+
+    An upload that fails is a warning, and is tried again when the run ends.
+    """
+
+    def __init__(self, url: str, runs: Path) -> None:
+        self.storage = Storage(url)
+        self.runs = runs
+        self.inner: Progress | None = None
+        self.touched: dict[str, None] = {}
+        self.failed = False
+
+    def fetch(self) -> int:
+        """Fetch what other machines measured and sampled, and return how many cells the copy has.
+
+        Raises BenchError where the storage cannot be read or written, before any work.
+        """
+        self.runs.mkdir(parents=True, exist_ok=True)
+        (self.storage / MARK).write(b"{}")
+        return pull_cells(self.storage, self.runs, arrays=False)
+
+    def around(self, inner: Progress) -> Progress:
+        """Return this, drawing by `inner`."""
+        self.inner = inner
+        return self
+
+    @property
+    def _shown(self) -> Progress:
+        assert self.inner is not None
+        return self.inner
+
+    def wait(self, runs: Path) -> None:
+        """Draw it."""
+        self._shown.wait(runs)
+
+    def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
+        """Draw it."""
+        self._shown.plan(cells, reused, samples, cost)
+
+    def timing(self, done: int, total: int) -> None:
+        """Draw it."""
+        self._shown.timing(done, total)
+
+    def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
+        """Draw it and upload the shard."""
+        self._shown.shard(cell, done, total, samples)
+        if done < total:  # the last one is about to become part of the finished cell
+            self._push(cell.cell_id)
+
+    def cell(self, cell: Cell, status: str, reason: str | None) -> None:
+        """Draw it and upload the cell."""
+        self._shown.cell(cell, status, reason)
+        self._push(cell.cell_id)
+
+    def finish(self) -> None:
+        """Upload what changed since, times among it. Raises BenchError where that fails."""
+        try:
+            for cell_id in self.touched:
+                push_cell(self.runs, cell_id, self.storage)
+        except BenchError as error:
+            raise BenchError(
+                f"{error}; everything measured is kept in {self.runs}, and the same command uploads it"
+            ) from error
+
+    def _push(self, cell_id: str) -> None:
+        self.touched[cell_id] = None
+        if self.failed:
+            return
+        try:
+            push_cell(self.runs, cell_id, self.storage)
+        except BenchError as error:
+            self.failed = True
+            warnings.warn(f"{error}; the run goes on and uploads at its end", BenchWarning, stacklevel=2)
