@@ -110,7 +110,8 @@ def merge(runs: Path, sources: Sequence[Path], allowed: Path | None = None) -> M
     """Add the cells of other databases, bundles and runs directories that `runs` lacks: directories, then the rows.
 
     `allowed` is a file of the signers whose bundles are taken. Nothing is added when one of the sources cannot be read,
-    or the disk is full. Cells that cannot be taken are named in the outcome.
+    or the disk is full. Cells that cannot be taken are named in the outcome, and so are those of other numbers than the
+    row of the same id that is here or came first, which stays as it is (see `differs`).
     """
     incoming: dict[str, Incoming] = {}
     faults: list[Fault] = []
@@ -119,10 +120,17 @@ def merge(runs: Path, sources: Sequence[Path], allowed: Path | None = None) -> M
         faults += bad
         for name, cell in found.items():
             there = incoming.get(name)
-            if there is None or (not there.arrays and cell.arrays):
+            if there is not None and (how := differs(there.record, cell.record)) is not None:
+                faults.append(Fault(name, f"{source}: {how} than in the source before it, which was taken"))
+            elif there is None or (not there.arrays and cell.arrays):
                 incoming[name] = cell
     with alone(runs), connect(runs / "bench.duckdb", write=True, retry=True) as connection:
         mine = records_of(connection)
+        for name, cell in incoming.items():
+            if name in mine and (how := differs(mine[name], cell.record)) is not None:
+                faults.append(
+                    Fault(name, f"{how} than the row here, which was kept; 'bench audit' tells which is true")
+                )
         moved: list[CellDirectory] = []
         try:
             _move_in(runs, incoming, mine, moved)
@@ -139,6 +147,32 @@ def merge(runs: Path, sources: Sequence[Path], allowed: Path | None = None) -> M
             raise
         rank(connection)
     return Merged(added, faults)
+
+
+NOTABLE = 0.01
+"""Share of a value's 95 % half width by which rows of one id may differ: another device or batch size moves less."""
+NOTABLE_BARE = 1e-4
+"""The same of the value itself, where it has no interval."""
+
+
+def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return which metrics of two records of one cell have other values, in words; None where none has.
+
+    What rounding on another machine may do is let through. Only finished rows are compared.
+    """
+    if any(record["cell"]["status"] != "done" for record in (one, other)):
+        return None
+    mine, found = ({row["metric"]: row for row in record.get("metrics") or []} for record in (one, other))
+    said = []
+    for name in mine.keys() & found.keys():
+        a, b = mine[name], found[name]
+        half = 0.0 if a["low"] is None or a["high"] is None else NOTABLE * (a["high"] - a["low"]) / 2
+        if not abs(a["value"] - b["value"]) <= max(half, NOTABLE_BARE * abs(a["value"])):
+            said.append(f"{one_line(name, 40)} {b['value']:.6g} instead of {a['value']:.6g}")
+    if not said:
+        return None
+    more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+    return f"other numbers ({', '.join(sorted(said)[:3])}{more})"
 
 
 def _move_in(

@@ -21,6 +21,7 @@ from bench.run.plan import Cell, Request
 from bench.run.preview import Planned, Preview
 from bench.run.provenance import device_name
 from bench.run.rates import Rates, read_rates
+from bench.run.schedule import TIMED_ABREAST
 from bench.run.shard import THUMBNAIL_SIDE, shard_ranges
 from bench.run.simulate import Job, Simulated, simulate
 from bench.run.timing import LEAST_SECONDS, SHARE
@@ -141,6 +142,8 @@ class Forecast:
     uncounted: tuple[str, ...] = ()
     start: float = 0.0
     proving: bool = False
+    own: bool = False
+    """Whether each worker has an accelerator of its own."""
 
     @property
     def seconds(self) -> float:
@@ -160,7 +163,9 @@ class Forecast:
     def on(self, workers: int, seed: int = 0) -> Simulated:
         """Return the simulated run on so many workers, each with an accelerator of its own."""
         jobs = [cost.job for cost in self.cells if cost.job is not None]
-        return simulate(jobs, workers, seed=seed, start=self.start, proving=self.proving)
+        return simulate(
+            jobs, workers, seed=seed, start=self.start, proving=self.proving, abreast=TIMED_ABREAST and self.own
+        )
 
 
 def forecast(
@@ -192,6 +197,7 @@ def forecast(
         uncounted=uncounted,
         start=START_SECONDS[kind],
         proving=any(judging.half for judging in judged.values()) and kind == "cuda",
+        own=kind == "cuda",
     )
 
 

@@ -1,4 +1,4 @@
-"""In what order the tasks of a run are started: one rule, which the run follows and `bench plan` simulates."""
+"""In what order the tasks of a run are started, which `bench plan` simulates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+TIMED_ABREAST = False
+"""Whether finished cells are timed on all workers at once, each on its own accelerator, or one after the other."""
 Span = tuple[int, int]
 """Samples [start, stop) of a cell: what one shard holds."""
 

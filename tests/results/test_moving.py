@@ -15,7 +15,7 @@ from results.cells import CellDirectory, alone
 from results.errors import DatabaseInUseError, StoreError
 from results.files import mark
 from results.index import Indexer, reindex
-from results.moving import find_rows, forget, merge
+from results.moving import differs, find_rows, forget, merge
 from results.store import connect, transaction, write_ahead_log
 
 
@@ -206,3 +206,34 @@ def test_a_write_that_the_disk_refuses_says_so(tmp_path, runs_with):
     with pytest.raises(StoreError, match="not a readable database") as error, connect(runs / "bench.duckdb"):
         raise broken
     assert "checksum" in str(error.value) and "'bench reindex' rebuilds it" in str(error.value)
+
+
+def test_a_row_of_the_same_id_with_other_numbers_is_named_and_never_takes_the_place(
+    tmp_path, runs_with, record, capsys
+):
+    runs, other = runs_with(tmp_path / "runs", "a", "b"), runs_with(tmp_path / "other", "b", "c")
+    CellDirectory(other, "a").write_result(record("a", value=2.0))
+    reindex(other)
+    with pytest.raises(SystemExit) as caught:
+        main(["merge", str(other), "--runs-dir", str(runs)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert "left out: a: other numbers (fid 2 instead of 3) than the row here, which was kept" in said
+    with connect(runs / "bench.duckdb") as connection:
+        found = connection.execute("SELECT cell_id, value FROM metrics ORDER BY 1").fetchall()
+    assert found == [("a", 3.0), ("b", 3.0), ("c", 3.0)]
+    assert CellDirectory(runs, "a").load_result()["metrics"][0]["value"] == 3.0
+
+
+def test_two_sources_that_disagree_are_named(tmp_path, runs_with, record):
+    one, other = runs_with(tmp_path / "one", "a"), tmp_path / "other"
+    CellDirectory(other, "a").write_result(record("a", value=2.0))
+    merged = merge(tmp_path / "runs", [one, other])
+    assert merged.added == ["a"]
+    assert [(fault.cell, "source before it" in fault.reason) for fault in merged.faults] == [("a", True)]
+
+
+def test_rounding_of_another_machine_is_no_conflict(record):
+    assert differs(record("a", value=3.0), record("a", value=3.0 + 0.009)) is None
+    assert differs(record("a", value=3.0), record("a", value=3.02)) == "other numbers (fid 3.02 instead of 3)"
+    assert differs(record("a"), record("a", value=float("nan"))) is not None
