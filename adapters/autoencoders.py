@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.networks.group_norm import keep_layout
 from adapters.networks.kl_autoencoder import KLDecoder
 from adapters.networks.layers import Float32Buffers
 from bench.contracts.adapter import load_strict
@@ -199,7 +200,7 @@ def _sd_vae(**config: Any) -> nn.Module:
         "up_block_types": ("UpDecoderBlock2D",) * 4,
     }
     whole: Any = AutoencoderKL(**(published | config))
-    return DiffusersDecoder(whole.decoder, whole.post_quant_conv)
+    return DiffusersDecoder(keep_layout(whole.decoder), whole.post_quant_conv)
 
 
 def _dc_ae(**config: Any) -> nn.Module:

@@ -138,7 +138,7 @@ class DDT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x float32 [B, C, H, W], t float32 [B], labels int64 [B] -> float32, shape of x."""
         folded = F.pixel_unshuffle(x, self.patch_size)
-        patches = folded.flatten(2).transpose(1, 2)
+        patches = folded.flatten(2).transpose(1, 2).contiguous()
         time = self.t_embedder(t)[:, None]
         c = F.silu(time + self.y_embedder(labels)[:, None])
 

@@ -65,7 +65,7 @@ def plain_norm(x: Tensor) -> Tensor:
 
 def plain_rms(x: Tensor) -> Tensor:
     """Return the RMS norm of x without weights, computed in float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 def as_is(x: Tensor) -> Tensor:

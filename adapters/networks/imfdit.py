@@ -40,6 +40,8 @@ def line_rotation(count: int, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the adjacent pairs (2i, 2i+1) of x [B, heads, N, d] by `rotation` [2, M, d/2]: its last M tokens only."""
+    if x.shape[2] == rotation.shape[1]:
+        return turned(x, *rotation)
     prefix, tail = x[:, :, : x.shape[2] - rotation.shape[1]], x[:, :, x.shape[2] - rotation.shape[1] :]
     return torch.cat([prefix, turned(tail, *rotation)], dim=2)
 
@@ -76,8 +78,8 @@ class InContextBlock(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Tokens x [B, N, D]."""
-        x = x + self.attn(self.norm1(x), rotation) * self.attn_scale
-        return x + self.mlp(self.norm2(x)) * self.mlp_scale
+        x = torch.addcmul(x, self.attn(self.norm1(x), rotation), self.attn_scale)
+        return torch.addcmul(x, self.mlp(self.norm2(x)), self.mlp_scale)
 
 
 class Blocks(nn.ModuleList):

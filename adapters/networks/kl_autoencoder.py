@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.networks.group_norm import GroupNorm
 from adapters.networks.layers import attention
 
 
 def group_norm(width: int) -> nn.GroupNorm:
     """Return the normalisation of every block: 32 groups, eps 1e-6."""
-    return nn.GroupNorm(32, width, eps=1e-6)
+    return GroupNorm(32, width, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

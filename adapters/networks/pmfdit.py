@@ -37,7 +37,7 @@ class BottleneckPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed the patches of x."""
-        return self.proj2(self.proj1(x.to(self.proj1.weight.dtype))).flatten(2).transpose(1, 2)
+        return self.proj2(self.proj1(x.to(self.proj1.weight.dtype))).flatten(2).transpose(1, 2).contiguous()
 
 
 class PmfDiT(InContextTransformer):

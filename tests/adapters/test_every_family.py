@@ -235,10 +235,12 @@ def test_half_precision_stays_close_and_random_weights_are_the_same_each_time(ca
 def test_a_family_keeps_the_contract_on_the_gpu_and_agrees_with_the_processor(card: ModelCard) -> None:
     findings = check_adapter(card, random_weights=is_random(card), device="cuda")
     assert [f"{finding.clause}: {finding.detail}" for finding in findings if not finding.ok] == []
-    steps = 1 if card.supported_steps else 2
+    adapter = built(card, device="cuda")
+    steps = next(n for n in (1 if card.supported_steps else 2, STEPS) if adapter.unsupported(n, 1.0) is None)
     with full_precision():
-        there = sample(built(card, device="cuda"), steps)
-    assert torch.allclose(there.cpu(), sample(built(card), steps), atol=1e-3)
+        there = sample(adapter, steps).cpu()
+    here = sample(built(card), steps)
+    assert (there - here).abs().max() <= 1e-3 * here.abs().max().clamp_min(1)  # random weights leave [-1, 1] far behind
 
 
 @pytest.mark.gpu
