@@ -63,6 +63,11 @@ def build_adapter(
     adapter.to(device, DTYPES[dtype])
     if compile and adapter.out_of_process:
         raise BenchError(f"{card.name} is sampled by a worker, which is not compiled here; leave out --compile")
+    return ready(adapter, compile=compile)
+
+
+def ready(adapter: Adapter, *, compile: bool) -> Adapter:
+    """Return an adapter, loaded and on its device, in the layout that the device is fast in, compiled if asked."""
     if adapter.device.type == "cuda" and isinstance(adapter.autoencoder, nn.Module):
         adapter.autoencoder.to(memory_format=torch.channels_last)  # convolutions on tensor cores take no other
     return compile_networks(adapter) if compile else adapter

@@ -21,7 +21,7 @@ class Meter:
         self.adapter = adapter
         self.evaluations = Evaluations(adapter.network)
         self.guide_evaluations = Evaluations(adapter.guide)
-        self.decode_seconds = 0.0
+        self._decodes: list[tuple[Stamp, Stamp]] = []
 
     @property
     def rows(self) -> int:
@@ -33,13 +33,19 @@ class Meter:
         """Evaluations of the guide, counted by batch rows."""
         return self.guide_evaluations.rows
 
-    def state(self) -> tuple[int, int, float]:
-        """Return what `restore` takes."""
-        return self.rows, self.guide_rows, self.decode_seconds
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of the decoder; waits for the calls that an accelerator has not finished."""
+        return sum(seconds(began, ended) for began, ended in self._decodes)
 
-    def restore(self, state: tuple[int, int, float]) -> None:
+    def state(self) -> tuple[int, int, int]:
+        """Return what `restore` takes."""
+        return self.rows, self.guide_rows, len(self._decodes)
+
+    def restore(self, state: tuple[int, int, int]) -> None:
         """Forget what was counted since `state`: an attempt that came to nothing."""
-        self.evaluations.rows, self.guide_evaluations.rows, self.decode_seconds = state
+        self.evaluations.rows, self.guide_evaluations.rows, decodes = state
+        del self._decodes[decodes:]
 
     @contextmanager
     def installed(self) -> Iterator[Meter]:
@@ -54,12 +60,33 @@ class Meter:
 
     def _timed(self, decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def timed(latents: Tensor) -> Tensor:
-            start = clock(self.adapter.device)
+            began = stamp(self.adapter.device)
             images = decode(latents)
-            self.decode_seconds += clock(self.adapter.device) - start
+            self._decodes.append((began, stamp(self.adapter.device)))
             return images
 
         return timed
+
+
+Stamp = float | torch.cuda.Event
+"""A moment: on a processor in seconds, on an accelerator one that it comes to in the order of its work."""
+
+
+def stamp(device: torch.device) -> Stamp:
+    """Return this moment in the work of `device`, without waiting for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds(began: Stamp, ended: Stamp) -> float:
+    """Return the seconds between two stamps of one device, once it has come to the second."""
+    if isinstance(began, float) or isinstance(ended, float):
+        return float(ended) - float(began)  # type: ignore[arg-type]
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1000.0
 
 
 def clock(device: torch.device) -> float:

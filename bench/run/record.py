@@ -29,6 +29,9 @@ from results.cells import CellDirectory
 from results.digests import digest_of
 from results.evidence import write_evidence
 
+WIDE = 256
+"""Features of fewer dimensions are reduced by the processor, which is done before an accelerator has begun."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -77,7 +80,8 @@ def measure_arrays(
     if judges is not None:
         metrics = tuple(name for name in metrics if fact_of(name).judge in judges)
         options[PER_CLASS.name] = False
-    with algebra.on(accelerator(context.device)):
+    wide = any(array.ndim == 2 and array.shape[1] >= WIDE for array in outputs.values())
+    with algebra.on(accelerator(context.device) if wide else None):
         return measure(
             outputs,
             context.reference_features(),

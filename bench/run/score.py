@@ -37,7 +37,7 @@ from bench.run.record import (
     ranking_of,
     thumbnail_rows,
 )
-from bench.run.shard import judge_batch, shard_ranges, shrink
+from bench.run.shard import Host, judged_tensors, shard_ranges, shrink
 from bench.run.worker import load_judges
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
@@ -176,12 +176,13 @@ def _judge_images(
         for fault in batch.faults:
             raise BenchError(f"{images.root / fault.name}: {fault.reason}; replace or remove it")
         pixels, first, last = batch.images, batch.start, batch.stop
-        seen.add(pixels.numpy(), batch.notes)
-        content.update(pixels.numpy().data)
         labels = torch.zeros(len(pixels), dtype=torch.int64)
         if images.labels is not None:
             labels = torch.from_numpy(images.labels[first:last])
-        for name, values in judge_batch(asked, pixels.to(device), labels.to(device)).items():
+        said = Host(judged_tensors(asked, pixels.to(device), labels.to(device)))
+        seen.add(pixels.numpy(), batch.notes)  # while an accelerator judges
+        content.update(pixels.numpy().data)
+        for name, values in said.arrays().items():
             parts.setdefault(name, []).append(values)
         if first < protocol.thumbnails:
             parts.setdefault("thumbnails", []).append(shrink(pixels[: protocol.thumbnails - first]).numpy())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,7 +18,7 @@ from bench.contracts.noise import PhiloxNoise
 from bench.judges.base import Judge
 from bench.judges.pixels.resize import NATIVE_RESIZE, resize
 from bench.judges.pixels.sanity import Pixels
-from bench.models.meter import Meter, PeakMemory, clock
+from bench.models.meter import Meter, PeakMemory, Stamp, clock, seconds, stamp
 from bench.run.containment import TimedOut, contained, time_limit
 from bench.run.devices import LOST
 from bench.run.plan import Cell
@@ -42,6 +44,8 @@ _PASSED_ON: tuple[type[BaseException], ...] = (KeyboardInterrupt, torch.OutOfMem
 """What an adapter may raise that is no fault of its own."""
 
 
+BROKEN, PIXELS = "not finite", "pixels"
+"""Beside what the judges say of a batch: which samples are not finite, and what the judges read."""
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Arrays by name: dtype as safetensors writes it, and shape."""
 
@@ -80,51 +84,132 @@ def sample_shard(
     uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Raises CellFailure when the adapter raises, ends, takes
     longer, replaces functions of others, or returns a wrong shape, dtype or value.
     """
-    parts: dict[str, list[np.ndarray]] = {}
-    thumbnails: list[np.ndarray] = []
-    facts: dict[str, Any] = {"start": start, "stop": stop, "batch_size": cell.batch_size, "judge_seconds": 0.0}
-    sample_seconds = timed_seconds = 0.0
-    timed_samples = peak = 0
-    seen = Pixels()
-    meter = Meter(adapter)
+    facts: dict[str, Any] = {"start": start, "stop": stop, "batch_size": cell.batch_size}
+    device = adapter.device
+    meter, shard = Meter(adapter), _Shard(protocol)
     warm = _WARM.get(adapter)
-    with meter.installed():
+    with meter.installed(), _collecting(shard, device) as collect:
         for first in range(start, stop, cell.batch_size):
             last = min(first + cell.batch_size, stop)
             batch_labels = torch.from_numpy(labels[first:last])
             memory = PeakMemory(adapter)
-            began = clock(adapter.device)
+            began = stamp(device)
             images = _sampled(cell, adapter, meter, batch_labels, first, last, timeout)
-            seconds = clock(adapter.device) - began
-            sample_seconds += seconds
-            peak = max(peak, memory.read())
-            if warm == (cell.cell_id, last - first):
-                timed_seconds, timed_samples = timed_seconds + seconds, timed_samples + last - first
-            warm = _WARM[adapter] = (cell.cell_id, last - first)
-            began = clock(adapter.device)
+            sampled, peak = stamp(device), memory.read()
+            broken = ~images.isfinite().flatten(1).all(dim=1)
             native, pixels = judged_pixels(images, protocol)
-            for name, values in judge_batch(judges, pixels, batch_labels, native).items():
-                parts.setdefault(name, []).append(values)
-            facts["judge_seconds"] += clock(adapter.device) - began
-            seen.add(pixels.cpu().numpy())
-            if first < protocol.thumbnails:
-                kept = pixels[: protocol.thumbnails - first].cpu()
-                thumbnails.append(shrink(kept).numpy())
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    if thumbnails:
-        arrays["thumbnails"] = np.concatenate(thumbnails)
+            said = judged_tensors(judges, pixels, batch_labels, native)
+            host = Host({**said, BROKEN: broken, PIXELS: pixels})
+            del images, native, pixels, said, broken  # the next batch takes their memory
+            again = warm == (cell.cell_id, last - first)
+            collect(_Batch(first, last, host, (began, sampled, stamp(device)), peak, again))
+            warm = _WARM[adapter] = (cell.cell_id, last - first)
+    decode_seconds = meter.decode_seconds
     facts |= {
+        "judge_seconds": shard.judge_seconds,
         "network_rows": meter.rows,
         "guide_rows": meter.guide_rows,
-        "decode_seconds": meter.decode_seconds,
-        "network_seconds": sample_seconds - meter.decode_seconds,
-        "timed_seconds": timed_seconds,
-        "timed_samples": timed_samples,
-        "peak_memory": peak,
-        "pixels": seen.state(),
+        "decode_seconds": decode_seconds,
+        "network_seconds": shard.sample_seconds - decode_seconds,
+        "timed_seconds": shard.timed_seconds,
+        "timed_samples": shard.timed_samples,
+        "peak_memory": shard.peak,
+        "pixels": shard.seen.state(),
         "cut_prompts": {prompt: dict(lost) for prompt, lost in adapter.cut_prompts().items()},
     }
-    return arrays, facts
+    return shard.arrays(), facts
+
+
+class Host:
+    """Tensors on their way to the host: those of an accelerator are queued at once and waited for once, when read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = {
+            name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            if values.is_cuda
+            else values
+            for name, values in tensors.items()
+        }
+        self.there = {values.device: stamp(values.device) for values in tensors.values() if values.is_cuda}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the tensors as arrays; pinned memory is scarce, so that they are in memory of another kind."""
+        for event in self.there.values():
+            assert isinstance(event, torch.cuda.Event)
+            event.synchronize()
+        return {name: values.numpy().copy() if self.there else values.numpy() for name, values in self.tensors.items()}
+
+
+class _Batch(NamedTuple):
+    """A batch that was sampled and judged, perhaps not finished yet."""
+
+    first: int
+    last: int
+    host: Host
+    stamps: tuple[Stamp, Stamp, Stamp]
+    """Before sampling, after it, after judging."""
+    peak: int
+    again: bool
+    """Whether the batch before was like it, so that its time counts."""
+
+
+class _Shard:
+    """What the batches of a shard come to."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.parts: dict[str, list[np.ndarray]] = {}
+        self.thumbnails: list[np.ndarray] = []
+        self.seen = Pixels()
+        self.sample_seconds = self.judge_seconds = self.timed_seconds = 0.0
+        self.timed_samples = self.peak = 0
+
+    def add(self, batch: _Batch) -> None:
+        """Wait for a batch and take it in. Raises CellFailure where samples are not finite."""
+        arrays = batch.host.arrays()
+        broken, pixels = int(arrays.pop(BROKEN).sum()), arrays.pop(PIXELS)
+        if broken:
+            raise _not_finite(broken, batch.first, batch.last)
+        began, sampled, judged = batch.stamps
+        passed = seconds(began, sampled)
+        self.sample_seconds += passed
+        self.judge_seconds += seconds(sampled, judged)
+        self.peak = max(self.peak, batch.peak)
+        if batch.again:
+            self.timed_seconds, self.timed_samples = self.timed_seconds + passed, self.timed_samples + len(pixels)
+        for name, values in arrays.items():
+            self.parts.setdefault(name, []).append(values)
+        self.seen.add(pixels)
+        if batch.first < self.protocol.thumbnails:
+            kept = torch.from_numpy(pixels[: self.protocol.thumbnails - batch.first])
+            self.thumbnails.append(shrink(kept).numpy())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what the judges say, and thumbnails."""
+        arrays = {name: np.concatenate(values) for name, values in self.parts.items()}
+        return arrays | ({"thumbnails": np.concatenate(self.thumbnails)} if self.thumbnails else {})
+
+
+@contextmanager
+def _collecting(shard: _Shard, device: torch.device) -> Iterator[Callable[[_Batch], None]]:
+    """Give a function that adds a batch to `shard`: beside an accelerator in a thread, while the next one is sampled.
+
+    At most one batch is under way beside the one that is sampled, whose memory is what that one leaves.
+    """
+    if device.type != "cuda":
+        yield shard.add
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="shard") as thread:
+        under_way: list[Future[None]] = []
+
+        def collect(batch: _Batch) -> None:
+            while under_way:
+                under_way.pop().result()
+            under_way.append(thread.submit(shard.add, batch))
+
+        yield collect
+        for future in under_way:
+            future.result()
 
 
 def fitting(adapter: Adapter, batch_size: int) -> int:
@@ -149,7 +234,7 @@ def _sampled(
         before = meter.state()
         try:
             part = labels[start - first : stop - first]
-            parts.append(checked_sample(cell, adapter, part, range(start, stop), timeout))
+            parts.append(_asked(cell, adapter, part, range(start, stop), timeout))
         except torch.OutOfMemoryError as error:
             if stop - start == 1:
                 reason = f"{adapter.device} has too little memory for one image; try --dtype bfloat16"
@@ -184,11 +269,26 @@ def checked_sample(
 
     Raises CellFailure as `sample_shard` does.
     """
+    images = _asked(cell, adapter, labels, indices, timeout)
+    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise _not_finite(broken, indices[0], indices[-1] + 1)
+    return images
+
+
+def _not_finite(broken: int, first: int, last: int) -> CellFailure:
+    return CellFailure(f"{broken} of samples {first}..{last - 1} contain NaN or infinite values", broken)
+
+
+def _asked(cell: Cell, adapter: Adapter, labels: Tensor, indices: Sequence[int], timeout: float | None) -> Tensor:
+    """Return the samples as `checked_sample` does, but whether they are finite: that would wait for the device."""
     first, last = indices[0], indices[-1] + 1
     noise = PhiloxNoise(cell.seed, indices, adapter.device)
     try:
         with contained() as changes, time_limit(timeout):
             images = adapter.sample(adapter.own_labels(labels), cell.steps, cell.cfg, noise=noise, **cell.settings)
+            if timeout is not None:
+                clock(adapter.device)  # what an accelerator still does counts
     except BenchError as error:
         raise CellFailure(str(error)) from error
     except _PASSED_ON:
@@ -209,9 +309,6 @@ def checked_sample(
         raise CellFailure(f"the adapter returned {found}, expected a tensor of shape {expected}")
     if images.dtype != torch.float32:
         raise CellFailure(f"the adapter returned {images.dtype}, expected torch.float32")
-    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-    if broken:
-        raise CellFailure(f"{broken} of samples {first}..{last - 1} contain NaN or infinite values", broken)
     return images
 
 
@@ -222,25 +319,16 @@ def judge_batch(
 
     `native` are the same images at the size at which they were sampled, for judges that read that.
     """
+    return Host(judged_tensors(judges, pixels, labels, native)).arrays()
+
+
+def judged_tensors(
+    judges: Mapping[str, Judge], pixels: Tensor, labels: Tensor, native: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return what `judge_batch` does, where the judges leave it."""
     drawn = pixels if native is None else native
     judged = {name: judge(drawn if judge.reads_native else pixels, labels) for name, judge in judges.items()}
-    return hosted({f"{name}.{key}": values for name, said in judged.items() for key, values in said.items()})
-
-
-def hosted(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return tensors as arrays on the host: those of an accelerator all queued at once, which is waited for once."""
-    host = {
-        name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-        if values.is_cuda
-        else values
-        for name, values in tensors.items()
-    }
-    for device in {values.device for values in tensors.values() if values.is_cuda}:
-        torch.cuda.synchronize(device)
-    # Pinned memory is scarce, and a shard is kept longer than a batch.
-    return {
-        name: host[name].numpy().copy() if values.is_cuda else host[name].numpy() for name, values in tensors.items()
-    }
+    return {f"{name}.{key}": values for name, said in judged.items() for key, values in said.items()}
 
 
 def judged_layout(judges: Mapping[str, Judge], protocol: Protocol) -> Layout:
