@@ -7,7 +7,7 @@
 Every variant runs in a process of its own and is timed without its start (imports, loading of networks, the
 reference, which all of them keep):
 
-floor        one float32 forward pass of each judge's network over each image, nothing else
+floor        one forward pass of each judge's network over each image, nothing else
 ours         `bench score`: FID, IS, CLIP score, PickScore, KID, precision and recall, each with its interval; stored
 fidelity     torch-fidelity's calculate_metrics: FID, IS, KID, precision and recall from one pass of the classifier
 ours-fidelity  ours restricted to the metrics of `fidelity`
@@ -94,14 +94,14 @@ stored-images = judge_files:stored_images
 """
 
 
-def prepare(setting: Setting, references: int) -> None:
-    """Write images, weights, protocols and the plug-in that they name, unless they are there."""
+def prepare(setting: Setting, references: int, images: bool = True) -> None:
+    """Write images (unless told not to), weights, protocols and the plug-in that they name, unless they are there."""
     chosen = SETS[setting.models]
     plugin = setting.site / "bench_benchmarks-1.0.dist-info"
     plugin.mkdir(parents=True, exist_ok=True)
     (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-benchmarks\nVersion: 1.0\n")
     (plugin / "entry_points.txt").write_text(ENTRY_POINTS)
-    if not setting.images.exists():
+    if images and not setting.images.exists():
         write_images(setting.images, setting.num, setting.resolution, len(NAMES), seed=setting.num)
     if setting.reference.exists():
         return
@@ -156,7 +156,7 @@ Work = Callable[[], dict[str, float]]
 
 
 def floor(setting: Setting) -> Work:
-    """One forward pass of each network of `ours`, on inputs that are already of its size."""
+    """One forward pass of each network of `ours`, in its judge's precision, on inputs that are already of its size."""
     from bench.contracts.precision import full_precision
     from bench.run.worker import load_judges
     from protocols import load_protocol
@@ -175,9 +175,12 @@ def floor(setting: Setting) -> Work:
         seconds = {}
         with torch.inference_mode(), full_precision():
             for name, (network, batch) in networks.items():
+                half = judges[name].half
+                precision = torch.autocast(batch.device.type, dtype=half or torch.float16, enabled=half is not None)
                 began = time.perf_counter()
                 for start in range(0, setting.num, BATCH):
-                    network(batch[: min(BATCH, setting.num - start)])
+                    with precision:
+                        network(batch[: min(BATCH, setting.num - start)])
                 setting.synchronise()
                 seconds[name] = time.perf_counter() - began
         return seconds
@@ -319,7 +322,8 @@ def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any]
     """Run one variant in a new process and return what it measured; None where it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BENCH_CACHE_DIR": str(setting.root / "cache")}
     here = Path(__file__).resolve()
-    environment["PYTHONPATH"] = os.pathsep.join([str(setting.site), str(here.parent), str(here.parent.parent)])
+    folders = [str(setting.site), str(here.parent), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     arguments = [sys.executable, str(here), "--worker", variant, json.dumps([str(setting.root), *setting[1:]])]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -454,6 +458,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--budget", type=float, default=None, help="seconds after which no further variant is begun")
+    parser.add_argument("--files", type=Path, default=None, help="where images and weights are kept for other runs")
     parser.add_argument("--algebra", action="store_true", help="only the trace and per-class FID")
     parser.add_argument("--reductions", action="store_true", help="only the metrics, on synthetic features of d = 2048")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -474,9 +479,11 @@ def main() -> None:
             reductions(number, given.references)
         return
     print(f"models {given.models}: {SETS[given.models].facts}; {given.resolution} pixels, batch {BATCH}")
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = given.files or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
         for number in numbers:
-            setting = Setting(Path(root), given.models, number, given.resolution, given.device)
+            setting = Setting(root, given.models, number, given.resolution, given.device)
             prepare(setting, given.references)
             results = {}
             for variant in given.variants.split(","):

@@ -1,7 +1,9 @@
 """`bench run` from end to end: wall clock against sampling and judging, time to the first batch, workers.
 
 python benchmarks/run.py [--device cuda] [--model NAME] [--protocol P] [--num N] [--steps 1,2] [--workers 1,2]
+python benchmarks/run.py --judges published --model sit-xl --num 2048 --steps 1 --device cuda --dtype bfloat16
 
+`--judges` takes the protocol and the random judges of evaluation.py at 256 pixels in place of a protocol's own.
 Every run is a `bench run --random-weights` in a process and a runs directory of its own, and its shares are read off
 the records that it leaves. On a processor two workers are compared with one: an idle machine of two cores or more gives
 at least 1.8 times as many images a second.
@@ -42,14 +44,14 @@ class Measured(NamedTuple):
         )
 
 
-def measure(arguments: list[str], workers: int, limit: float) -> Measured:
+def measure(arguments: list[str], workers: int, limit: float, environment: dict[str, str]) -> Measured:
     """Run `bench run` with `workers` workers and return what it took. Raises SystemExit when it fails."""
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         runs = Path(folder)
         command = [sys.executable, "-m", "bench", "run", *arguments, "--workers", str(workers), "--runs-dir", folder]
         began = time.time()
         with (runs / "output").open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
             first = None
             try:
                 while process.poll() is None:
@@ -81,18 +83,40 @@ def main() -> None:
     parser.add_argument("--steps", default=None)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workers", default="1", help="numbers of workers, e.g. 1,2")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--judges", default=None, help="small, full or published: evaluation.py's, not a protocol's")
+    parser.add_argument("--references", type=int, default=1024, help="reference images of --judges")
+    parser.add_argument("--files", type=Path, default=None, help="where evaluation.py --files keeps its weights")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds for each run")
     given = parser.parse_args()
-    arguments = ["--protocol", given.protocol, "--device", given.device, "--dtype", given.dtype, "--random-weights"]
+    with tempfile.TemporaryDirectory(prefix="bench-judges-") as temporary:
+        compare(given, given.files or Path(temporary))
+
+
+def compare(given: argparse.Namespace, files: Path) -> None:
+    """Run with each number of workers and print what each took."""
+    protocol, environment = given.protocol, dict(os.environ)
+    if given.judges is not None:
+        from evaluation import Setting, prepare
+
+        files.mkdir(parents=True, exist_ok=True)
+        setting = Setting(files, given.judges, given.num or 1024, 256, given.device)
+        prepare(setting, given.references, images=False)
+        protocol, here = str(files / "ours.toml"), Path(__file__).resolve().parent
+        known = environment.get("PYTHONPATH")
+        folders = [str(setting.site), str(here), str(here.parent), *([known] if known else [])]
+        environment |= {"PYTHONPATH": os.pathsep.join(folders), "BENCH_CACHE_DIR": str(files / "cache")}
+    arguments = ["--protocol", protocol, "--device", given.device, "--dtype", given.dtype, "--random-weights"]
     for name, value in (("model", given.model), ("num-samples", given.num), ("steps", given.steps)):
         arguments += [] if value is None else [f"--{name}", str(value)]
+    arguments += ["--compile"] if given.compile else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"bench run {' '.join(arguments)}; {cores} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| workers | images | wall s | first shard s | sampling s | judging s | wall / work | then | images/s |")
     print("|" + " -: |" * 9)
     found = {}
     for workers in map(int, given.workers.split(",")):
-        found[workers] = measure(arguments, workers, given.budget)
+        found[workers] = measure(arguments, workers, given.budget, environment)
         print(found[workers].line(workers), flush=True)
     if {1, 2} <= set(found):
         print(f"\n2 workers against 1: {found[1].wall / found[2].wall:.2f} times as fast")

@@ -94,7 +94,41 @@ def models_page() -> str:
     for family, members in sorted(families.items()):
         rows = "".join(_row(card) for card in sorted(members, key=lambda card: card.name))
         parts.append(f"## {family}\n\n{columns}{rule}{rows}".rstrip())
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, half_precision()]) + "\n"
+
+
+def half_precision() -> str:
+    """Return the section about 16 bits, from the figures that benchmarks/halves.py wrote to half-precision.json."""
+    found = json.loads((DOCS / "half-precision.json").read_text(encoding="utf-8"))
+    rows = "".join(_half_row(row) for row in found["rows"])
+    digits, moved = found["digits"]["rows"], found["digits"]["half_widths"]
+    effects = "".join(
+        f"| {metric} | {' | '.join('{:.3f}, {:.3f}'.format(*moved[dtype][metric]) for dtype in moved)} |\n"
+        for metric in moved["bfloat16"]
+    )
+    return (
+        "## Half precision\n\n"
+        "How far images in bfloat16 and float16 lie from those in float32: the root of the mean square difference, in\n"
+        "standard deviations of the float32 images, and in brackets the mean absolute difference in steps of 8-bit\n"
+        f"images. One model of each family at its own size with random weights, {found['images']} images, natural "
+        "guidance, at most\n"
+        "four steps (VAR: its ten). Random weights show what rounding does to a network of this form, not what it "
+        "does to\na trained one. "
+        f"Measured by benchmarks/halves.py on {found['date']}, {found['device']}, torch {found['torch']}.\n\n"
+        f"| family | model | steps | guidance | bfloat16 | float16 |\n|---|---|---|---|---|---|\n{rows}\n"
+        "What it moves in the metrics of trained networks, those of the digits: "
+        f"{digits} rows of the default protocol, in half\nwidths of their 95% intervals, median and largest.\n\n"
+        f"| metric | bfloat16 | float16 |\n|---|---|---|\n{effects}".rstrip()
+    )
+
+
+def _half_row(row: dict[str, Any]) -> str:
+    if row.get("tokens"):
+        errors = ["a rounding turns one token into another"] * 2
+    else:
+        errors = [f"{row[name]:.4f} ({row[f'{name}_levels']:.2f})" for name in ("bfloat16", "float16")]
+    cells = [row["family"], f"`{row['model']}`", str(row["steps"]), f"{row['cfg']:g}", *errors]
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def _row(card: ModelCard) -> str:
