@@ -1,6 +1,6 @@
 """What 16 bits cost: errors of the images of every family in bfloat16 and float16, against float32.
 
-python benchmarks/halves.py [--device cuda] [--budget SECONDS] [--json docs/half-precision.json]
+python benchmarks/halves.py [--device cuda] [--budget SECONDS] [--json docs/data/half-precision.json]
 
 One published model of each family, at its own size, with random weights, at its
 natural guidance and at most four steps. The error is the root of the mean square difference between the images, in

@@ -98,8 +98,8 @@ def models_page() -> str:
 
 
 def half_precision() -> str:
-    """Return the section about 16 bits, from the figures that benchmarks/halves.py wrote to half-precision.json."""
-    found = json.loads((DOCS / "half-precision.json").read_text(encoding="utf-8"))
+    """Return the section about 16 bits, from the figures that benchmarks/halves.py wrote to data/half-precision.json."""
+    found = json.loads((DOCS / "data" / "half-precision.json").read_text(encoding="utf-8"))
     rows = "".join(_half_row(row) for row in found["rows"])
     digits, moved = found["digits"]["rows"], found["digits"]["half_widths"]
     effects = "".join(
