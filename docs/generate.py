@@ -98,7 +98,7 @@ def models_page() -> str:
 
 
 def half_precision() -> str:
-    """Return the section about 16 bits, from the figures that benchmarks/halves.py wrote to data/half-precision.json."""
+    """Return the section about 16 bits, from the figures that benchmarks/halves.py wrote to data/."""
     found = json.loads((DOCS / "data" / "half-precision.json").read_text(encoding="utf-8"))
     rows = "".join(_half_row(row) for row in found["rows"])
     digits, moved = found["digits"]["rows"], found["digits"]["half_widths"]
