@@ -101,15 +101,15 @@ def _frechet_infinity(cell: Cell, fact: MetricFact, options: Options) -> MetricV
 def _inception_score(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     logits, splits = cell.array("inception.logits"), options["is_splits"]
     settings = (splits, options["is_shuffle"], options["is_rng_seed"])
-    blocks = cell.blocks
+    blocks, strata = cell.blocks, cell.strata
     if cell.order is not None and not options["is_shuffle"]:
-        logits = rows_of(logits, cell.order)
+        logits, strata = rows_of(logits, cell.order), strata[cell.order]
         blocks = None if blocks is None else blocks[cell.order]
     score = inception.inception_score(logits, *settings)
     left, remarks = np.empty(0), []
     if blocks is not None:
         try:
-            score, left = inception.inception_leave_one_out(logits, blocks, *settings)
+            score, left = inception.inception_leave_one_out(logits, blocks, *settings, strata)
         except ValueError as error:  # tiny splits may lie in one block as a whole
             remarks = [f"no interval: {error}"]
     # Splits make the bias other than c/n: the jackknife does not remove it.

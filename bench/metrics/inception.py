@@ -115,11 +115,18 @@ def inception_score_per_class(logits: np.ndarray, labels: np.ndarray) -> dict[in
 
 
 def inception_leave_one_out(
-    logits: np.ndarray, blocks: np.ndarray, splits: int = 10, shuffle: bool = True, rng_seed: int = 2020
+    logits: np.ndarray,
+    blocks: np.ndarray,
+    splits: int = 10,
+    shuffle: bool = True,
+    rng_seed: int = 2020,
+    strata: np.ndarray | None = None,
 ) -> tuple[InceptionScore, np.ndarray]:
     """Return the score and the scores without each block (int [n], numbers 0..K-1), float64 [K].
 
     Every sample keeps its split: drawing splits anew for each left-out block would add the permutation's noise K times.
+    `strata` (class asked for, int [n]): a class keeps its share of every split, for the plan fixes it; were it to lose
+    what the block holds, a score that is mostly the balance of the classes would seem to vary several times too much.
     """
     n = len(logits)
     if n < splits or splits < 1:
@@ -127,14 +134,54 @@ def inception_leave_one_out(
     count = int(blocks.max()) + 1
     split = split_of_rows(n, splits, shuffle, rng_seed)
     cells = _sums(logits, split * count + blocks, splits * count)
-    by_block = _Sums(
-        cells.size.reshape(splits, count), cells.p.reshape(splits, count, -1), cells.p_log_p.reshape(splits, count)
-    )
-    whole = _Sums(*(part.sum(axis=1) for part in by_block))
-    left = _Sums(*(total[:, None] - part for total, part in zip(whole, by_block, strict=True)))
-    if (left.size <= 0).any():
+    lost = cells.size.reshape(splits, count)
+    if (lost == lost.sum(axis=1, keepdims=True)).any():
         raise ValueError(f"{n} samples are too few for {splits} splits and {count} blocks")
+    whole = _Sums(
+        lost.sum(axis=1),
+        cells.p.reshape(splits, count, -1).sum(axis=1),
+        cells.p_log_p.reshape(splits, count).sum(axis=1),
+    )
     scores = whole.scores()
-    # Subtraction leaves rounding below zero where a class has no mass.
-    left = left._replace(p=np.clip(left.p, 0.0, None))
-    return InceptionScore(float(scores.mean()), float(scores.std())), left.scores().mean(axis=0)
+    classes = np.zeros(n, dtype=np.int64) if strata is None else strata
+    weights, emptied = _kept_shares(split, blocks, classes)
+    size, p, p_log_p = (np.zeros((splits, count, *shape)) for shape in ((), (logits.shape[1],), ()))
+    start = 0
+    for block in row_blocks(logits):
+        log_p = log_softmax(block, axis=1)
+        probability = np.exp(log_p)
+        negative_entropy = (probability * log_p).sum(axis=1)
+        kept = weights[start : start + len(block)]
+        member = split[start : start + len(block)]
+        for part in np.unique(member):
+            rows = member == part
+            size[part] += kept[rows].sum(axis=0)
+            p[part] += kept[rows].T @ probability[rows]
+            p_log_p[part] += kept[rows].T @ negative_entropy[rows]
+        start += len(block)
+    # A class that the block takes out of a split as a whole is known from the other splits.
+    for label, k in sorted(set(zip(classes[emptied].tolist(), blocks[emptied].tolist(), strict=True))):
+        others = np.flatnonzero((classes == label) & (blocks != k))
+        if len(others):
+            log_p = log_softmax(np.asarray(logits[others], dtype=np.float64), axis=1)
+            gone = emptied[(classes[emptied] == label) & (blocks[emptied] == k)]
+            times = np.bincount(split[gone], minlength=splits)
+            size[:, k] += times
+            p[:, k] += np.outer(times, np.exp(log_p).mean(axis=0))
+            p_log_p[:, k] += times * (np.exp(log_p) * log_p).sum(axis=1).mean()
+    return InceptionScore(float(scores.mean()), float(scores.std())), _Sums(size, p, p_log_p).scores().mean(axis=0)
+
+
+def _kept_shares(split: np.ndarray, blocks: np.ndarray, strata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight of each sample without each block, [n, K]: what is left of its split's class shares the loss.
+
+    Zero for the block's own samples. Also the indices of samples whose split has none left of their class.
+    """
+    count = int(blocks.max()) + 1
+    _, cell = np.unique(np.stack([split, strata]), axis=1, return_inverse=True)
+    lost = np.zeros((int(cell.max()) + 1, count))
+    np.add.at(lost, (cell, blocks), 1.0)
+    size = lost.sum(axis=1, keepdims=True)
+    weights: np.ndarray = (size / np.maximum(size - lost, 1.0))[cell]
+    weights[np.arange(len(blocks)), blocks] = 0.0
+    return weights, np.flatnonzero(lost[cell, blocks] == size[cell, 0])

@@ -11,6 +11,7 @@ from bench.metrics.inception import (
     split_of_rows,
 )
 from bench.metrics.measure import measure
+from results.statistics import blocks_by_label, jackknife
 
 
 def logits(n=203, classes=7):
@@ -43,6 +44,39 @@ def test_leave_one_out_keeps_every_sample_in_its_split():
     for k in range(4):
         parts = [inception_score(x[(split == s) & (blocks != k)], 1, shuffle=False).mean for s in range(splits)]
         assert left[k] == pytest.approx(np.mean(parts), rel=1e-10)
+
+
+def test_a_class_keeps_its_share_of_a_split_when_a_block_is_left_out():
+    x, labels = logits(40, 4), np.arange(40) % 4
+    blocks, split = blocks_by_label(labels, 5), split_of_rows(40, 2)
+    found = inception_leave_one_out(x, blocks, 2, strata=labels)[1]
+    p = np.exp(x.astype(np.float64)) / np.exp(x.astype(np.float64)).sum(axis=1, keepdims=True)
+    for k in range(5):
+        scores = []
+        for s in range(2):
+            inside = split == s
+            rest = [inside & (blocks != k) & (labels == c) for c in range(4)]
+            shares = np.array([(inside & (labels == c)).sum() for c in range(4)]) / inside.sum()
+            mean = sum(share * p[rows].mean(axis=0) for share, rows in zip(shares, rest, strict=True))
+            own = sum(
+                share * (p[rows] * np.log(p[rows])).sum(axis=1).mean() for share, rows in zip(shares, rest, strict=True)
+            )
+            scores.append(np.exp(own - (mean * np.log(mean)).sum()))
+        assert found[k] == pytest.approx(np.mean(scores), rel=1e-9)
+
+
+def test_a_sure_judges_score_has_the_standard_error_of_its_images_not_of_the_labels_dealt_to_splits():
+    random, labels = np.random.default_rng(3), np.arange(800) % 10
+    blocks, values, errors, before = blocks_by_label(labels, 20), [], [], []
+    for _ in range(40):
+        x = random.normal(size=(800, 10))
+        x[np.arange(800), labels] += 11 + 2 * random.normal(size=800)
+        score, left = inception_leave_one_out(x, blocks, strata=labels)
+        values.append(score.mean)
+        errors.append(jackknife(score.mean, left).standard_error)
+        before.append(jackknife(score.mean, inception_leave_one_out(x, blocks)[1]).standard_error)
+    assert 0.75 <= np.mean(errors) / np.std(values, ddof=1) <= 1.4
+    assert np.mean(before) > 2 * np.mean(errors)
 
 
 def test_fewer_samples_than_splits_are_refused():
