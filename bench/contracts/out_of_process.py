@@ -136,7 +136,7 @@ class WorkerAdapter(Adapter):
         needs, name = self.card.worker, self.card.name
         if self.python is None:
             raise BenchError(f"{name} has no environment; make one with: bench worker setup {name}")
-        memory = int(needs.memory_gib * 2**30) if needs.memory_gib else _most_memory()
+        memory = int(needs.memory_gib * 2**30) if needs.memory_gib else most_memory()
         limits = Limits(needs.start_seconds, needs.batch_seconds, memory)
         worker = Worker(name, self.python, self.program, limits, self.device.type)
         card = self.card
@@ -220,6 +220,8 @@ def _digest(card: ModelCard, program: Path) -> str:
         raise BenchError(f"{card.name}: worker script {program} cannot be read ({error.strerror})") from error
 
 
-def _most_memory() -> int:
-    """Return nine tenths of the machine's memory, so that the system never has to end the run for a worker."""
+def most_memory() -> int:
+    """Return nine tenths of the machine's memory, so that the system never has to end the run for want of it."""
+    if not hasattr(os, "sysconf"):  # not a Unix
+        return 2**62
     return int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -16,7 +16,7 @@ from bench.contracts.out_of_process import WorkerAdapter
 from bench.models.compilation import compile_networks
 from bench.models.environments import environment_python
 from bench.models.files import autoencoder_sources
-from bench.models.registry import family_class, skeleton
+from bench.models.registry import empty, skeleton
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NETWORK, here, locate, model_file, read_state
 from bench.weights.folder import FORMAT as FOLDER
@@ -51,7 +51,7 @@ def build_adapter(
         load_pipeline(adapter, card, weights)
         adapter.to(device, DTYPES[dtype])
         return compile_networks(adapter) if compile else adapter
-    adapter = family_class(card.family)(card)
+    adapter = empty(card)
     if isinstance(adapter, WorkerAdapter):
         _place(adapter, card, weights, random_weights)
     elif random_weights:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
+from bench.contracts.out_of_process import most_memory
 from bench.contracts.plugins import Group
-from results.errors import BenchError
+from results.errors import BenchError, one_line
 
 ADAPTERS: Group[type[Adapter]] = Group(
     "bench.adapters",
@@ -17,6 +24,10 @@ ADAPTERS: Group[type[Adapter]] = Group(
     "a subclass of bench.contracts.adapter.Adapter",
     lambda found: isinstance(found, type) and issubclass(found, Adapter),
 )
+
+
+MOST_PARTS = 30_000
+"""Modules and parameters of a model together, several times those of the largest known."""
 
 
 def family_class(family: str) -> type[Adapter]:
@@ -42,9 +53,12 @@ def family_class(family: str) -> type[Adapter]:
 
 
 def skeleton(card: ModelCard) -> Adapter:
-    """Return the adapter of `card` with its networks on the meta device: facts without memory."""
+    """Return the adapter of `card` with its networks on the meta device: facts without memory.
+
+    Raises BenchError when the family cannot be built from what the card says.
+    """
     with torch.device("meta"):
-        return family_class(card.family)(card)
+        return _built(card)
 
 
 _outlines: dict[int, tuple[ModelCard, Adapter]] = {}
@@ -55,3 +69,49 @@ def outline(card: ModelCard) -> Adapter:
     if id(card) not in _outlines:
         _outlines[id(card)] = (card, skeleton(card))  # the card is kept, so that its id stays its own
     return _outlines[id(card)][1]
+
+
+def empty(card: ModelCard) -> Adapter:
+    """Return the adapter of `card` with its networks on the CPU, not yet loaded.
+
+    Raises BenchError as `skeleton` does, and when they are larger than the machine's memory.
+    """
+    drawn = outline(card)
+    networks = (drawn.network, drawn.guide, drawn.autoencoder)
+    size = sum(
+        value.numel() * value.element_size()
+        for network in networks
+        if isinstance(network, nn.Module)
+        for value in (*network.parameters(), *network.buffers())
+    )
+    if not drawn.out_of_process and size > most_memory():
+        raise BenchError(f"{card.name} takes {size >> 30:,} GiB, more than this machine's memory; {_remedy(card)}")
+    return _built(card)
+
+
+def _built(card: ModelCard) -> Adapter:
+    family, count = family_class(card.family), 0
+
+    def counted(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_PARTS:
+            raise BenchError(f"{card.name} has more than {MOST_PARTS:,} parts; {_remedy(card)}")
+
+    handles = [register_module_module_registration_hook(counted), register_module_parameter_registration_hook(counted)]
+    try:
+        return family(card)
+    except BenchError:
+        raise
+    except Exception as error:  # a family meets words that are missing or of another kind in its own way
+        raise BenchError(
+            f"{card.name}: its family '{card.family}' cannot be built from its card "
+            f"({one_line(f'{type(error).__name__}: {error}', 120)}); {_remedy(card)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _remedy(card: ModelCard) -> str:
+    return f"correct architecture{f' in {card.path}' if card.path else ''}"

@@ -79,7 +79,7 @@ FAULTS = {
 def findings_of(monkeypatch, klass, **facts):
     for module in (families, conformance):
         monkeypatch.setattr(module, "skeleton", lambda card: klass(card).to("meta"), raising=False)
-    monkeypatch.setattr("bench.models.loading.family_class", lambda family: klass)
+    monkeypatch.setattr("bench.models.registry.family_class", lambda family: klass)
     monkeypatch.setattr(conformance, "family_class", lambda family: klass)
     guidance = Guidance("classifier-free", 2.0, (1.0, 3.0))
     card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=guidance, **facts)
@@ -191,7 +191,7 @@ def test_clauses_are_checked_under_the_precision_of_a_run(monkeypatch):
 
     for module in (families, conformance):
         monkeypatch.setattr(module, "skeleton", lambda card: Watched(card).to("meta"), raising=False)
-    monkeypatch.setattr("bench.models.loading.family_class", lambda family: Watched)
+    monkeypatch.setattr("bench.models.registry.family_class", lambda family: Watched)
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     try:
