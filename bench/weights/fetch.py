@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.weights.cache import FileCache
 from bench.weights.download import Progress, Remote, Unreachable, download, quiet, unreachable
-from results.errors import BenchError
+from results.errors import BenchError, one_line
 
 
 class NotOnHub(Unreachable):
@@ -31,15 +31,22 @@ def find_hub(cache: FileCache, repository: str, file: str, revision: str | None)
     """Return a file of the hub that is on this machine, else None.
 
     Looked at are what a person added, the hub client's own cache, and the places of earlier versions of this program.
+    Raises BenchError for what can be no repository.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     added = hub_path(cache, repository, file, revision)
     if added.exists():
         return added
     commit = cache.pinned(hub_key(repository, file, revision)).get("commit")
     for directory in (None, cache.root / "huggingface", cache.root / "judges" / "huggingface"):
-        found = try_to_load_from_cache(repository, file, cache_dir=directory, revision=commit or revision)
+        try:
+            found = try_to_load_from_cache(repository, file, cache_dir=directory, revision=commit or revision)
+        except HFValidationError as error:
+            raise BenchError(
+                f"'{one_line(repository, 100)}' is not the name of a repository of the hub; correct the card"
+            ) from error
         if isinstance(found, str):
             return Path(found)
     earlier = cache.place("judges", "hub", repository, revision or "main", file)

@@ -53,11 +53,10 @@ def lacking(folder: Path) -> list[str]:
         if ".fp16." in path.name:
             continue
         try:
-            shards = set(read_object(path, "index")["weight_map"].values())
-        except (BenchError, KeyError, AttributeError, TypeError):
+            shards = sorted(set(read_object(path, "index")["weight_map"].values()))
+            missing += [f"{path.parent.name}/{shard}" for shard in shards if not (path.parent / shard).exists()]
+        except (BenchError, KeyError, AttributeError, TypeError, ValueError):
             missing.append(f"{path.parent.name}/{path.name}")
-            continue
-        missing += [f"{path.parent.name}/{shard}" for shard in sorted(shards) if not (path.parent / shard).exists()]
     return missing
 
 

@@ -261,6 +261,11 @@ def test_a_name_that_leads_out_of_the_cache_is_refused(repository, cache, name):
     assert "is not the name of a file to fetch" in refused(replace(BY_HAND, file=name))
 
 
+@pytest.mark.parametrize("name", ["\u202e", "a b", "x" * 200, "a//b", "-a/b"])
+def test_a_name_of_no_repository_is_refused(repository, cache, name):
+    assert "is not the name of a repository of the hub" in refused(replace(SOURCE, repo=name))
+
+
 def test_an_altered_file_is_refused_on_load_and_named_by_verify(repository, cache):
     (state,) = fetch_model(card())
     assert [found.state for found in verify_model(card())] == ["here"]

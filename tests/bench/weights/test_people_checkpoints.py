@@ -191,3 +191,11 @@ def test_reading_warns_of_nothing(tmp_path):
 def test_a_pipeline_whose_index_cannot_be_read_lacks_it(tmp_path, text):
     (tmp_path / INDEX).write_text(text)
     assert lacking(tmp_path) == [INDEX]
+
+
+@pytest.mark.parametrize("shard", ["5", "[]", "null", '"missing.safetensors", "b": 1'])
+def test_an_index_of_shards_that_names_no_files_is_lacking(tmp_path, shard):
+    (tmp_path / INDEX).write_text('{"unet": ["diffusers", "UNet"]}')
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": {shard}}}}}')
+    assert lacking(tmp_path) == ["unet/model.safetensors.index.json"]
