@@ -100,9 +100,23 @@ class Measurements:
         """The cells that take part in rankings."""
         return self.cells[~self.cells["random_weights"]]
 
+    @property
+    def many(self) -> bool:
+        """Whether there are so many rows that the page carries less of each."""
+        return len(self.cells) > MANY
+
     def contenders(self, metric: str, among: Iterable[str] | None = None) -> list[Row]:
         """Return the rows (of the cells `among`, all by default) that `metric` ranks, best first."""
-        return leaderboard.sorted_rows(leaderboard.comparable(self._chosen(among), metric), metric)
+        if among is not None:
+            return leaderboard.sorted_rows(leaderboard.comparable(self._chosen(among), metric), metric)
+        if metric not in self._orders:  # a page reads each order a dozen times
+            found = leaderboard.comparable(self.rows.values(), metric)
+            self._orders[metric] = leaderboard.sorted_rows(found, metric)
+        return list(self._orders[metric])
+
+    @cached_property
+    def _orders(self) -> dict[str, list[Row]]:
+        return {}
 
     def best(self, metric: str, by: Sequence[str] = ("model",), among: Iterable[str] | None = None) -> list[str]:
         """Return the best cell by `metric` of each group, best first; groups without a value are left out."""
@@ -188,6 +202,8 @@ class Measurements:
         return list(self.rows.values()) if among is None else [self.rows[cell] for cell in among]
 
 
+MANY = 1000
+"""Rows from which on a page is packed."""
 MOST_DRAWN = 500
 """Points of one chart."""
 MOST_COMPARED = 150

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -71,8 +72,6 @@ TOOLBAR = {
     "showEditInChartStudio": False,
 }
 """Plotly's configuration. Buttons are listed, so that a new version of Plotly adds none, such as one that uploads."""
-MOST_EXPORTED = 1000
-"""Rows that the page carries as files to download."""
 PLAIN = 2_000_000
 """Characters of JSON from which on it is packed."""
 
@@ -194,7 +193,7 @@ def _head(data: Measurements, views: Sequence[Measurements], blocks: Sequence[Ma
     }
     definitions = [element("div", element("dt", key), element("dd", value)) for key, value in facts.items() if value]
     downloads: Any = "with 'bench export metrics'"  # of very many rows the page would be half copies of them
-    if len(cells) <= MOST_EXPORTED:
+    if not data.many:
         table = _exported(data)
         downloads = [
             _download("CSV", "leaderboard.csv", "text/csv", table.to_csv(index=False)),
@@ -315,17 +314,18 @@ def _script_data(page: Page) -> dict[str, Any]:
     written = tables.lines_written(data, page.best)
     for own in data.cells.reset_index().to_dict("records"):
         row: dict[str, Any] = {key: own[key] for key in ("model", "label", "marks", "family", "checkpoint", "device")}
-        row |= {key: None if pd.isna(own[key]) else float(f"{own[key]:.9g}") for key in SORTABLE}
+        row |= dict(zip(SORTABLE, _cut(data, [own[key] for key in SORTABLE]), strict=True))
         row |= {"random_weights": bool(own["random_weights"]), "off_regime": bool(own["off_regime"]), "metrics": {}}
         row |= {"licence": own["licence"] if isinstance(own["licence"], str) else "unknown", "command": own["command"]}
         if own["cell_id"] not in written:
             row["badges"] = tables.badges(data, str(own["cell_id"]))
         row["commercial"] = not forbids_commercial_use(row["licence"])
-        row["prices"] = {cost: data.price(str(own["cell_id"]), cost) for cost in TIMES}
+        row["prices"] = {cost: _cut(data, data.price(str(own["cell_id"]), cost)) for cost in TIMES}
         cells[str(own["cell_id"])] = row
     for value in data.values.to_dict("records"):
-        numbers = [None if pd.isna(value[key]) else float(f"{value[key]:.9g}") for key in INTERVALS]
-        amount, low, high, rank_low, rank_high = numbers
+        amount, low, high, rank_low, rank_high = (None if pd.isna(value[key]) else value[key] for key in INTERVALS)
+        width = None if low is None or high is None else high - low
+        numbers = _cut(data, (amount, low, high), width) + _cut(data, (rank_low, rank_high))
         shown = [text.number(amount, low, high), text.spread(amount, low, high), text.rank(rank_low, rank_high)]
         marks = tables.marks_of_value(record(value))
         shown += marks if value["cell_id"] not in written and any(marks) else ()
@@ -338,8 +338,8 @@ def _script_data(page: Page) -> dict[str, Any]:
         "rounding": ROUNDING,
         "distance": data.distance,
         "metrics": {key: _metric(data, key) for key in data.metrics},
-        "unranked": data.order(""),
-        "affordable": {f"{level:g}": data.affordable(level) for level in page.levels()},
+        "unranked": _places(data, data.order("")),
+        "affordable": {f"{level:g}": _places(data, data.affordable(level)) for level in page.levels()},
         "compared": data.compared,
         "beaten": {key: _bits(data.compared, data.beaten(key)) for key in data.metrics},
         "columns": [
@@ -362,11 +362,26 @@ def _metric(data: Measurements, key: str) -> dict[str, Any]:
         "higher": metric.higher_is_better,
         "bounded": metric.bounded,
         "leaders": data.leaders(key),
-        "order": data.order(key),
+        "order": _places(data, data.order(key)),
         "count": len(data.contenders(key)),
         "answer": answer,
         "sureness": sureness,
     }
+
+
+def _places(data: Measurements, cells: Sequence[str]) -> list[int]:
+    """Return the places of cells among those of the page."""
+    at = {str(cell): place for place, cell in enumerate(data.cells.index)}
+    return [at[cell] for cell in cells]
+
+
+def _cut(data: Measurements, amounts: Sequence[float | None], width: float | None = None) -> list[float | None]:
+    """Return numbers with the digits that the page works with: of very many rows to a hundredth of the interval."""
+    digits = 9 if not data.many else 6
+    if data.many and width:
+        place = 2 - math.floor(math.log10(width))
+        return [None if amount is None else round(amount, place) for amount in amounts]
+    return [None if amount is None or pd.isna(amount) else float(f"{amount:.{digits}g}") for amount in amounts]
 
 
 def _bits(cells: Sequence[str], beaten: Mapping[str, frozenset[str]]) -> list[str]:

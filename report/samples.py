@@ -10,7 +10,9 @@ from report.markup import Markup, element, escape
 from report.text import plural
 
 LARGEST = 5_000_000
-"""Bytes of PNG that a page may carry; beyond it later sample indices are left out."""
+"""Characters that the pictures of a page may take; beyond it later sample indices are left out."""
+TAG = 250
+"""Characters around a picture."""
 
 
 def grids(cells: pd.DataFrame, thumbnails: pd.DataFrame, share: int = 1) -> Markup:
@@ -38,7 +40,8 @@ def grids(cells: pd.DataFrame, thumbnails: pd.DataFrame, share: int = 1) -> Mark
 
 def within_budget(thumbnails: pd.DataFrame, share: int = 1) -> pd.DataFrame:
     """Drop the last sample indices until the images fit one of `share` equal parts of what a page may carry."""
-    sizes = thumbnails["png"].map(len).groupby(thumbnails["sample_index"]).sum().sort_index().cumsum()
+    sizes = thumbnails["png"].map(lambda png: 4 * len(png) // 3 + TAG)
+    sizes = sizes.groupby(thumbnails["sample_index"]).sum().sort_index().cumsum()
     kept = sizes.index[sizes <= LARGEST / share]
     return thumbnails[thumbnails["sample_index"].isin(kept if len(kept) else sizes.index[:1])]
 

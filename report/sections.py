@@ -295,7 +295,7 @@ class Page:
         cells = data.cells[data.cells.index.isin(data.thumbnails["cell_id"])]
         rows = data.best(self.headline, ("model", "steps"), cells.index) if self.headline else []
         shown = cells.loc[rows] if rows else cells.drop_duplicates(["model", "steps"])
-        grid = samples.grids(shown.sort_values("model"), data.thumbnails, self.share)
+        grid = samples.grids(shown.sort_values("model"), data.thumbnails, self.share * (3 if data.many else 1))
         note = element(
             "p",
             "The first sample indices of the protocol, not selected; each model at its best setting for the step "

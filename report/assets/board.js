@@ -96,7 +96,8 @@ function updateBoard() {
     bar.hidden = low === null;
     if (low !== null) Object.assign(mark.style, { left: `${(100 * (low - 1)) / count}%`, width: `${(100 * (high - low + 1)) / count}%` });
   }
-  board.replaceChildren(board.tHead, ...window);
+  for (const body of [...board.tBodies]) body.remove(); // the head stays: its buttons keep the keyboard's focus
+  board.append(...window);
   byId("rows-shown").textContent = order.length ? "" : "No row matches: clear the filter or raise the budget.";
   byId("rows-more").hidden = order.length <= limit;
   byId("rows-more").textContent = `show more (${limit.toLocaleString("en")} of ${plural(order.length, "row")} shown)`;

@@ -9,6 +9,10 @@ const hiddenModels = new Set();
 const shownModel = (cell) => !hiddenModels.has(page.cells[cell].model);
 
 for (const row of Object.values(page.cells)) row.marked = row.label + row.marks;
+const ids = Object.keys(page.cells), named = (places) => places.map((place) => ids[place]);
+page.unranked = named(page.unranked);
+for (const level of Object.keys(page.affordable)) page.affordable[level] = named(page.affordable[level]);
+for (const metric of Object.values(page.metrics)) metric.order = named(metric.order);
 for (const metric of Object.values(page.metrics)) metric.places = Object.fromEntries(metric.order.slice(0, metric.count).map((cell, k) => [cell, k]));
 
 // ---- figures: theme, drawing, redrawing -------------------------------------------------------------------

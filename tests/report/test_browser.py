@@ -136,6 +136,24 @@ def test_leaderboard_ranks_by_the_heading_that_is_clicked(opened):
     assert rows(opened) == first
 
 
+def test_the_keyboard_works_headings_and_columns_without_room_are_named(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    button = opened.find_element("css selector", "th[data-key=is] button")
+    sorts = "return document.querySelector('th[data-key=is]').ariaSort"
+    for key, direction in ((Keys.ENTER, "descending"), (Keys.SPACE, "ascending")):
+        button.send_keys(key)
+        assert opened.execute_script(sorts) == direction
+        assert opened.switch_to.active_element == button
+    click(opened, "th[data-key=mmhm] button")
+    named = opened.execute_script("return document.getElementById('columns-hidden').textContent")
+    cut = opened.execute_script(
+        "const box = document.querySelector('#leaderboard').parentElement;"
+        "return box.scrollWidth > box.clientWidth ? document.querySelector('#leaderboard th:last-child').innerText : ''"
+    )
+    assert named.endswith(cut) and bool(named) == bool(cut)
+
+
 def test_all_settings_budget_and_filter_select_rows(opened):
     click(opened, "#view-all")
     assert len(rows(opened)) == 47

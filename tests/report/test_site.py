@@ -69,6 +69,15 @@ def test_data_say_what_the_pages_say(bundles, tmp_path):
     assert "contradicted" in (tmp_path / "site/models/m.html").read_text("utf-8")
 
 
+def test_no_page_of_a_site_may_connect_and_marks_are_explained(bundles, tmp_path):
+    write_site(tmp_path / "site", [bundles])
+    pages = [html.unescape(path.read_text("utf-8")) for path in (tmp_path / "site").rglob("*.html")]
+    assert len(pages) == 4 and all("Content-Security-Policy" in page and "default-src 'none'" in page for page in pages)
+    index = (tmp_path / "site/index.html").read_text("utf-8")
+    assert "95 % interval" in index and "rank: 95 % rank set" in index
+    assert "<script" not in index and '<link rel="stylesheet"' not in index
+
+
 def test_a_site_is_replaced_and_other_directories_are_not(bundles, tmp_path):
     site = tmp_path / "site"
     write_site(site, [bundles])
