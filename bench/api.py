@@ -59,6 +59,9 @@ class Silent:
     def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
         """Say nothing of a shard."""
 
+    def shares(self, ended: int, jobs: int, done: int, total: int) -> None:
+        """Say nothing of jobs elsewhere."""
+
     def timing(self, done: int, total: int) -> None:
         """Say nothing of the timing."""
 
@@ -160,6 +163,7 @@ def requests(
     options: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     random_weights: bool = False,
+    elsewhere: bool = False,
 ) -> list[Request]:
     """Return what `run` measures, one request for each protocol: the one given, else the models' homes, else digits.
 
@@ -180,6 +184,7 @@ def requests(
         options: the sampler's own settings.
         weights: a local file instead of the card's.
         random_weights: seeded noise as weights: for speed alone, never ranked.
+        elsewhere: other machines sample, so that `device` need not be here.
 
     Raises:
         BenchError: a name, number or combination that cannot be.
@@ -213,7 +218,7 @@ def requests(
         batch_size=batch_size,
         sampler=sampler,
         select_on=select_on,
-        device=parse_device(device),
+        device=parse_device(device, elsewhere=elsewhere),
         dtype=parse_dtype(dtype),
         compile=compile,
         options=dict(options or {}),
@@ -230,36 +235,43 @@ def measure(
     progress: Progress | None = None,
     executor: str = "local",
     workers: int = 0,
+    executor_options: Mapping[str, Any] | None = None,
     fresh: bool = False,
     timeout: float | None = None,
+    allow_mixed: bool = False,
 ) -> Iterator[tuple[Request, Summary]]:
-    """Measure requests one after the other and yield what became of each; see `bench.run.runner.run`.
+    """Measure requests one after the other and yield what became of each; see `bench.run.runner.How`.
 
     Every fault that can be met before is met before the first sample of the first one.
     """
+    from bench.run.executors import batch_of, check_options
     from bench.run.needs import needs_of_run, require
     from bench.run.provenance import typed_command
     from bench.run.readiness import check_surroundings
+    from bench.run.runner import How
     from bench.run.runner import run as run_request
 
+    how = How(
+        executor=executor,
+        workers=workers,
+        options=executor_options or {},
+        fresh=fresh,
+        timeout=timeout,
+        allow_mixed=allow_mixed,
+        arguments=typed_command(),
+    )
+    batch = batch_of(executor)
+    check_options(executor, how.options)
     place = runs_directory(runs)
     for request in asked:
         check_surroundings(request, place, place / "bench.duckdb")
     require(needs_of_run(asked))
     for request in asked:
-        yield (
-            request,
-            run_request(
-                request,
-                place,
-                progress=progress or Silent(),
-                executor=executor,
-                workers=workers,
-                fresh=fresh,
-                arguments=typed_command(),
-                timeout=timeout,
-            ),
-        )
+        if batch is not None:
+            jobs = batch(workers, request.device, **how.options)
+            yield request, jobs.run(request, place, how, progress or Silent())
+        else:
+            yield request, run_request(request, place, progress=progress or Silent(), **vars(how))
 
 
 def run(
@@ -269,8 +281,10 @@ def run(
     progress: Progress | None = None,
     executor: str = "local",
     workers: int = 1,
+    executor_options: Mapping[str, Any] | None = None,
     fresh: bool = False,
     timeout: float | None = None,
+    allow_mixed: bool = False,
     **settings: Any,
 ) -> Measured:
     """Measure models under a protocol, as `bench run` does, and return the rows.
@@ -282,20 +296,27 @@ def run(
         executor: where workers run: `local`, or an installed one.
         workers: worker processes; 1 works in this process, 0 takes one per core (a script then needs the usual
             `if __name__ == "__main__"`).
+        executor_options: the executor's own settings.
         fresh: measure again what is already measured.
         timeout: seconds that a batch may take; None: no limit.
+        allow_mixed: take shards and workers of other versions of the code or its libraries.
         settings: everything else that `requests` takes.
 
     Raises:
         BenchError: what stands in the way, before the first sample; or a database that another process holds.
     """
+    from bench.run.executors import batch_of
+
     place = runs_directory(runs)
-    asked = requests(models, **settings)
+    asked = requests(models, elsewhere=batch_of(executor) is not None, **settings)
     ids: dict[str, None] = {}
     reused: list[str] = []
     failed: list[tuple[str, str]] = []
     unsupported: list[tuple[str, str]] = []
-    work = measure(asked, place, progress=progress, executor=executor, workers=workers, fresh=fresh, timeout=timeout)
+    work = measure(
+        asked, place, progress=progress, executor=executor, workers=workers, executor_options=executor_options,
+        fresh=fresh, timeout=timeout, allow_mixed=allow_mixed,
+    )  # fmt: skip
     for _, summary in work:
         if summary.behind is not None:
             raise summary.behind

@@ -171,6 +171,12 @@ def cell_directories(runs: Path) -> list[CellDirectory]:
     return [CellDirectory(runs, path.name) for path in found if is_cell_id(path.name) and path.is_dir()]
 
 
+def share_files(place: Path) -> list[Path]:
+    """Return the files that describe shares of runs, in a runs directory, its `shares`, or in the share `place`."""
+    patterns = ("share.json", "*-of-*/share.json", "*/*-of-*/share.json", "shares/*/*-of-*/share.json")
+    return sorted(path for pattern in patterns for path in place.glob(pattern))
+
+
 def run_lock(runs: Path) -> FileLock:
     """Return the lock of who samples in a runs directory, or moves cells in and out of it."""
     return FileLock(runs / "run.lock")

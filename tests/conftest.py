@@ -113,6 +113,9 @@ class Quiet:
     def plan(self, cells, reused, samples, cost):
         self.planned = (cells, reused, samples)
 
+    def shares(self, ended, jobs, done, total):
+        pass
+
     def timing(self, done, total):
         pass
 

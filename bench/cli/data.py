@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from bench.cli.output import ALLOWED, RUNS_DIR, console, runs_directory
+from bench.cli.shares import ALLOW_MIXED, measure_plan, whole_plans
 from bench.cli.terminal import write_line
 from results.errors import BenchError
 
@@ -55,38 +56,58 @@ def merge(
         typer.Argument(metavar="PLACES", help="Bundles, runs directories or databases, here or s3://, gs:// ..."),
     ],
     allowed: Annotated[Path | None, ALLOWED] = None,
+    allow_mixed: Annotated[bool, ALLOW_MIXED] = False,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="Processes that measure shares; 0: one per core.")] = 0,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Add the rows of bundles, other runs directories or databases.
 
-    Rows that are already here are left as they are; rankings are computed again.
+    Rows that are already here are left as they are; rankings are computed again. Shares of a run, from 'bench run
+    --shards', are put together and measured.
     """
     from results.bundles import LARGEST_BUNDLE
     from results.remote import local_copies
 
     with local_copies(sources, LARGEST_BUNDLE) as paths:
-        _merge(runs_directory(runs_dir), paths, allowed)
+        _merge(runs_directory(runs_dir), paths, allowed, runs_dir, workers, allow_mixed)
 
 
-def _merge(runs: Path, sources: Sequence[Path], allowed: Path | None) -> None:
+def _merge(
+    runs: Path, sources: Sequence[Path], allowed: Path | None, given: Path | None, workers: int, allow_mixed: bool
+) -> None:
+    from results.cells import share_files
     from results.files import disk_error
     from results.moving import merge as merge_cells
 
+    rows: list[Path] = []
     for source in sources:
         if not source.exists():
             raise BenchError(f"{source}: no such file; name a bundle, a runs directory or its bench.duckdb")
+        shares = source.is_dir() and bool(share_files(source))
         mine = runs if source.is_dir() else runs / "bench.duckdb"
         if mine.exists() and mine.samefile(source):
+            if shares:
+                continue
             what = "the runs directory" if source.is_dir() else "the database"
             raise BenchError(f"{source}: this is {what} itself; name another, or merge into another --runs-dir")
+        if not shares or any(source.glob("cells/*/result.json")) or (source / "bench.duckdb").exists():
+            rows.append(source)
+    # Everything is found and checked before anything is added.
+    plans = whole_plans(runs, sources, allow_mixed) if any(share_files(source) for source in sources) else []
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(runs, error) from error
-    merged = merge_cells(runs, sources, allowed)
-    count = len(merged.added)
-    console().print(f"{count} row{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
-    _print_faults(merged.faults)
+    faults: list[Fault] = []
+    if rows:
+        merged = merge_cells(runs, rows, allowed)
+        count = len(merged.added)
+        faults = merged.faults
+        console().print(f"{count} row{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
+    failed = [measure_plan(plan, runs, given, workers, allow_mixed) for plan in plans]
+    _print_faults(faults)
+    if any(failed):
+        raise typer.Exit(1)
 
 
 def _print_faults(faults: Sequence[Fault]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from bench.cli.output import (
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
 from bench.cli.reporting import report
 from bench.cli.seeds import print_over_seeds
+from bench.cli.shares import ALLOW_MIXED, SHARDS, parse_share, sample_share
 from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
 from results.marks import legend
@@ -50,6 +51,10 @@ TIMEOUT = typer.Option(
     min=0.001, max=LARGEST_SECONDS, help="Longest time for one batch, in seconds (default: no limit)."
 )
 RANDOM_WEIGHTS = typer.Option("--random-weights", help="Seeded noise as weights: speed only, never ranked.")
+ADDRESS = typer.Option(
+    metavar="HOST:PORT", help="The cluster of executor ray (default: RAY_ADDRESS, else one of this machine's own)."
+)
+OPTION = typer.Option(metavar="KEY=VALUE", help="Setting of the sampler, or of the executor; repeatable.")
 SYNC = typer.Option(
     metavar="URL", help="Keep a copy of every shard and cell in s3://, gs:// ..., and go on from what is there."
 )
@@ -86,12 +91,15 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compile: Annotated[str | None, COMPILE] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sampler setting; repeatable.")] = None,
+    option: Annotated[list[str] | None, OPTION] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     random_weights: Annotated[bool, RANDOM_WEIGHTS] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again even if already measured.")] = False,
-    executor: Annotated[str, typer.Option(help="Where workers run: local, ray or an installed one.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where workers run: local, ray, slurm or an installed one.")] = "local",
     workers: Annotated[int, WORKERS] = 0,
+    address: Annotated[str | None, ADDRESS] = None,
+    shards: Annotated[str | None, SHARDS] = None,
+    allow_mixed: Annotated[bool, ALLOW_MIXED] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is missing first, as 'bench fetch' does.")] = False,
     accept_licence: Annotated[bool, ACCEPT] = False,
     timeout: Annotated[float | None, TIMEOUT] = None,
@@ -108,38 +116,46 @@ def run(
     from bench import api
     from bench.cli.planning import print_preview
     from bench.cli.progress import RunProgress
+    from bench.run.executors import batch_of
     from bench.run.needs import cards_of, needs_of_run, require
     from bench.run.readiness import check_surroundings
 
+    share = parse_share(shards)
+    if share is not None and sync is not None:
+        raise BenchError("--sync keeps a copy of a whole run; leave it out with --shards")
     use_worker(worker, worker_python)
     out = console()
+    own, settings = _executor_options(executor, option or [], address)
     requests = asked(
         model, protocol, steps, cfg, num_samples, batch_size, seed, seeds, select_on, sampler, device, dtype, compile,
-        option, weights, random_weights,
+        settings, weights, random_weights, elsewhere=batch_of(executor) is not None,
     )  # fmt: skip
     runs = runs_directory(runs_dir)
     if dry_run:
         print_preview(requests, runs, fresh)
         return
     for request in requests:
-        check_surroundings(request, runs, runs / "bench.duckdb")
+        check_surroundings(request, runs, None if share else runs / "bench.duckdb")
     needs = needs_of_run(requests)
     if fetch and (fetchable := needs.lacking().fetchable()):
         get(replace(needs, files=fetchable), accept_licence)
     require(needs)
     tell(out, cards_of(requests))
+    way: dict[str, Any] = {"executor": executor, "workers": workers, "fresh": fresh, "timeout": timeout}
+    way["allow_mixed"] = allow_mixed
+    if share is not None:
+        sample_share(requests, runs, share, options=own, **way)
+        return
     mirror = None if sync is None else _mirror(sync, runs, out)
     failed, behind = False, None
     for request in requests:
         with RunProgress(out) as shown:
             progress = shown if mirror is None else mirror.around(shown)
-            ((_, summary),) = api.measure(
-                [request], runs, progress=progress, executor=executor, workers=workers, fresh=fresh, timeout=timeout
-            )
+            ((_, summary),) = api.measure([request], runs, progress=progress, executor_options=own, **way)
         if mirror is not None:
             mirror.finish()
         if summary.behind is None:
-            _print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
+            print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
         else:
             behind = summary
         failed = failed or bool(summary.failed) or not (summary.measured or summary.reused)
@@ -147,6 +163,19 @@ def run(
         raise BenchError(f"{behind.behind}; everything measured is kept, and the same command adds it to the database")
     if failed:
         raise typer.Exit(1)  # a run that could not measure anything is not a success
+
+
+def _executor_options(executor: str, option: list[str], address: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings that are the executor's own, and the words of the others, which are the sampler's."""
+    from bench.cli.parsing import parse_options
+    from bench.run.executors import settings_of, split_options
+
+    own, rest = split_options(executor, parse_options(option))
+    if address is not None:
+        if "address" not in settings_of(executor):
+            raise BenchError(f"--address: executor '{executor}' has no cluster; leave it out, or use --executor ray")
+        own["address"] = address
+    return own, [word for word in option if word.partition("=")[0].strip() in rest]
 
 
 def _mirror(url: str, runs: Path, out: Console) -> Mirror:
@@ -185,6 +214,8 @@ def asked(
     option: list[str] | None,
     weights: Path | None,
     random_weights: bool,
+    *,
+    elsewhere: bool = False,
 ) -> list[Request]:
     """Return what these options of `bench run` ask for, and say which protocol was chosen and whether to compile."""
     from bench import api
@@ -211,6 +242,7 @@ def asked(
         options=parse_options(option or []),
         weights=weights,
         random_weights=random_weights,
+        elsewhere=elsewhere,
     )
     if protocol is None and model is not None:
         for request in requests:
@@ -220,7 +252,8 @@ def asked(
     return [_compiled_or_not(request, out) for request in requests] if compile == "auto" else requests
 
 
-def _print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
+def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
+    """Print what a run did: the best setting of each model, where it lies and what comes next."""
     from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rankings, rows
     from results.seeds import repeated_settings
     from results.store import connect

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from bench.run.preview import Preview
     from bench.run.simulate import Simulated
 
-OPTIONS_OF_RUN = (*inspect.signature(asked).parameters, "worker", "worker_python", "fresh")
+OPTIONS_OF_RUN = (
+    *(name for name, each in inspect.signature(asked).parameters.items() if each.kind is not each.KEYWORD_ONLY),
+    *("worker", "worker_python", "fresh"),
+)
 """What `bench plan` takes as `bench run` does: all that decides what is measured."""
 MOST_GPUS = 100_000
 

@@ -39,7 +39,7 @@ class RunProgress:
         )
         self.samples = self.done_samples = 0
         self.cost = self.done_cost = 0.0
-        self.cells = self.finished = 0
+        self.cells = self.finished = self.ended = 0
         self.began = time.monotonic()
         self.overall: TaskID | None = None
         self.current: TaskID | None = None
@@ -86,6 +86,17 @@ class RunProgress:
                 note="shards",
                 visible=True,
             )
+
+    def shares(self, ended: int, jobs: int, done: int, total: int) -> None:
+        """Jobs on other machines sample: `ended` of `jobs` are through, and `done` of all `total` shards are there."""
+        rate = done / max(time.monotonic() - self.began, 1e-6)
+        left = f", about {duration((total - done) / rate)} left" if 0 < done < total else ""
+        self.bars.update(
+            self.preparing, description="shards", completed=done, total=total, note=f"{ended} of {jobs} jobs{left}"
+        )
+        if ended != self.ended and not self.console.is_terminal:
+            self.console.print(f"{ended} of {jobs} jobs through, {done} of {total} shards sampled")
+        self.ended = ended
 
     def timing(self, done: int, total: int) -> None:
         """All samples are drawn; `done` of `total` rows have been timed."""

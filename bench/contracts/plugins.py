@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import Distribution, EntryPoint, distributions, version
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -138,6 +138,12 @@ def faults() -> list[Fault]:
     """Return every fault met so far."""
     _scan()
     return list(_faults)
+
+
+def distributions_with_plugins() -> dict[str, str]:
+    """Return the version of every distribution of others that adds plug-ins, by name."""
+    names = {plugin.distribution for plugin in _scan().plugins} - {BUILT_IN}
+    return {name: version(name) for name in sorted(names)}
 
 
 def rescan() -> None:

@@ -185,8 +185,13 @@ def parse_dtype(name: str) -> str:
     return name
 
 
-def parse_device(name: str) -> str:
-    """Return a usable device name; `auto` takes the first accelerator. Raises BenchError when it is not there."""
+def parse_device(name: str, *, elsewhere: bool = False) -> str:
+    """Return a usable device name; `auto` takes the first accelerator. Raises BenchError when it is not there.
+
+    `elsewhere`: the name is for another machine, where it will be read again.
+    """
+    if name == "auto" and elsewhere:
+        return name
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -195,6 +200,10 @@ def parse_device(name: str) -> str:
         raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:0")) from error
     if device.type not in ("cpu", "cuda"):
         raise BenchError(f"device '{name}': models and judges run on cpu and cuda alone; use --device cpu")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if (
+        not elsewhere
+        and device.type == "cuda"
+        and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count())
+    ):
         raise BenchError(f"device '{name}' is not available here; use --device cpu")
     return name

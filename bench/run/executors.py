@@ -1,8 +1,9 @@
-"""Where tasks run: in this process, in worker processes, or on a Ray cluster. The numbers do not depend on it."""
+"""Where tasks run: in this process, in worker processes, or on other machines. The numbers do not depend on it."""
 
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import multiprocessing
 import os
 import re
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -20,11 +21,16 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bench.contracts.plugins import Group
-from results.errors import BenchError
+from results.errors import BenchError, unknown
 from results.printable import printable
+
+if TYPE_CHECKING:
+    from bench.run.plan import Request
+    from bench.run.record import Context
+    from bench.run.runner import How, Progress, Summary
 
 TIMED_OUT = "timed out"
 _last_words: IO[str] | None = None
@@ -36,6 +42,14 @@ class Executor(ABC):
     workers: int
     deaths: tuple[type[BaseException], ...] = ()
     """What a future raises whose worker ended before its task did."""
+
+    @property
+    def near(self) -> Executor:
+        """Where tasks run that read and write the runs directory: here, unless the workers cannot see it."""
+        return self
+
+    def check(self, context: Context, runs: Path) -> None:  # noqa: B027 - most have one machine, this one
+        """Meet what is wrong with the workers' machines before the first sample; raise BenchError that names it."""
 
     def reopen(self) -> str:
         """Replace workers that died, when nothing runs, and return what is known of the cause."""
@@ -119,28 +133,12 @@ class Processes(Executor):
         self.pool.shutdown(wait=not now, cancel_futures=True)
 
 
-class Ray(Executor):
-    """Runs tasks on a Ray cluster; the runs directory must be shared by its nodes."""
+class Batch(ABC):
+    """Runs a whole request on other machines, in shares; the class itself stands for the executor's name."""
 
-    def __init__(self, workers: int, gpus_per_worker: float) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise BenchError("executor 'ray' needs the extra: pip install 'fewstep-bench[ray]'") from error
-        self.workers = workers
-        self.ray = ray
-        self.deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
-        self.remote = ray.remote(num_cpus=1, num_gpus=gpus_per_worker)(_call)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Queue the task on the cluster."""
-        future: Future[Any] = self.remote.remote(function, *arguments).future()
-        return future
-
-    def shutdown(self, *, now: bool) -> None:
-        """Leave the cluster."""
-        self.ray.shutdown()
+    @abstractmethod
+    def run(self, request: Request, runs: Path, how: How, progress: Progress) -> Summary:
+        """Measure every cell of a request; see `bench.run.runner.run`."""
 
 
 class Opened(AbstractContextManager["Opened"]):
@@ -154,27 +152,60 @@ class Opened(AbstractContextManager["Opened"]):
 
 
 def local(workers: int, device: str) -> Executor:
-    """Return `workers` processes on this machine, or this process alone for one."""
+    """Return `workers` processes on this machine (0: as many as fit the device), or this process alone for one."""
+    workers = workers or default_workers(device)
     return Processes(workers) if workers > 1 else InProcess()
 
 
-def ray(workers: int, device: str) -> Executor:
-    """Return `workers` workers on a Ray cluster, each with a GPU of its own where `device` is one."""
-    return Ray(workers, 1.0 if device.startswith("cuda") else 0.0)
-
-
-EXECUTORS: Group[Callable[[int, str], Executor]] = Group(
+EXECUTORS: Group[Callable[..., Any]] = Group(
     "bench.executors", "executor", "a function of workers and device", callable
 )
 
 
-def open_executor(name: str, workers: int, device: str, *, apart: bool = False) -> Opened:
-    """Return the executor `name` (entry point group `bench.executors`) with `workers` workers.
+def settings_of(name: str) -> list[str]:
+    """Return the names of an executor's own settings: the keyword-only arguments of what stands for it."""
+    try:
+        parameters = inspect.signature(EXECUTORS.load(name)).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
-    0 workers: as many as fit the device. `apart`: never in this process, so that a worker can be ended. Raises
-    BenchError for an unknown or broken one.
+
+def batch_of(name: str) -> Callable[..., Batch] | None:
+    """Return what makes the executor `name` where it runs whole requests; None for one that runs tasks."""
+    found = EXECUTORS.load(name)
+    return found if isinstance(found, type) and issubclass(found, Batch) else None
+
+
+def split_options(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that are the executor's own, and the others, which are the sampler's."""
+    own = settings_of(name) if options else []
+    return (
+        {key: value for key, value in options.items() if key in own},
+        {key: value for key, value in options.items() if key not in own},
+    )
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise BenchError for an option that the executor does not take."""
+    known = settings_of(name) if options else []
+    for key in options:
+        if key not in known:
+            raise unknown(f"setting of executor '{name}'", key, known)
+
+
+def open_executor(
+    name: str, workers: int, device: str, *, apart: bool = False, options: Mapping[str, Any] | None = None
+) -> Opened:
+    """Return the executor `name` (entry point group `bench.executors`) with `workers` workers and its own `options`.
+
+    0 workers: as many as fit. `apart`: never in this process, so that a worker can be ended. Raises BenchError for an
+    unknown or broken one.
     """
-    executor = EXECUTORS.load(name)(workers or default_workers(device), device)
+    check_options(name, options or {})
+    executor = EXECUTORS.load(name)(workers, device, **(options or {}))
+    if isinstance(executor, Batch):
+        raise BenchError(f"executor '{name}' cuts a run into shares itself; leave out --shards")
     if not isinstance(executor, Executor):
         raise BenchError(f"executor '{name}': returned {type(executor).__name__}, not a bench.run.executors.Executor")
     if apart and isinstance(executor, InProcess):
@@ -199,10 +230,6 @@ def default_workers(device: str) -> int:
     if device.startswith("cuda"):
         return 1
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
 
 
 @contextmanager
@@ -242,6 +269,8 @@ def _start_worker(notes: str) -> None:
     _last_words = (Path(notes) / str(os.getpid())).open("w", encoding="utf-8")
     faulthandler.enable(_last_words)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's warning, which is for the parent
     warnings.formatwarning = _in_one_line
     parent = multiprocessing.parent_process()
     if parent is not None:

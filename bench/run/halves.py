@@ -35,6 +35,12 @@ def with_strict(judges: Mapping[str, Judge]) -> dict[str, Judge]:
     return {**judges, **{f"{STRICT}{name}": judges[name].strict() for name in halves(judges)}}
 
 
+def strict_judges(arrays: Judged) -> list[str]:
+    """Return the names of the judges whose float32 outputs stand beside the half ones in `arrays`."""
+    prefixed = {name.partition(".")[0] for name in arrays if name.startswith(STRICT)}
+    return sorted(name.removeprefix(STRICT) for name in prefixed)
+
+
 def settled(judges: Mapping[str, Judge], proof: Mapping[str, Any]) -> dict[str, Judge]:
     """Return the judges as a cell's `proof` leaves them: half where that was shown, else strict."""
     proven = {name for name, said in proof.items() if said["kept"] == "half"}

@@ -59,6 +59,10 @@ class Mirror:
         """Draw it."""
         self._shown.plan(cells, reused, samples, cost)
 
+    def shares(self, ended: int, jobs: int, done: int, total: int) -> None:
+        """Draw it."""
+        self._shown.shares(ended, jobs, done, total)
+
     def timing(self, done: int, total: int) -> None:
         """Draw it."""
         self._shown.timing(done, total)

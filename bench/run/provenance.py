@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import bench
+from bench.contracts.plugins import BUILT_IN, distributions_with_plugins
 from results.store import now
 
 PACKAGES = (
@@ -49,6 +52,32 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+ROOMS = ("bench", "adapters", "protocols", "results")
+"""Packages of this distribution whose code can move a number."""
+
+
+@cache
+def made_by() -> Mapping[str, str]:
+    """Return what samples in this process, by name: the code (its version and a digest of it), Python, the libraries
+    that can move a number, and the distributions with plug-ins."""
+    root = Path(bench.__file__).parent.parent
+    code = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+        code.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return {
+        BUILT_IN: f"{bench.__version__} (code {code.hexdigest()[:12]})",
+        "python": platform.python_version(),
+        **package_versions(),
+        **distributions_with_plugins(),
+    }
+
+
+def differences(found: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Return in what two makers differ, `torch 2.6.0, here 2.7.1; ...`; empty where they are the same."""
+    names = [name for name in {**here, **found} if found.get(name) != here.get(name)]
+    return "; ".join(f"{name} {found.get(name, 'absent')}, here {here.get(name, 'absent')}" for name in names)
 
 
 def device_name(device: str) -> str:

@@ -191,8 +191,9 @@ def preflight(request: Request, runs: Path, database: Path) -> None:
     require(needs_of_run([request]))
 
 
-def check_surroundings(request: Request, runs: Path, database: Path) -> None:
-    """Raise BenchError for what stands in the way of a run apart from files that it lacks."""
+def check_surroundings(request: Request, runs: Path, database: Path | None) -> None:
+    """Raise BenchError for what stands in the way of a run apart from files that it lacks; None: no database is
+    written."""
     check_protocol(request.protocol)
     if request.weights is not None:
         check_given(request.weights)
@@ -213,8 +214,9 @@ def check_surroundings(request: Request, runs: Path, database: Path) -> None:
         raise BenchError(
             f"{runs}: only {free // 2**20} MiB free; free some space or choose another place with --runs-dir"
         )
-    with connect(database, write=True, retry=True):
-        pass
+    if database is not None:
+        with connect(database, write=True, retry=True):
+            pass
 
 
 def check_protocol(protocol: Protocol) -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Context:
     """Seconds that a batch may take."""
     halves: bool = False
     """Whether judges compute in half precision and prove it on each cell's first shard."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """The code and libraries of the process that leads the run; see `bench.run.provenance.made_by`."""
+    allow_mixed: bool = False
+    """Whether shards that other code or libraries made are taken."""
 
     def reference_features(self) -> dict[str, ReferenceFeatures]:
         """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.

@@ -34,6 +34,8 @@ SHARD_FACTS = (
     "timed_samples", "peak_memory",
 )  # fmt: skip
 """Numbers that every shard states beside its arrays."""
+COST_FACTS = ("parameters", "substeps", "operations")
+"""What the first shard of a cell states of its model, so that measuring the cell needs no weights."""
 _WARM: WeakKeyDictionary[Adapter, tuple[str, int]] = WeakKeyDictionary()
 """The cell and batch size that each adapter sampled last: only a repetition is timed, the first one compiles and
 allocates."""

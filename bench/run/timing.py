@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from bench.run.plan import Cell
 from bench.run.record import Context
 from bench.run.shard import fitting
 from bench.run.worker import load_cell_adapter
-from results.cells import CellDirectory
 from results.errors import one_line
 
 LEAST_SECONDS, SHARE = 0.5, 0.02
@@ -28,23 +26,20 @@ LEAST_SECONDS, SHARE = 0.5, 0.02
 more. One image alone may take half of it."""
 
 
-def time_task(context: Context, cell: Cell, labels: np.ndarray, runs: Path) -> str | None:
-    """Time a finished cell and add what was found to its record. Return None, or why it could not be timed."""
+def time_task(context: Context, cell: Cell, labels: np.ndarray, seconds: float) -> dict[str, Any] | str:
+    """Return the columns of a cell that say how fast it is, see `timed_facts`, or why it could not be timed.
+
+    `seconds` is how long sampling the cell took.
+    """
     fix_threads(context.device)
-    directory = CellDirectory(runs, cell.cell_id)
-    record = directory.load_result()
-    row = record["cell"]
-    sampled = (row.get("network_seconds") or 0.0) + (row.get("decode_seconds") or 0.0)
     try:
         with no_exit(), time_limit(context.timeout and 100 * context.timeout), full_precision():
             adapter = load_cell_adapter(cell, context.protocol, context.device)
-            row |= timed_facts(cell, adapter, labels, max(LEAST_SECONDS, SHARE * sampled))
+            return timed_facts(cell, adapter, labels, max(LEAST_SECONDS, SHARE * seconds))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return one_line(f"{type(error).__name__}: {error}")
-    directory.write_result(record)
-    return None
 
 
 def timed_facts(cell: Cell, adapter: Adapter, labels: np.ndarray, seconds: float) -> dict[str, Any]:

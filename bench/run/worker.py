@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.threads import fix_threads
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
-from bench.run.costs import sample_operations
+from bench.run.costs import Operations, sample_operations
 from bench.run.devices import LOST, losses
-from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
+from bench.run.halves import halves, prove, settled, strict_judges, warn_of_float32, with_strict
 from bench.run.plan import Cell
+from bench.run.provenance import differences, made_by
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, measure_arrays, model_row, pixel_facts
 from bench.run.shard import CellFailure, sample_shard
 from bench.weights.cache import cache_directory
@@ -30,6 +32,7 @@ from results.digests import digest_of
 from results.errors import BenchError, one_line, trace
 from results.store import now
 
+T = TypeVar("T")
 BATCHES_OF_COSTS = 10
 """What is allowed for the costs of a sample, as so many batches."""
 _PASSED_ON: tuple[type[BaseException], ...] = (BenchError, CellFailure, KeyboardInterrupt, *LOST)
@@ -68,15 +71,82 @@ def load_cell_adapter(cell: Cell, protocol: Protocol, device: str) -> Adapter:
     return adapter
 
 
-def _reporting_losses(task: Callable[..., CellFailure | None]) -> Callable[..., CellFailure | None]:
+def _reporting_losses(task: Callable[..., T]) -> Callable[..., T]:
     """Make a task of (context, cell, ...) end in one line where the device fails."""
 
     @wraps(task)
-    def reporting(context: Context, cell: Cell, *rest: Any) -> CellFailure | None:
+    def reporting(context: Context, cell: Cell, *rest: Any) -> T:
         with losses(context.device, cell.label):
             return task(context, cell, *rest)
 
     return reporting
+
+
+class Sampled(NamedTuple):
+    """A sampled and judged shard on its way to its file.
+
+    Attributes:
+        arrays: as `bench.run.shard.sample_shard` returns them; where half-precision judges are to prove themselves
+            also their float32 outputs, under `strict:NAME`.
+        facts: what is told of the shard.
+    """
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+@_reporting_losses
+def draw_task(
+    context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, proof: Mapping[str, Any]
+) -> CellFailure | Sampled:
+    """Sample and judge samples [start, stop) and return the shard, or why the cell failed; no file of a run is read.
+
+    `proof` is what the cell's first shard showed of half-precision judges. Raises BenchError where this process has
+    other code or libraries than the one that leads the run, unless it allows that.
+    """
+    made = made_by()
+    if not context.allow_mixed and (other := differences(made, context.made_by)):
+        raise BenchError(f"{platform.node()}: {other}; install the same there, or allow it with --allow-mixed")
+    fix_threads(context.device)
+    judges = load_judges(context.protocol, context.device)
+    if halves(judges):
+        judges = settled(judges, proof) if start > 0 else with_strict(judges)
+    try:
+        with adapter_faults(cell):
+            adapter = load_cell_adapter(cell, context.protocol, context.device)
+        with full_precision():
+            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
+        facts["made_by"] = dict(made)
+        if start == 0:
+            facts["costs"] = _costs(context, cell, adapter, labels)
+    except CellFailure as failure:
+        return failure
+    return Sampled(arrays, facts)
+
+
+def _costs(context: Context, cell: Cell, adapter: Adapter, labels: np.ndarray) -> dict[str, Any]:
+    with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():
+        operations = sample_operations(cell, adapter, labels)
+        return {
+            "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
+            "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
+            "operations": operations and list(operations),
+        }
+
+
+def keep_shard(
+    context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path, sampled: Sampled
+) -> None:
+    """Write a shard, after what half-precision judges have to prove on it."""
+    arrays, facts = sampled
+    doubted = strict_judges(arrays)
+    if doubted:
+        part = labels[start:stop]
+        arrays, facts["precision"] = prove(
+            arrays, lambda said: measure_arrays(context, said, part, judges=doubted), cell.num_samples
+        )
+        warn_of_float32(cell.label, facts["precision"])
+    CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
 
 
 @_reporting_losses
@@ -84,68 +154,46 @@ def sample_task(
     context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
 ) -> CellFailure | None:
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
-    fix_threads(context.device)
-    judges = load_judges(context.protocol, context.device)
-    directory = CellDirectory(runs, cell.cell_id)
-    doubted = halves(judges)
-    if doubted and start > 0:
-        judges, doubted = settled(judges, _proof(directory)), []
-    elif doubted:
-        judges = with_strict(judges)
-    try:
-        with adapter_faults(cell):
-            adapter = load_cell_adapter(cell, context.protocol, context.device)
-        with full_precision():
-            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
-    except CellFailure as failure:
-        return failure
-    if doubted:
-        part = labels[start:stop]
-        arrays, facts["precision"] = prove(
-            arrays, lambda said: measure_arrays(context, said, part, judges=doubted), cell.num_samples
-        )
-        warn_of_float32(cell.label, facts["precision"])
-    directory.write_shard(start, stop, arrays, facts)
+    found = draw_task(context, cell, labels, start, stop, proof_of(context, cell, runs) if start > 0 else {})
+    if isinstance(found, CellFailure):
+        return found
+    keep_shard(context, cell, labels, start, stop, runs, found)
     return None
 
 
-def _proof(directory: CellDirectory) -> Mapping[str, Any]:
-    """Return what the cell's first shard showed of half-precision judges; the runner has it sampled before others."""
-    facts = directory.first_facts() or {}
+def proof_of(context: Context, cell: Cell, runs: Path) -> Mapping[str, Any]:
+    """Return what the cell's first shard showed of half-precision judges, where there are some; it is sampled before
+    the others."""
+    facts = (CellDirectory(runs, cell.cell_id).first_facts() or {}) if context.halves else {}
     found: Mapping[str, Any] = facts.get("precision", {})
     return found
 
 
-@_reporting_losses
 def measure_task(
     context: Context, cell: Cell, labels: np.ndarray, ranges: list[tuple[int, int]], runs: Path, row: Mapping[str, Any]
-) -> CellFailure | None:
-    """Measure a cell whose shards are all there, write its record and remove the shards. Return None, or why not."""
+) -> None:
+    """Measure a cell whose shards are all there, write its record and remove the shards. No weights are needed."""
     fix_threads(context.device)
     directory = CellDirectory(runs, cell.cell_id)
-    facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
-    rows = finish_rows(context, directory, ranges, labels, facts[0].get("precision"))
+    with losses(context.device, cell.label):
+        facts = [directory.shard_facts(start, stop) or {} for start, stop in ranges]
+        rows = finish_rows(context, directory, ranges, labels, facts[0].get("precision"))
     cost = cost_facts(facts, cell.num_samples)
-    try:
-        with adapter_faults(cell), time_limit(BATCHES_OF_COSTS * (context.timeout or 0.0)), full_precision():
-            adapter = load_cell_adapter(cell, context.protocol, context.device)
-            operations = sample_operations(cell, adapter, labels)
-    except CellFailure as failure:
-        return failure
+    model = facts[0]["costs"]
+    counted = model["operations"]
     cell_row = {
         **row,
         "status": "done",
         "reason": None,
         **cost,
-        "parameters": sum(parameter.numel() for parameter in adapter.network.parameters()),
-        "substeps": adapter.substeps(cell.steps, adapter.resolve_settings(cell.steps, cell.sampler, cell.options)),
-        "flops": operations and operations.per_sample(cost["nfe"], cost["guide_nfe"]),
-        "pixels": pixel_facts(facts, adapter.card.resolution, context.protocol.resolution),
+        "parameters": model["parameters"],
+        "substeps": model["substeps"],
+        "flops": counted and Operations(*counted).per_sample(cost["nfe"], cost["guide_nfe"]),
+        "pixels": pixel_facts(facts, cell.card.resolution, context.protocol.resolution),
         "finished": now().isoformat(),
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
     directory.remove_shards()
-    return None
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.run.runner
 from bench.contracts.adapter import Adapter
 from bench.run.containment import TimedOut, contained, time_limit
 from bench.run.runner import run
@@ -181,7 +180,7 @@ def test_the_culprit_is_found_among_several_workers(breaking, tmp_path, run_benc
 
 
 def test_processes_that_cannot_start_are_one_line(tmp_path, digits_request, quiet, monkeypatch):
-    monkeypatch.setattr(bench.run.runner, "idle_task", os.abort)
+    monkeypatch.setattr("bench.run.dispatch.idle_task", os.abort)
     with pytest.raises(BenchError, match="no worker process can be started"):
         run(digits_request(), tmp_path, progress=quiet(), workers=2)
 

@@ -343,8 +343,8 @@ def test_one_worker_runs_in_this_process_and_more_in_their_own():
     with open_executor("local", 2, "cpu") as opened:
         assert isinstance(opened.executor, Processes)
         assert opened.executor.submit(os.getpid).result() != os.getpid()
-    with pytest.raises(BenchError, match="unknown executor 'slurm'"):
-        open_executor("slurm", 1, "cpu")
+    with pytest.raises(BenchError, match="unknown executor 'clouds'"):
+        open_executor("clouds", 1, "cpu")
 
 
 def test_kill_minus_nine_loses_nothing(tmp_path):
@@ -377,7 +377,7 @@ def test_torch_keeps_its_random_state(measure):
 def test_the_next_model_is_read_ahead_during_the_last_shard(measure, tmp_path, monkeypatch, quiet):
     seen = []
     monkeypatch.setattr(bench.run.shard, "SHARD_SAMPLES", 100)
-    monkeypatch.setattr("bench.run.runner.read_ahead", lambda cell: seen.append((cell.card.name, progress.shards)))
+    monkeypatch.setattr("bench.run.dispatch.read_ahead", lambda cell: seen.append((cell.card.name, progress.shards)))
     progress = quiet()
     measure(models=("digits-flow-small", "digits-flow"), progress=progress)
     assert seen == [("digits-flow", 1)], "asked for once, after the first of two shards"
