@@ -13,6 +13,7 @@ from bench.run.containment import too_long
 from bench.run.executors import TIMED_OUT, Executor, InProcess
 from bench.run.reading_ahead import read_ahead
 from bench.run.record import Context
+from bench.run.schedule import Schedule
 from bench.run.shard import CellFailure
 from bench.run.work import Span, Work
 from bench.run.worker import Sampled, draw_task, idle_task, keep_shard, measure_task, proof_of, sample_task
@@ -62,12 +63,7 @@ class Dispatch:
 
     def run(self, work: Sequence[Work]) -> None:
         """Sample what is missing of `work` and measure what is whole, until nothing is left that can be done."""
-        remaining = {item.cell.cell_id: len(item.missing) for item in work}
-        # Half-precision judges prove themselves on the first shard, and the others are judged as it says.
-        waiting = {item.cell.cell_id for item in work if self.context.halves and item.ranges[0] in item.missing}
-        ready = [item for item in work if not item.missing] if self.outcomes.measures else []
-        queue = [(item, span) for item in work for span in item.missing]
-        window = 2 * self.pool.workers if self.pool.workers > 1 else 1
+        schedule = Schedule(work, self.pool.workers, proving=self.context.halves, measures=self.outcomes.measures)
         died: list[_Task] = []
         suspects: list[_Task] = []
         while True:
@@ -76,48 +72,43 @@ class Dispatch:
                 overdue = cause == TIMED_OUT and len(died) == 1
                 for task in died:
                     if task.alone or overdue:
-                        self._fail(task.item, _death(task, cause, self.context.timeout))
+                        self._fail(task.item, _death(task, cause, self.context.timeout), schedule)
                     else:
                         suspects.append(task._replace(alone=True))
                 died.clear()
             suspects = [task for task in suspects if task.item.cell.cell_id not in self.failed]
             if suspects and not self.running:
-                self._start(suspects.pop(0), queue)
+                self._start(suspects.pop(0), schedule)
             elif not suspects and not died and not any(task.alone for task in self.running.values()):
-                while ready and len(self.running) < window + 2:
-                    self._start(_Task(ready.pop(), None), queue)
-                while len(self.running) < window and (entry := _next(queue, self.failed, waiting)) is not None:
-                    self._start(_Task(*entry), queue)
+                while (begun := schedule.next(len(self.running))) is not None:
+                    self._start(_Task(*begun), schedule)
             if not self.running:
                 break
             done, _ = wait(self.running, return_when=FIRST_COMPLETED)
             for future in done:
                 task = self.running.pop(future)
-                item, cell_id = task.item, task.item.cell.cell_id
+                item = task.item
                 try:
                     found = future.result()
                 except self.pool.deaths:
                     died.append(task)
                     continue
                 if isinstance(found, CellFailure):
-                    self._fail(item, found)
+                    self._fail(item, found, schedule)
                     continue
                 if task.span is None:
                     self.outcomes.measured(item)
                     continue
                 if isinstance(found, Sampled):
                     keep_shard(self.context, item.cell, item.labels, *task.span, self.runs, found)
-                remaining[cell_id] -= 1
-                if task.span[0] == 0:
-                    waiting.discard(cell_id)
-                self.outcomes.sampled(item, item.total - remaining[cell_id], task.span)
-                if remaining[cell_id] == 0 and cell_id not in self.failed and self.outcomes.measures:
-                    ready.append(item)
+                left = schedule.sampled(item, task.span)
+                self.outcomes.sampled(item, item.total - left, task.span)
 
-    def _start(self, task: _Task, queue: Sequence[tuple[Work, Span]]) -> None:
+    def _start(self, task: _Task, schedule: Schedule[Work]) -> None:
         item, span = task.item, task.span
         if span is not None and span == item.missing[-1]:
-            following = next((entry for entry, _ in queue if entry.cell.card.name != item.cell.card.name), None)
+            left = (entry for entry in schedule.left() if entry.cell.card.name != item.cell.card.name)
+            following = next(left, None)
             if following is not None:
                 read_ahead(following.cell)
         about = (self.context, item.cell, item.labels)
@@ -130,7 +121,8 @@ class Dispatch:
             future = submit(self.pool, draw_task, *about, *span, proof)
         self.running[future] = task
 
-    def _fail(self, item: Work, failure: CellFailure) -> None:
+    def _fail(self, item: Work, failure: CellFailure, schedule: Schedule[Work]) -> None:
+        schedule.drop(item)
         if item.cell.cell_id not in self.failed:
             self.failed.add(item.cell.cell_id)
             self.outcomes.failed(item, failure)
@@ -168,12 +160,3 @@ def _death(task: _Task, cause: str, timeout: float | None) -> CellFailure:
     if cause == TIMED_OUT and timeout:
         return CellFailure(f"the worker process was ended while {during}: {too_long(timeout)}")
     return CellFailure(f"the worker process died while {during}, and again in a new one: {cause}")
-
-
-def _next(queue: list[tuple[Work, Span]], failed: set[str], waiting: set[str]) -> tuple[Work, Span] | None:
-    """Take the next shard that can be sampled: those of a cell in `waiting` need what its first one shows."""
-    queue[:] = [entry for entry in queue if entry[0].cell.cell_id not in failed]
-    for index, (item, span) in enumerate(queue):
-        if span[0] == 0 or item.cell.cell_id not in waiting:
-            return queue.pop(index)
-    return None

@@ -42,6 +42,8 @@ class Executor(ABC):
     workers: int
     deaths: tuple[type[BaseException], ...] = ()
     """What a future raises whose worker ended before its task did."""
+    own_accelerators: bool = False
+    """Whether each worker has an accelerator to itself, so that what is timed on several at once is timed alone."""
 
     @property
     def near(self) -> Executor:

@@ -21,7 +21,6 @@ from bench.run.plan import Cell, Request
 from bench.run.preview import Planned, Preview
 from bench.run.provenance import device_name
 from bench.run.rates import Rates, read_rates
-from bench.run.schedule import TIMED_ABREAST
 from bench.run.shard import THUMBNAIL_SIDE, shard_ranges
 from bench.run.simulate import Job, Simulated, simulate
 from bench.run.timing import LEAST_SECONDS, SHARE
@@ -163,9 +162,7 @@ class Forecast:
     def on(self, workers: int, seed: int = 0) -> Simulated:
         """Return the simulated run on so many workers, each with an accelerator of its own."""
         jobs = [cost.job for cost in self.cells if cost.job is not None]
-        return simulate(
-            jobs, workers, seed=seed, start=self.start, proving=self.proving, abreast=TIMED_ABREAST and self.own
-        )
+        return simulate(jobs, workers, seed=seed, start=self.start, proving=self.proving, abreast=self.own)
 
 
 def forecast(

@@ -85,6 +85,7 @@ class Ray(Executor):
         )(_call)
         try:
             self.workers = workers or self._fitting(cpus_per_worker, gpus)
+            self.own_accelerators = gpus >= 1
         except BaseException:
             self.shutdown(now=True)
             raise

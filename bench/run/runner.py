@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -233,25 +234,31 @@ def _sort(ready: Prepared, runs: Path, fresh: bool, summary: Summary) -> list[Wo
 
 
 def _time(pool: Executor, context: Context, runs: Path, progress: Progress, summary: Summary) -> None:
-    """Time the cells that are measured but not timed, one at a time: an interrupted run's among them."""
+    """Time the cells that are measured but not timed: an interrupted run's among them.
+
+    One at a time, or one on each worker where every worker has an accelerator to itself.
+    """
     untimed = [
         (cell, directory, record)
         for cell in [*summary.measured, *summary.reused]
         if (record := (directory := CellDirectory(runs, cell.cell_id)).read_result()) is not None
         and record["cell"].get("latency_seconds") is None
     ]
+    abreast = pool.workers if pool.own_accelerators else 1
+    futures: list[Future[Any]] = []
     for done, (cell, directory, record) in enumerate(untimed):
         progress.timing(done, len(untimed))
-        row = record["cell"]
-        sampled = (row.get("network_seconds") or 0.0) + (row.get("decode_seconds") or 0.0)
+        for other, _, begun in untimed[len(futures) : done + abreast]:
+            sampled = (begun["cell"].get("network_seconds") or 0.0) + (begun["cell"].get("decode_seconds") or 0.0)
+            futures.append(submit(pool, time_task, context, other, cell_labels(other, context), sampled))
         try:
-            found = submit(pool, time_task, context, cell, cell_labels(cell, context), sampled).result()
+            found = futures[done].result()
         except pool.deaths:
             found = f"its worker process died: {reopen(pool)}"
         if isinstance(found, str):
             warnings.warn(f"{cell.label} could not be timed: {found}", BenchWarning, stacklevel=2)
             continue
-        row |= found
+        record["cell"] |= found
         directory.write_result(record)
         summary.indexer.add(directory)
     if untimed:

@@ -1,13 +1,11 @@
-"""In what order the tasks of a run are started, which `bench plan` simulates."""
+"""In what order the tasks of a run are started: one rule, which the run follows and `bench plan` simulates."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-TIMED_ABREAST = False
-"""Whether finished cells are timed on all workers at once, each on its own accelerator, or one after the other."""
 Span = tuple[int, int]
 """Samples [start, stop) of a cell: what one shard holds."""
 
@@ -100,7 +98,6 @@ class Schedule(Generic[Item]):
         self._left.pop(id(item), None)
         self._ready = [entry for entry in self._ready if entry is not item]
 
-    def following(self, item: Item) -> Item | None:
-        """Return the next cell in order after `item` that has shards to start; None where there is none."""
-        left = (entry for entry in self._order if entry is not item and self._left.get(id(entry)))
-        return next(left, None)
+    def left(self) -> Iterator[Item]:
+        """Return the cells that have shards to start, in order."""
+        return (item for item in self._order if self._left.get(id(item)))
