@@ -43,26 +43,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a CUDA device, or the diffusers of the extra t2i, where there is none."""
-    for mark, reason in (("gpu", lacks_cuda), ("t2i", lacks_t2i)):
-        marked = [item for item in items if item.get_closest_marker(mark)]  # keywords hold names of folders too
-        why = reason() if marked else None
-        for item in marked if why else ():
-            item.add_marker(pytest.mark.skip(reason=why))
+    """Skip what needs a CUDA device where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]  # keywords hold names of folders too
+    if marked:
+        import torch
 
-
-def lacks_cuda():
-    import torch
-
-    return None if torch.cuda.is_available() else "needs a CUDA device"
-
-
-def lacks_t2i():
-    from packaging.version import Version
-
-    from adapters.hosted.table import NEEDED, diffusers_version
-
-    return None if Version(diffusers_version()) >= Version(NEEDED) else f"needs diffusers {NEEDED}, of the extra t2i"
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

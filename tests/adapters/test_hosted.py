@@ -34,7 +34,6 @@ from bench.run.worker import load_cell_adapter
 from protocols import find_protocol
 from results.errors import BenchError, BenchWarning
 
-pytestmark = pytest.mark.t2i
 PROMPTS = ("a red apple", "an old bicycle leaning against a brick wall", "a lighthouse on a cliff in a storm")
 EVERY = pytest.mark.parametrize("name", TINY)
 

@@ -186,17 +186,17 @@ def test_clauses_are_checked_under_the_precision_of_a_run(monkeypatch):
         fault = ""
 
         def generate(self, *inputs):
-            seen.add(torch.backends.cudnn.conv.fp32_precision)
+            seen.add(torch.backends.cudnn.allow_tf32)
             return super().generate(*inputs)
 
     for module in (families, conformance):
         monkeypatch.setattr(module, "skeleton", lambda card: Watched(card).to("meta"), raising=False)
     monkeypatch.setattr("bench.models.registry.family_class", lambda family: Watched)
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
     try:
         card = ModelCard("sound", "sound", "sound", 4, 3, (3, 4, 4), guidance=Guidance("classifier-free", 2.0))
         check_adapter(card)
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
-    assert seen == {"ieee"}
+        torch.backends.cudnn.allow_tf32 = before
+    assert seen == {False}

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -154,9 +153,18 @@ def breaking(tmp_path_factory, install):
 
 def test_a_worker_that_dies_costs_its_cell_alone(breaking, tmp_path, run_bench):
     """With a limit of time even one worker is a process of its own."""
-    before = set(Path(tempfile.gettempdir()).glob("bench-workers-*"))
     words = ["--protocol", "gaussian", "--steps", "1,2,3,4", "--cfg", "1", "--num-samples", "40", "--timeout", "6"]
-    done = run_bench(breaking, "run", "--model", "breaking", *words, "--workers", "1", MARK=str(tmp_path / "mark"))
+    done = run_bench(
+        breaking,
+        "run",
+        "--model",
+        "breaking",
+        *words,
+        "--workers",
+        "1",
+        MARK=str(tmp_path / "mark"),
+        TMPDIR=str(tmp_path),
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     with connect(breaking / "runs" / "bench.duckdb") as connection:
         found = {row.cell["steps"]: row.cell for row in rows(connection, status=None)}
@@ -164,7 +172,7 @@ def test_a_worker_that_dies_costs_its_cell_alone(breaking, tmp_path, run_bench):
     assert [steps for steps, reason in reasons.items() if reason is None] == [1, 2], reasons
     assert "worker process died while it sampled 0..39, and again in a new one: seg" in found[3]["reason"]
     assert "was ended while it sampled 0..39: a batch took longer than 6 s (--timeout)" in found[4]["reason"]
-    assert set(Path(tempfile.gettempdir()).glob("bench-workers-*")) <= before
+    assert not list(tmp_path.glob("bench-workers-*"))
 
 
 def test_the_culprit_is_found_among_several_workers(breaking, tmp_path, run_bench):
