@@ -34,7 +34,7 @@ ROUNDED = 2.0**-11
 SURE = 6.0
 """Standard deviations of rounding noise that are let through."""
 BLOCK_DRIFT = 1.0
-"""Standard errors by which the mean of the values without a block may lie off the value: it is bias / blocks."""
+"""Standard errors by which the mean of the values without a block may lie off the value, beside its bias."""
 EQUAL = 1e-6
 
 
@@ -57,7 +57,7 @@ def follow(
     found = [finding for output in evidence.outputs for finding in _moments(output, evidence.parts(output))]
     for row in metrics:
         own = _interval(row) or _of_evidence(row, evidence, protocol, references, labels)
-        found.append(own)
+        found.append((_drift(row) or own) if own.verdict == "cannot tell" else own)
     return found
 
 
@@ -151,7 +151,7 @@ def _interval(row: Mapping[str, Any]) -> Finding | None:
     reference = row.get("jackknife_reference")
     sides = (np.asarray(left), None if not reference else np.asarray(reference))
     made = jackknife(value, sides[0], reference=sides[1])
-    stored, error = row.get("standard_error"), made.standard_error
+    stored = row.get("standard_error")
     if stored is not None and COUNTED_ONCE in row["method"] and stored < made.standard_error:
         made = jackknife(value, sides[0], reference=sides[1], twice=made.standard_error**2 - stored**2)
     if stored is not None and made.standard_error is not None and not _equal(stored, made.standard_error):
@@ -166,9 +166,26 @@ def _interval(row: Mapping[str, Any]) -> Finding | None:
         scale = max(abs(value), abs(high - low))
         if not (_equal(row["low"], low, scale) and _equal(row["high"], high, scale)):
             return Finding(name, "contradicted", "its interval is not that of its values without each block")
-    if error and abs(float(np.mean(left)) - value) > BLOCK_DRIFT * error:
-        return Finding(name, "contradicted", f"{value:.6g} is far from its values without each block")
     return None
+
+
+def _drift(row: Mapping[str, Any]) -> Finding | None:
+    """Return a contradiction where a value is far from its values without each block; None where it is not.
+
+    Their mean lies off it by bias / (blocks - 1). The bias of a distance is positive and at most the distance itself.
+    """
+    name, value, left = str(row["metric"]), row["value"], row.get("jackknife")
+    if left is None or len(left) < 2 or "delete-block jackknife" not in row["method"]:
+        return None
+    reference = row.get("jackknife_reference")
+    error = jackknife(
+        value, np.asarray(left), reference=None if not reference else np.asarray(reference)
+    ).standard_error
+    drift, fact = float(np.mean(left)) - value, CATALOG.get(name)
+    bias = max(0.0, value) / (len(left) - 1) if fact is not None and fact.better == "lower" else 0.0
+    if not error or -BLOCK_DRIFT * error <= drift <= BLOCK_DRIFT * error + bias:
+        return None
+    return Finding(name, "contradicted", f"{value:.6g} is far from its values without each block")
 
 
 def _equal(one: float, other: float, scale: float = 0.0) -> bool:

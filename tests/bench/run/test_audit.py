@@ -58,6 +58,14 @@ def test_a_true_row_is_consistent_at_any_batch_size(rows, runs, batch_size):
     assert "contradicted" not in verdicts.values()
 
 
+def test_a_true_row_of_few_samples_whose_distance_is_mostly_bias_is_consistent(tmp_path, quiet):
+    request = Request(find_protocol("gaussian"), models=("gaussian",), steps=(2,), cfg=(1.0,), num_samples=40)
+    run(request, tmp_path, progress=quiet(), workers=1)
+    (directory,) = cell_directories(tmp_path)
+    found = audit(directory.read_result(), read_evidence(directory.path), tmp_path, SETTINGS)
+    assert found.outcome == "consistent", said(found)
+
+
 @pytest.mark.parametrize("other", [(3, 1.0), (2, 1.05)])
 def test_a_row_of_other_steps_or_guidance_is_contradicted(rows, runs, other):
     record, evidence = copy.deepcopy(rows[2, 1.0][0]), rows[other][1]
