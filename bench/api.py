@@ -408,7 +408,7 @@ def frame(found: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, one line a cell.
 
     Columns are the cell's facts (`model`, `steps`, `cfg`, `nfe` ...), of every metric and of MMHM `NAME`, `NAME_low`
-    and `NAME_high` (95 %), and of what is ranked `NAME_rank_low` and `NAME_rank_high`. What is not known is missing.
+    and `NAME_high` (95%), and of what is ranked `NAME_rank_low` and `NAME_rank_high`. What is not known is missing.
     """
     import pandas as pd
 

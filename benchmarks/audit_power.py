@@ -136,7 +136,7 @@ def _false_rows(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[st
         yield f"weights perturbed by {share:.1%}", bench.draw(cell, _perturbed(adapter, share))
     earlier = _earlier(cell, adapter)
     if earlier is not None:
-        yield "another checkpoint of the same training, 2 % of its iterations on", bench.draw(cell, earlier)
+        yield "another checkpoint of the same training, 2% of its iterations on", bench.draw(cell, earlier)
     if cell.card.guidance.kind != "none":
         for factor in (1.1, 1.01):
             cfg = cell.cfg * factor
@@ -166,7 +166,7 @@ def _perturbed(adapter: Adapter, share: float) -> Adapter:
 
 
 def _earlier(cell: Cell, adapter: Adapter) -> Adapter | None:
-    """Return the adapter with the network trained on by 2 % of its recipe; None where it has no recipe."""
+    """Return the adapter with the network trained on by 2% of its recipe; None where it has no recipe."""
     recipe = RECIPES.get(cell.card.name)
     if recipe is None:
         return None
@@ -245,7 +245,7 @@ def _rounding(adapter: Adapter, size: float) -> Iterator[None]:
 
 
 def _edited(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[str, bool]]:
-    """Yield which metrics, made better by half of their interval or by 2 %, whichever is more, the evidence denies."""
+    """Yield which metrics, made better by half of their interval or by 2%, whichever is more, the evidence denies."""
     context = bench.context
     labels = plan_labels(
         context.protocol.label_plan, cell.num_samples, len(context.protocol.class_names), seed=cell.seed

@@ -123,7 +123,7 @@ class Measurements:
         return [cell_of(row) for row in leaderboard.best_of_each(self.contenders(metric, among), metric, by)]
 
     def leaders(self, metric: str) -> list[str]:
-        """Return the cells among which the best by `metric` is with 95 %, best first."""
+        """Return the cells among which the best by `metric` is with 95%, best first."""
         found = self.contenders(metric)
         return [cell_of(row) for row in found[:1] + [row for row in found[1:] if row.may_be_best(metric)]]
 

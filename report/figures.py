@@ -251,7 +251,7 @@ def correlation_matrix(correlation: Mapping[str, Mapping[str, float]], metrics: 
 def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricFact) -> go.Figure:
     """Draw, class by class and sorted, how far a metric of one row is above that of another.
 
-    Frames have label, class_name, value and n. Proportions (accuracy) get a 95 % interval (Agresti and Caffo, 2000: one
+    Frames have label, class_name, value and n. Proportions (accuracy) get a 95% interval (Agresti and Caffo, 2000: one
     success and one failure added to each, so that 50 of 50 is not certainty); other metrics carry none per class.
     """
     both = one.merge(other, on=["label", "class_name"], suffixes=("", "_other")).dropna(subset=["value", "value_other"])
@@ -295,7 +295,7 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
 
 
 def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> go.Figure:
-    """Draw each row's 95 % rank set, its place by the value as it is, and its model's chance of being the best.
+    """Draw each row's 95% rank set, its place by the value as it is, and its model's chance of being the best.
 
     `rows` has model, label, rank_low, rank_high, place, p_first, first-ranked row first.
     """

@@ -112,7 +112,7 @@ def _curve(figure_type: Any, data: Measurements, styles: dict[str, dict[str, str
 
 
 def _ranks(figure_type: Any, data: Measurements, styles: dict[str, dict[str, str]]) -> Any:
-    """Draw the 95 % rank set of each model's best setting."""
+    """Draw the 95% rank set of each model's best setting."""
     rows = data.with_metric(data.headline).loc[data.best(data.headline)].dropna(subset=["rank_low"])
     if rows.empty:
         return None

@@ -14,7 +14,7 @@ HEADINGS = (
     "timed on",
 )  # fmt: skip
 NOTE = (
-    "Random weights: 'bench speed' times the architecture alone. Times are medians with their 95 % interval. Of peak: "
+    "Random weights: 'bench speed' times the architecture alone. Times are medians with their 95% interval. Of peak: "
     "operations a second against the fastest square matrix product on the same device and in the same precision."
 )
 

@@ -42,7 +42,7 @@ class Kept(NamedTuple):
 
     Attributes:
         value: over all samples.
-        low: lower end of its 95 % interval, None where there is none.
+        low: lower end of its 95% interval, None where there is none.
         high: upper end.
         blocks: the value without each block, [K]; None where that is not known.
     """
@@ -174,8 +174,8 @@ def compare(
 
     Where both sides have the same number of blocks, at least 5, the difference gets Student's interval with K - 1
     degrees of freedom, at Bonferroni's level for all such metrics together: none of them is said to have moved by
-    mistake with 99 %. Sampling of the reference is no part of it: both sides share the reference. Without blocks a
-    metric has moved that left the baseline's 95 % interval.
+    mistake with 99%. Sampling of the reference is no part of it: both sides share the reference. Without blocks a
+    metric has moved that left the baseline's 95% interval.
 
     Args:
         baseline: what was.

@@ -35,7 +35,7 @@ UNBOUNDED = 1000.0
 
 
 class Difference(NamedTuple):
-    """The difference a - b of one metric with its 95 % interval, in the metric's unit."""
+    """The difference a - b of one metric with its 95% interval, in the metric's unit."""
 
     metric: str
     a: float
@@ -103,7 +103,7 @@ def unmoved_shares(
 
 
 class Ratio(NamedTuple):
-    """The ratio of two rows' values of a metric with its 95 % interval; `high` None: no upper end is known."""
+    """The ratio of two rows' values of a metric with its 95% interval; `high` None: no upper end is known."""
 
     value: float
     low: float

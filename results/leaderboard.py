@@ -36,7 +36,7 @@ ROUNDING = 0.005
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one row: value, 95 % interval, bias-corrected value where there is one, and 95 % rank set."""
+    """A metric of one row: value, 95% interval, bias-corrected value where there is one, and 95% rank set."""
 
     value: float | None
     low: float | None = None
@@ -47,7 +47,7 @@ class Value:
     rank_low: float | None = None
     rank_high: float | None = None
     may_be_best: bool | None = None
-    """Whether the row is one of those among which the best of its ranking is with 95 %; None where nothing is known."""
+    """Whether the row is one of those among which the best of its ranking is with 95%; None where nothing is known."""
     method: str = ""
     judge: str = ""
     judge_digest: str = ""

@@ -27,7 +27,7 @@ from results.store import connect
 
 
 class Pair(NamedTuple):
-    """The difference a - b of two rows in one metric; the 95 % intervals of all pairs of a metric hold at once."""
+    """The difference a - b of two rows in one metric; the 95% intervals of all pairs of a metric hold at once."""
 
     metric: str
     a: str

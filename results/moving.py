@@ -150,7 +150,7 @@ def merge(runs: Path, sources: Sequence[Path], allowed: Path | None = None) -> M
 
 
 NOTABLE = 0.01
-"""Share of a value's 95 % half width by which rows of one id may differ: another device or batch size moves less."""
+"""Share of a value's 95% half width by which rows of one id may differ: another device or batch size moves less."""
 NOTABLE_BARE = 1e-4
 """The same of the value itself, where it has no interval."""
 

@@ -52,7 +52,7 @@ def beaten_by(found: Sequence[Row], metric: str) -> dict[str, frozenset[str]]:
 def pick(among: Sequence[Row], metric: str, beaten: Beaten) -> Pick | None:
     """Return the best row of `among` by `metric`, and those that no row of `among` beats; None of rows without values.
 
-    The set holds the truly best row of `among` with at least 95 %, however it was narrowed down.
+    The set holds the truly best row of `among` with at least 95%, however it was narrowed down.
     """
     order = [row for row in sorted_rows(among, metric, {metric}) if row.value(metric) is not None]
     if not order:

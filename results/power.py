@@ -16,7 +16,7 @@ FEWEST_SAMPLES = 2 * FEWEST_BLOCKS
 
 
 class Power(NamedTuple):
-    """What `samples` a row would tell of the difference of one metric, at 5 % and 80 % power.
+    """What `samples` a row would tell of the difference of one metric, at 5% and 80% power.
 
     Attributes:
         metric: name of the metric.

@@ -204,7 +204,7 @@ class Claim(NamedTuple):
     low: float | None
     high: float | None
     half_width: float | None
-    """Half the width of the measured 95 % interval."""
+    """Half the width of the measured 95% interval."""
     published: float
     difference: float
     """measured - published."""

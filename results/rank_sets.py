@@ -4,10 +4,10 @@ Rows are measured on the same K blocks, so the difference of two rows has a stan
 
     T_ij = (x_i - x_j)/se_ij      se_ij^2 = sum_k (I_ik - I_jk)^2      I_ik = sqrt((K - 1)/K) (mean_k x_(k) - x_(k))
 
-Statements about many pairs at once need a larger critical value than 1.96: the 95 % quantile of the largest T* of the
+Statements about many pairs at once need a larger critical value than 1.96: the 95% quantile of the largest T* of the
 family, drawn from the normal distribution with the rows' covariance, and carried to Student's t with K - 1 degrees of
 freedom. So no statement of the family is wrong in 95 of 100 repetitions. (The multiplier bootstrap, which weights the
-blocks at random, would draw from a covariance of rank K - 1: of 44 tied rows on 10 blocks it covers 71 %.)
+blocks at random, would draw from a covariance of rank K - 1: of 44 tied rows on 10 blocks it covers 71%.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.special import ndtr, stdtrit
 from results.statistics import COVERAGE, FEWEST_BLOCKS, PairedDifference, influences
 
 DRAWS = 1000
-"""Multiplier draws: the level of a statement is 95 % within 0.7."""
+"""Multiplier draws: the level of a statement is 95% within 0.7."""
 OWN_WAYS = 10
 """Degrees of freedom up to which pairs count as independent (Bonferroni); the share falls as their inverse above."""
 _CHUNK = 4096
@@ -34,8 +34,8 @@ class RankSets(NamedTuple):
 
     Attributes:
         low: first rank of each row's set, int [R]: 1 + the number of rows surely better.
-        high: last rank, int [R]: R - the number of rows surely worse. All sets hold the true ranks at once with 95 %.
-        best: bool [R], the rows that may be the best one: this set holds the truly best row with 95 %.
+        high: last rank, int [R]: R - the number of rows surely worse. All sets hold the true ranks at once with 95%.
+        best: bool [R], the rows that may be the best one: this set holds the truly best row with 95%.
     """
 
     low: np.ndarray
@@ -63,7 +63,7 @@ def rank_sets(
     leave_reference_out: np.ndarray | None = None,
     seed: int = 0,
 ) -> RankSets:
-    """Return the 95 % rank sets of rows by one metric, and the set of rows that may be the best.
+    """Return the 95% rank sets of rows by one metric, and the set of rows that may be the best.
 
     Rank sets are those of Mogstad, Romano, Shaikh and Wilhelm (Review of Economic Studies 91, 2024) in their stepwise
     form: pairs that are told apart leave the family, and the rest is tested again. The set of possible bests is Hsu's
@@ -93,7 +93,7 @@ def simultaneous_differences(
     leave_reference_out: np.ndarray | None = None,
     seed: int = 0,
 ) -> PairedDifference:
-    """Return the differences of `pairs` [P, 2] of rows, arrays [P]; their 95 % intervals hold all at once.
+    """Return the differences of `pairs` [P, 2] of rows, arrays [P]; their 95% intervals hold all at once.
 
     For one pair this is `statistics.paired_difference`. Raises ValueError as `rank_sets` does.
     """
@@ -227,7 +227,7 @@ def surely_beaten(
     """Return bool [R, R], true at [i, j] where i is surely better than j in j's comparison with all others (Hsu).
 
     The rows that no other beats are `RankSets.best`; within any subset, those that none of it beats hold its best row
-    with 95 % at least, as the critical values allow for all rows. Raises ValueError as `rank_sets` does.
+    with 95% at least, as the critical values allow for all rows. Raises ValueError as `rank_sets` does.
     """
     return _beaten(*oriented(values, leave_one_out, better, leave_reference_out), seed)
 

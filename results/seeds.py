@@ -24,7 +24,7 @@ class OverSeeds(NamedTuple):
         seeds: the seeds, ascending.
         values: one for each seed.
         mean: of the values.
-        low: lower end of the 95 % interval of the mean; None where a seed has too few blocks.
+        low: lower end of the 95% interval of the mean; None where a seed has too few blocks.
         high: upper end.
         best: the best of the values: what papers print that report the best of several runs.
         spread: standard deviation between seeds.
@@ -100,7 +100,7 @@ def over_seeds(members: Sequence[Row], *, composite: bool = False) -> dict[str, 
         F = s^2 / mean_i se_i^2      with S - 1 and S (K - 1) degrees of freedom
 
     s is the standard deviation between the S seeds and se_i the jackknife's standard error of seed i over its K blocks.
-    Two-sided at 1 % for all metrics of the row together (Bonferroni).
+    Two-sided at 1% for all metrics of the row together (Bonferroni).
     """
     shared = [
         fact

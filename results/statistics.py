@@ -31,7 +31,7 @@ ROUGH = "rough"
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval.
+    """A value and its 95% interval.
 
     Attributes:
         value: the estimate at its own number of samples.
@@ -166,7 +166,7 @@ class PairedDifference(NamedTuple):
 
     Attributes:
         value: a - b.
-        low: lower end of its 95 % interval.
+        low: lower end of its 95% interval.
         high: upper end.
         standard_error: standard error of `value`.
         sign: 1 where the interval lies above zero, -1 where it lies below, 0 where it holds zero: the rows are tied.
@@ -253,7 +253,7 @@ def mean_interval(values: np.ndarray, labels: np.ndarray | None = None) -> Inter
 
 
 def tail_share(influence: np.ndarray) -> float:
-    """Return the share of the variance that the most influential 1 % of samples carry, in [0, 1].
+    """Return the share of the variance that the most influential 1% of samples carry, in [0, 1].
 
     About 0.08 for normal influences, 0.25 for squares of normal ones; above 0.5 (TAIL_SHARE) the next draw's tail will
     differ, and any interval is likely too narrow.
@@ -283,12 +283,12 @@ def wilson(successes: float, n: int) -> Interval:
 
 
 def share_difference(one: Any, n: Any, other: Any, m: Any) -> np.ndarray:
-    """Return the half width of the 95 % interval of the difference of two shares of `n` and `m` trials, elementwise."""
+    """Return the half width of the 95% interval of the difference of two shares of `n` and `m` trials, elementwise."""
     return np.hypot(share_half_width(one, n), share_half_width(other, m))
 
 
 def share_half_width(share: Any, n: Any) -> np.ndarray:
-    """Return what shares of `n` trials bring to the 95 % interval of a difference of two, elementwise.
+    """Return what shares of `n` trials bring to the 95% interval of a difference of two, elementwise.
 
     The half width of that interval is the root of the sum of the squares of both shares'. One success and one failure
     are added to each (Agresti and Caffo, The American Statistician 54, 2000), so that 50 of 50 is not certainty.
@@ -299,7 +299,7 @@ def share_half_width(share: Any, n: Any) -> np.ndarray:
 
 
 def difference_of_shares(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two shares, each (share, low, high) with its own 95 % interval.
+    """Return the 95% interval of the difference of two shares, each (share, low, high) with its own 95% interval.
 
     By squares of the two distances that count at each end (Newcombe, Statistics in Medicine 17, 1998): 50 of 50 beside
     50 of 50 is not a certainty. For shares that no block moves; it makes nothing of pairing.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NARROW = 0.05
 """Width of the interval, as a share of the median, at which a time counts as measured."""
 FEWEST = 6
-"""Repetitions below which the median of a sample has no 95 % interval."""
+"""Repetitions below which the median of a sample has no 95% interval."""
 BUSY = 0.5
 """Load beside the measurement, as a share of the processor's cores, from which a machine counts as busy."""
 
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
 
     Attributes:
         median: of all repetitions.
-        low, high: its 95 % interval, free of assumptions about the distribution; None below FEWEST repetitions.
+        low, high: its 95% interval, free of assumptions about the distribution; None below FEWEST repetitions.
         repeats: how many repetitions there were, warm-up left out.
     """
 
@@ -51,7 +51,7 @@ def timing_of(seconds: Sequence[float]) -> Timing:
 
 
 class Interval(NamedTuple):
-    """A cost of a row with the ends of its 95 % interval, both None where it was timed without one."""
+    """A cost of a row with the ends of its 95% interval, both None where it was timed without one."""
 
     value: float
     low: float | None

@@ -23,6 +23,7 @@ OWN = {"my-model", "my-worker", "my-ddim"}
 
 def commands_of(text):
     """Return the words of each `bench` command that a page tells people to type, without prompt and comment."""
+    text = re.sub(r" *\\\n *", " ", text)  # a command may go on in the next line
     lines = re.findall(r"^ *\$ (.*)$", text, re.M) + re.findall(r"^    ((?:bench|python) .*)$", text, re.M)
     parts = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
     return [words[1:] for words in parts if words[:1] == ["bench"] and "[" not in "".join(words)]

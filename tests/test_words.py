@@ -22,6 +22,7 @@ BANNED = {
     r"\bpassed over and said\b": "skipped and reported",
     r"\bgive another\b": "choose another",
     r"\d+ cells?\b": "rows",
+    r"\d %(?![a-z(])": "no space before %",
 }
 
 

@@ -94,7 +94,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
     page().print(f"\n{metric}, row compared with column: > better, < worse, = tied", markup=False)
     print_table(page(), plain_table(["", *letters.values()], table))
     page().print(
-        "The intervals of all pairs of a metric are simultaneous at 95 %; --json prints them.",
+        "The intervals of all pairs of a metric are simultaneous at 95%; --json prints them.",
         markup=False,
         soft_wrap=True,
     )
@@ -147,7 +147,7 @@ def _print_comparison(outcome: Comparison) -> None:
 
     for letter, title, row in zip("ab", (outcome.title_a, outcome.title_b), outcome.rows, strict=True):
         page().print(f"{letter} = {title}{marks_of(row)}", markup=False)
-    columns = ["metric", "a", "b", "a - b", "95 % interval", "verdict"]
+    columns = ["metric", "a", "b", "a - b", "95% interval", "verdict"]
     rows = [
         [
             d.metric,

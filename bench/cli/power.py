@@ -30,7 +30,7 @@ def power(
 ) -> None:
     """Say what difference more samples would detect.
 
-    The two rows are a pilot of a few hundred samples each. Power is 80 % at a significance level of 5 %. The
+    The two rows are a pilot of a few hundred samples each. Power is 80% at a significance level of 5%. The
     difference to detect is the pilot's own unless --difference sets another.
     """
     from bench.models.cards import answering

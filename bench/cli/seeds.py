@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from results.seeds import OverSeeds, Repeated
 
 LEGEND = (
-    "mean over seeds ± 95 % interval by the jackknife; between: standard deviation between seeds, expected: by the "
-    "jackknife; disagree: metrics whose seeds differ more (or less) than that (F test, 1 % for all metrics of a row)"
+    "mean over seeds ± 95% interval by the jackknife; between: standard deviation between seeds, expected: by the "
+    "jackknife; disagree: metrics whose seeds differ more (or less) than that (F test, 1% for all metrics of a row)"
 )
 
 

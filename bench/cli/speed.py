@@ -78,7 +78,7 @@ def speed(
             page(),
             [
                 f"{conditions(max(done, key=_load), batch=False)}, {done[0]['dtype']}",
-                "img/s and one image: median, ± 95 % interval; of peak: operations against the fastest matrix product "
+                "img/s and one image: median, ± 95% interval; of peak: operations against the fastest matrix product "
                 f"here, {peak:.3g} TFLOP/s",
                 *_short(done),
             ],

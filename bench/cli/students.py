@@ -25,7 +25,7 @@ SIGNS = {"better": ">", "worse": "<", "tied": "="}
 LEGEND = """\
 a line for each setting of a student that none of its own beats at lower or equal cost; the teacher's best setting is \
 that of any card of its weights, picked on these samples
-quality: the ratio of the two {metric}s, 100 % where equal, with its 95 % interval (> the student is better, < worse, \
+quality: the ratio of the two {metric}s, 100% where equal, with its 95% interval (> the student is better, < worse, \
 = tied); NFE share: of the teacher's network evaluations
 tied from, overtaken at: NFE from which the teacher, within the same budget, is no longer significantly worse, and is \
 significantly better"""
@@ -103,11 +103,11 @@ def _quality(point: Point) -> str:
     from results import numbers
 
     high = None if share.high is None else 100 * share.high
-    return f"{sign} {numbers.with_interval(100 * share.value, 100 * share.low, high)} %"
+    return f"{sign} {numbers.with_interval(100 * share.value, 100 * share.low, high)}%"
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.3g} %"
+    return "-" if share is None else f"{100 * share:.3g}%"
 
 
 def _budget(student: Student, budget: float | None) -> str:

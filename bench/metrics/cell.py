@@ -39,7 +39,7 @@ class Frechet(NamedTuple):
     without: np.ndarray
     without_reference: np.ndarray | None
     tails: float
-    """Share of the variance of the samples' squared distances from their mean that 1 % of them carry."""
+    """Share of the variance of the samples' squared distances from their mean that 1% of them carry."""
     interactions: Interactions | None
     """What pairs of blocks do; None where that is not known."""
 
@@ -232,7 +232,7 @@ class Cell:
         n = self.outputs.n
         if interval is not None and n >= FEWEST_FOR_TAILS and tails > TAIL_SHARE:
             said.append(
-                f"{HEAVY_TAILS}: 1 % of the images carry {tails:.0%} of the variance, the interval may be narrow"
+                f"{HEAVY_TAILS}: 1% of the images carry {tails:.0%} of the variance, the interval may be narrow"
             )
         name, judge, method = fact.name, fact.judge, "; ".join(said)
         kept = left if len(left) >= 2 else None

@@ -90,7 +90,7 @@ class MetricValue(NamedTuple):
     Attributes:
         name: metric name, as in the catalog.
         value: the value at this n.
-        low: lower end of the 95 % interval around `value`; None where there is no interval.
+        low: lower end of the 95% interval around `value`; None where there is no interval.
         high: upper end.
         standard_error: standard error of `value`.
         corrected: value less its estimated 1/n bias.

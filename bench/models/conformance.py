@@ -32,7 +32,7 @@ VISIBLE = 1e-3
 PROMPTS = ("a red apple", "an old bicycle leaning against a brick wall", "a photo of a great white shark")
 """Prompts of several lengths, for adapters that take any."""
 BFLOAT16_TOLERANCE = 0.1
-"""Largest root mean square error of bfloat16, in standard deviations of the images: a rounding is 0.2 %, and some
+"""Largest root mean square error of bfloat16, in standard deviations of the images: a rounding is 0.2%, and some
 hundreds of them in series, incoherent, and a few steps stay below this; a lost float32 state or time does not."""
 
 

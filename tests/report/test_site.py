@@ -74,7 +74,7 @@ def test_no_page_of_a_site_may_connect_and_marks_are_explained(bundles, tmp_path
     pages = [html.unescape(path.read_text("utf-8")) for path in (tmp_path / "site").rglob("*.html")]
     assert len(pages) == 4 and all("Content-Security-Policy" in page and "default-src 'none'" in page for page in pages)
     index = (tmp_path / "site/index.html").read_text("utf-8")
-    assert "95 % interval" in index and "rank: 95 % rank set" in index
+    assert "95% interval" in index and "rank: 95% rank set" in index
     assert "<script" not in index and '<link rel="stylesheet"' not in index
 
 

@@ -20,7 +20,7 @@ FIELDS, SIZES, calibration, observed, simulate = (
 )
 REPETITIONS = int(os.environ.get("BENCH_SIMULATIONS", "40"))
 LEAST = 0.95 - 0.02 - 2.6 * np.sqrt(0.95 * 0.05 / REPETITIONS)
-"""93 %, less what so few repetitions leave open."""
+"""93%, less what so few repetitions leave open."""
 CASES = [(field, rows) for rows in SIZES for field in FIELDS if rows > 2 or field != "tied leaders"]
 
 

@@ -20,7 +20,7 @@ BLOCKS = blocks_by_label(LABELS, 20)
 
 @pytest.fixture(scope="module")
 def coverage():
-    """How often of 100 times the 95 % intervals hold the known answers, for label-balanced Gaussian mixtures."""
+    """How often of 100 times the 95% intervals hold the known answers, for label-balanced Gaussian mixtures."""
     random = np.random.default_rng(7)
     centres = random.normal(size=(CLASSES, DIMENSION))
     centres -= centres.mean(axis=0)

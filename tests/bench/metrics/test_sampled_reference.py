@@ -131,4 +131,4 @@ def test_heavy_tails_are_named_where_they_are_seen():
         assert "heavy tails" not in value.method
     images[:5] *= 6
     for value in measure({"inception.features": images}, real, ["fid", "kid"]).values:
-        assert "heavy tails: 1 % of the images carry" in value.method
+        assert "heavy tails: 1% of the images carry" in value.method
