@@ -150,7 +150,8 @@ def _summary(found: Forecast, seen: Preview, simulated: Sequence[Simulated]) -> 
     from bench.weights.file import size_text
 
     if not found.cells:
-        return ["nothing to measure: every row is there"]
+        refused = sum(entry.cell.unsupported is not None for entry in seen.cells)
+        return [f"no row left to run: {len(seen.cells) - refused} done, {refused} that cannot be sampled"]
     rows = f"{len(found.cells)} row{'s' if len(found.cells) != 1 else ''}, {found.samples:,} samples"
     known = len(found.cells) - found.unknown
     time = f"about {duration(found.seconds)} of one accelerator or worker" if known else "not known"

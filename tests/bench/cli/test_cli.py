@@ -123,12 +123,17 @@ def test_a_dry_run_measures_nothing(bench, tmp_path):
     assert not (tmp_path / "runs" / "cells").exists()
 
 
+def planned(out):
+    """Return the cells of each row of a dry run's table, which its sums follow after an empty line."""
+    return [line.split() for line in out.partition("\n\n")[0].splitlines()[1:]]
+
+
 def test_a_dry_run_knows_what_is_measured_and_loads_no_judge(bench, finished, monkeypatch):
     def refused(*arguments, **named):
         raise AssertionError("a judge was loaded")
 
     monkeypatch.setattr("bench.run.worker.load_judge", refused)
-    rows = [line.split() for line in bench(*SMALL, "--dry-run", "--runs-dir", finished)[1].splitlines()[1:]]
+    rows = planned(bench(*SMALL, "--dry-run", "--runs-dir", finished)[1])
     assert [row[1:] for row in rows] == [
         ["digits-flow-small", "2", "1", "2", "200", "2026", "done"],
         ["digits-flow-small", "2", "1.5", "4", "200", "2026", "done"],
@@ -147,8 +152,7 @@ def test_a_dry_run_counts_the_evaluations_of_models_that_need_no_memory(bench, c
 
 def test_a_model_that_the_protocol_does_not_name_is_asked_for_steps_that_it_can_take_and_its_own(bench):
     def steps(model):
-        out = bench("run", "--protocol", "digits-field", "--model", model, "--dry-run")[1]
-        return [line.split()[2] for line in out.splitlines()[1:]]
+        return [row[2] for row in planned(bench("run", "--protocol", "digits-field", "--model", model, "--dry-run")[1])]
 
     assert steps("digits-dmd") == ["1"]
     assert steps("digits-flow-small") == ["1", "2", "4", "8", "16", "32"]
@@ -380,8 +384,7 @@ def test_adapter_new_writes_what_adapter_check_accepts(bench, tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path / "my-model")
     from my_model.adapter import MyModel
 
-    for user in ("loading", "registry"):
-        monkeypatch.setattr(f"bench.models.{user}.family_class", lambda family: MyModel)
+    monkeypatch.setattr("bench.models.registry.family_class", lambda family: MyModel)
     findings = check_adapter(load_card(tmp_path / "my-model/my_model/cards/my-model.toml"))
     assert [finding for finding in findings if not finding.ok] == []
     assert (

@@ -186,7 +186,7 @@ def link_shard(runs):
         ),
         (link_shard, "a link; only files inside the runs directory are merged"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_spoiled_share_is_one_line_and_nothing_is_merged(two, quiet, spoil, message):
     spoil(two / "2")
