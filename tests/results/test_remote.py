@@ -87,9 +87,9 @@ def error_of(words, capsys):
 
 
 def test_what_is_a_place_of_storage_and_what_is_a_path(tmp_path):
-    assert is_remote("s3://bucket/rows.zip") and is_remote("file:///x") and not is_remote("runs/rows.zip")
+    assert is_remote("s3://bucket/rows.zip") and is_remote("file://" + "/x") and not is_remote("runs/rows.zip")
     assert not is_remote("C:\\rows.zip") and not is_remote("c://x")
-    assert local_path("file:///a%20b/c") == tmp_path.__class__("/a b/c") and local_path("s3://b/c") is None
+    assert local_path("file://" + "/a%20b/c") == tmp_path.__class__("/a b/c") and local_path("s3://b/c") is None
 
 
 def test_a_folder_comes_back_whole_and_only_what_changed_is_uploaded(url, tmp_path):

@@ -72,7 +72,7 @@ def test_a_setting_that_is_not_measured_on_the_other_seed_is_named(lucky, board)
     lucky.add("alone", values(1.0), seed=7, ranking="k7")
     lucky.write()
     code, _, err = board("--select-on", "7")
-    assert code == 0 and "alone, 1 steps, cfg 1: chosen on seed 7, but not measured on another" in err
+    assert code == 0 and "alone, 1 step, cfg 1: chosen on seed 7, but not measured on another" in err
     code, _, err = board("--select-on", "9")
     assert code == 2 and "no finished row of seed 9 to choose by; 'bench run --select-on 9' measures them" in err
     assert "use one of the two" in board("--select-on", "7", "--all")[2]
@@ -148,7 +148,7 @@ def test_failed_samples_have_their_own_column_and_failed_cells_a_line(synthetic,
     _, text, err = board()
     header, first, second = text.splitlines()[1:4]
     assert header.split()[-1] == "failed" and first.split()[-1] == "0" and second.split()[-1] == "3"
-    assert "failed: dead, 1 steps, cfg 1: 5 of samples 0..9 contain NaN" in err
+    assert "failed: dead, 1 step, cfg 1: 5 of samples 0..9 contain NaN" in err
 
 
 def test_a_run_counts_the_samples_that_broke_a_cell(measure, monkeypatch):

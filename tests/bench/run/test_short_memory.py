@@ -69,7 +69,7 @@ def test_a_device_that_goes_away_ends_the_run_and_loses_nothing(measure, tmp_pat
 
     def vanish(self, labels, steps, cfg, *, noise, **settings):
         calls.append(len(labels))
-        if len(calls) == 3:
+        if calls.count(50) == 3:  # beside shards a single sample is drawn, whose operations are counted
             raise torch.AcceleratorError("CUDA error: GPU is lost\nFor debugging consider passing CUDA_LAUNCH_BLOCKING")
         return GENERATE(self, labels, steps, cfg, noise=noise, **settings)
 

@@ -221,7 +221,7 @@ def test_a_card_requires_packages_and_nothing_else(tmp_path, requirement):
     assert list(load_card(path).worker.requirements) == good
 
 
-@pytest.mark.parametrize("name", [".", "..", "a/..", "../x", "/tmp/x"])
+@pytest.mark.parametrize("name", [".", "..", "a/..", "../x", "/x/y"])
 def test_an_environment_lies_among_the_others(tmp_path, name):
     path = tmp_path / "scripted.toml"
     path.write_text(CARD + f"environment = {json.dumps(name)}\n")  # `bench worker setup` empties its folder first
