@@ -7,6 +7,7 @@ The head was fitted to ratings of images between 1 and 10 (github.com/christophs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.contracts.card import WeightsSource
 from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.costs import JudgeCost, score_cost
 from bench.judges.files import file_sha256, option_path
 from bench.judges.open_clip import MODEL_OPTIONS, load_towers, model_files
 from bench.judges.pixels.preprocess import Preprocess
@@ -29,6 +31,7 @@ from results.errors import BenchError
 REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
 HEAD = "aesthetic-model.pth"
 DEFAULT = {"model": "ViT-L-14-quickgelu", "pretrained": "openai"}
+LAYER = re.compile(r"layers\.([0-9]{1,9})\.(?:weight|bias)")
 
 
 class AestheticJudge(Judge):
@@ -78,17 +81,23 @@ def load_head(path: Path, judge: str) -> nn.Sequential:
     """
     with reading(f"judge '{judge}'", path, "torch"):
         state = read_file(path, WeightsSource("torch", path=path))
-    indices = sorted({int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.count(".") == 2})
-    shapes = [tuple(state[f"layers.{i}.weight"].shape) for i in indices if f"layers.{i}.weight" in state]
-    fits = len(shapes) == len(indices) and all(a[0] == b[1] for a, b in pairwise(shapes))
-    if not indices or not fits or len(state) != 2 * len(indices) or shapes[-1][0] != 1:
+    indices = sorted({int(found[1]) for key in state if (found := LAYER.fullmatch(key))})
+    names = {f"{n}.{part}": f"layers.{i}.{part}" for n, i in enumerate(indices) for part in ("weight", "bias")}
+    sizes = [tuple(state[name].shape) for name in names.values() if name in state]
+    weights, biases = sizes[::2], sizes[1::2]
+    if (
+        not indices
+        or set(names.values()) != set(state)
+        or any(len(size) != 2 for size in weights)
+        or biases != [size[:1] for size in weights]
+        or any(a[0] != b[1] for a, b in pairwise(weights))
+        or weights[-1][0] != 1
+    ):
         raise BenchError(
             f"judge '{judge}': {path} is no aesthetic head (linear layers down to one number); fetch it again"
         )
-    head = nn.Sequential(*(nn.Linear(shape[1], shape[0]) for shape in shapes))
-    head.load_state_dict(
-        {f"{n}.{part}": state[f"layers.{i}.{part}"] for n, i in enumerate(indices) for part in ("weight", "bias")}
-    )
+    head = nn.Sequential(*(nn.Linear(inputs, outputs) for outputs, inputs in weights))
+    head.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
     return head.float().eval().requires_grad_(False)
 
 
@@ -98,4 +107,9 @@ def _with_clip(spec: JudgeSpec) -> JudgeSpec:
     return replace(spec, options=options if {"model", "config"} & set(options) else {**DEFAULT, **options})
 
 
-KIND = JudgeKind(AestheticJudge, required_files, build)
+def _cost(spec: JudgeSpec) -> JudgeCost | None:
+    """Return the cost of its CLIP; the head's is nothing beside it."""
+    return score_cost(_with_clip(spec))
+
+
+KIND = JudgeKind(AestheticJudge, required_files, build, _cost)

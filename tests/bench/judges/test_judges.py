@@ -106,7 +106,15 @@ def test_aesthetic_score_is_the_head_on_unit_features(judge_files, images, label
     judge = loaded(spec, judge_files)
     assert judge.reads_native and not judge.needs_labels
     assert (judge(images, labels)["score"] - expected).abs().max() < 1e-5
-    for wrong in ({"layers.0.weight": torch.zeros(2, 12), "layers.0.bias": torch.zeros(2)}, {"other": torch.zeros(1)}):
+    whole = {"layers.0.weight": torch.zeros(1, 12), "layers.0.bias": torch.zeros(1)}
+    for wrong in (
+        {"layers.0.weight": torch.zeros(2, 12), "layers.0.bias": torch.zeros(2)},
+        {"other": torch.zeros(1)},
+        whole | {"layers.0.bias": torch.zeros(2)},
+        whole | {"layers.0.weight": torch.zeros(12)},
+        whole | {"layers.first.weight": torch.zeros(1)},
+        {"layers.0.weight": whole["layers.0.weight"], "layers.0.gain": torch.zeros(1)},
+    ):
         torch.save(wrong, tmp_path / "head.pth")
         with pytest.raises(BenchError, match="no aesthetic head"):
             loaded(spec, judge_files)
