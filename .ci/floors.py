@@ -6,9 +6,12 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["test"], *extras["ode"], *extras["orbax"]]:
-    match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\w.]+))?", requirement)
-    if match is None or not (match[2] or match[1] == project["name"]):
+needed = [*project["dependencies"], *extras["test"]]
+for requirement in needed:
+    match = re.fullmatch(r"([\w.-]+)(?:\[([\w,-]+)\])?(?:>=([\w.]+))?", requirement)
+    if match is not None and match[1] == project["name"]:
+        needed += [inner for extra in match[2].split(",") for inner in extras[extra]]
+    elif match is None or not match[3]:
         raise SystemExit(f"pyproject.toml: '{requirement}' names no lowest version; write it as name>=version")
-    if match[1] != project["name"]:
-        print(f"{match[1]}=={match[2]}")
+    else:
+        print(f"{match[1]}=={match[3]}")

@@ -63,6 +63,24 @@ def test_recorded_cases_stay_small():
     assert size < 45e6
 
 
+def test_the_lowest_and_the_tested_versions_name_every_package_of_the_tests():
+    import re
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras, named = project["optional-dependencies"], []
+    for requirement in (needed := [*project["dependencies"], *extras["dev"]]):
+        name, inner = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", requirement).groups()
+        needed += [one for extra in (inner or "").split(",") if extra for one in extras[extra]]
+        named += [requirement] if name != project["name"] else []
+    lowest = subprocess.run([sys.executable, ".ci/floors.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tools = {re.match(r"[\w.-]+", requirement)[0] for requirement in extras["dev"]}
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in named}
+    assert {line.partition("==")[0] for line in lowest.stdout.split()} == names - tools
+    tested = re.findall(r"^([\w.-]+)==[\d.]+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    assert names <= set(tested)
+
+
 def test_no_file_depends_on_the_machine_it_was_written_on():
     """Absolute paths of a home or a temporary directory, and addresses of package indexes, work for nobody else."""
     pattern = r"/(work|home|root)/[a-z]|/tmp/[a-z]|pypi\.org|file:///"
