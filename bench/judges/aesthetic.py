@@ -70,6 +70,13 @@ def build(spec: JudgeSpec, root: Path, files: Sequence[Path], device: torch.devi
     """Return the judge, given the paths of its files."""
     towers, preprocess, facts = load_towers(_with_clip(spec), files[1:], device)
     head = load_head(files[0], spec.name).to(device)
+    with torch.inference_mode():
+        width = towers.text_features(towers.tokenize([""])["input_ids"].to(device)).shape[1]
+    if head[0].in_features != width:
+        raise BenchError(
+            f"judge '{spec.name}': {files[0]} reads {head[0].in_features} features, its CLIP has {width}; choose the "
+            "CLIP that the head was fitted to"
+        )
     facts |= {"kind": spec.kind, "head": file_sha256(files[0])}
     return AestheticJudge(spec.name, towers, head, preprocess, facts, device, spec.options.get("batch_size"))
 

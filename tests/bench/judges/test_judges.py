@@ -118,6 +118,9 @@ def test_aesthetic_score_is_the_head_on_unit_features(judge_files, images, label
         torch.save(wrong, tmp_path / "head.pth")
         with pytest.raises(BenchError, match="no aesthetic head"):
             loaded(spec, judge_files)
+    torch.save(whole | {"layers.0.weight": torch.zeros(1, 7)}, tmp_path / "head.pth")
+    with pytest.raises(BenchError, match="reads 7 features, its CLIP has 12"):
+        loaded(spec, judge_files)
 
 
 def test_clip_features_of_a_transformers_directory(judge_files, images, labels):
