@@ -6,7 +6,7 @@ Noise lies at t = 1 and data at t = 0. The paper's guidance scale w in [0, 1) is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from adapters.times import at_times
 from bench.contracts.adapter import load_strict
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
-from bench.contracts.recording import Call, Case, Replay, recorded_adapter, sampled
+from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
 from bench.contracts.settings import Number, SamplerSettings
 from results.errors import BenchError
 
@@ -131,13 +131,11 @@ def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a GMFlow case."""
     adapter = recorded_adapter(case, GMFlow, "classifier-free")
 
-    def run(call: Call) -> dict[str, Any]:
-        options = case.options(call)
-        if call["kind"] == "network":
-            output = adapter.network(*case.arguments(call, "x", "t", "labels"))
-            return {"output": output[PARTS.index(options["part"])]}
-        settings, labels = GMFlowSettings.checked(options, case.name), case.labels(call, adapter.num_classes)
-        x, w = case.noise(call).normal(adapter.latent_shape), call.get("guidance", 0.0)
-        return sampled(adapter, lambda: adapter.gm_ode(labels, call["steps"], w, x, settings))
+    def network(call: Call) -> Tensor:
+        output: MixtureOutput = adapter.network(*case.arguments(call, "x", "t", "labels"))
+        return output[PARTS.index(case.options(call)["part"])]
 
-    return run
+    def cfg(call: Call) -> float:
+        return 1.0 + float(call.get("guidance", 0.0))  # recorded is the paper's w
+
+    return recorded_replay(case, adapter, network, cfg=cfg, null_label=adapter.num_classes)

@@ -14,7 +14,7 @@ from adapters.latent import LatentAdapter
 from adapters.networks.ddt import DDT
 from adapters.networks.dit import DiT
 from adapters.networks.edm2 import EDM2UNet
-from adapters.networks.lightningdit import LightningDiT, TiT
+from adapters.networks.lightningdit import LightningDiT
 from adapters.times import filled, rounded
 from adapters.transports import TRANSPORTS, Transport, TransportName, edm_noise_label, spread, time_grid
 from bench.contracts.adapter import load_strict
@@ -181,7 +181,7 @@ def last(estimates: Iterator[Tensor]) -> Tensor:
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "TiT": TiT,
+    "TiT": lambda **facts: LightningDiT(use_qknorm=True, norm_weights=False, **facts),
     "SiT": lambda num_classes, **facts: DiT(label_rows=num_classes + 1 if num_classes > 1 else 0, **facts),
     "LightningDiT": LightningDiT,
     "DDT": DDT,

@@ -1,4 +1,4 @@
-"""LightningDiT (arXiv 2501.01423) and TiT, with the block that DiT-DH, JiT and the drifting models share."""
+"""LightningDiT (arXiv 2501.01423), whose block DiT-DH, JiT and the drifting models share: each part is an option."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class LightningDiT(nn.Module):
     Time enters unscaled, in [0, 1]. The label table has a last row for the null label, num_classes, unless
     `class_dropout_prob` is 0; with fewer than two classes there is no table and labels are ignored. With `learn_sigma`
     the network emits twice the channels and the second half is unused. `norm_weights` = false leaves the RMS norms
-    without weights. Raises BenchError for `wo_shift`, which no published model has.
+    without weights, as those of UCGM's TiT are. Raises BenchError for `wo_shift`, which no published model has.
     """
 
     pos_embed: Tensor
@@ -201,26 +201,3 @@ class LightningDiT(nn.Module):
             x = block(x, c, self.feat_rope)
         x = unpatchify(self.final_layer(x, c), self.patch_size, self.out_channels)
         return x[:, : self.in_channels].float()
-
-
-class TiT(LightningDiT):
-    """TiT, the transformer that UCGM (arXiv 2505.07447) trains: LightningDiT with weightless RMS norms, of q and k too.
-
-    Time enters unscaled, in [0, 1]; the label table has num_classes + 1 rows, the last one null.
-    """
-
-    def __init__(
-        self,
-        *,
-        input_size: int,
-        patch_size: int,
-        in_channels: int,
-        hidden_size: int,
-        depth: int,
-        num_heads: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__(
-            input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size,
-            depth=depth, num_heads=num_heads, num_classes=num_classes, use_qknorm=True, norm_weights=False,
-        )  # fmt: skip
