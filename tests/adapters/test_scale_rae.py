@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_no_image_and_random_weights_are_errors_of_one_line(model: Any, monkeypa
         model.sample(batch(1, 1.0, "corrected", [0]))
     with pytest.raises(ValueError, match="no random weights"):
         WORKER.Model(SimpleNamespace(random_seed=0))
+
+
+@pytest.mark.usefixtures("model")
+def test_pickles_of_the_authors_package_run_no_code_whatever_it_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.ones(2)}, path)
+    assert torch.load(path, "cpu")["weight"].tolist() == [1.0, 1.0]
+    torch.save(nn.Linear(2, 2), path)
+    with pytest.raises(UnpicklingError):
+        torch.load(path, weights_only=False)
 
 
 def test_an_environment_without_the_package_or_its_files_says_what_to_do(
