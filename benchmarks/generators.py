@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bench.contracts.adapter import Adapter
+from bench.contracts.adapter import Adapter, fill_randomly
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
 from bench.models.cards import find_card
@@ -243,22 +243,13 @@ def decoding(decode: Callable[[Tensor], Any], theirs: Callable[[Tensor], Any] | 
 
 
 def random_adapter(card: ModelCard, device: torch.device) -> Adapter:
-    """Return the adapter on `device` with weights scaled as `Adapter.randomise` does, drawn there: that is sooner."""
+    """Return the adapter on `device` with random weights that are drawn there: that is sooner."""
     with device:
         adapter = family_class(card.family)(card)
     adapter.to(device)
     generator = torch.Generator(device).manual_seed(0)
     for network in adapter.modules():
-        tables = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)}
-        for name, parameter in network.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator, device=device)
-            if name.endswith("bias"):
-                values *= 0.02
-            elif parameter.ndim < 2:
-                values = 1 + 0.02 * values
-            elif name.endswith("weight") and id(parameter) not in tables:
-                values *= parameter[0].numel() ** -0.5
-            parameter.data.copy_(values)
+        fill_randomly(network, generator)
     return adapter
 
 

@@ -205,17 +205,22 @@ class Adapter(ABC):
         """
         generator = torch.Generator().manual_seed(seed)
         for network in self.modules():
-            tables = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)}
-            for name, parameter in network.named_parameters():
-                values = torch.randn(parameter.shape, generator=generator)
-                if name.endswith("bias"):
-                    values *= 0.02
-                elif parameter.ndim < 2:  # gains: of norms, of residual branches
-                    values = 1 + 0.02 * values
-                elif name.endswith("weight") and id(parameter) not in tables:
-                    values *= parameter[0].numel() ** -0.5
-                parameter.data.copy_(values)
+            fill_randomly(network, generator)
         return self
+
+
+def fill_randomly(network: nn.Module, generator: torch.Generator) -> None:
+    """Fill every parameter of `network` as `Adapter.randomise` does, with numbers drawn on the generator's device."""
+    tables = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)}
+    for name, parameter in network.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator, device=generator.device)
+        if name.endswith("bias"):
+            values *= 0.02
+        elif parameter.ndim < 2:  # gains: of norms, of residual branches
+            values = 1 + 0.02 * values
+        elif name.endswith("weight") and id(parameter) not in tables:
+            values *= parameter[0].numel() ** -0.5
+        parameter.data.copy_(values)
 
 
 WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "ema_model.", "online_model.", "model_ema.", "model.")

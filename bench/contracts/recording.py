@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.evaluations import Evaluations
 from bench.contracts.noise import RecordedNoise
 from results.errors import BenchError, one_line
+from results.files import read_regular
 
 Call = Mapping[str, Any]
 Replay = Callable[[Call], Mapping[str, Any]]
@@ -89,7 +89,7 @@ class Case:
 def load_case(directory: Path) -> Case:
     """Read a case directory. Raises BenchError when it is not one."""
     try:
-        spec = json.loads(_regular(directory / "case.json", LARGEST_CASE).read_text(encoding="utf-8-sig"))
+        spec = json.loads(read_regular(directory / "case.json", LARGEST_CASE).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise BenchError(f"{directory}: no case.json here; name the directory of a parity case") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -123,19 +123,11 @@ def _fault(spec: Any) -> str | None:
     return None
 
 
-def _regular(path: Path, limit: int | None = None) -> Path:
-    """Return `path`. Raises ValueError for a device or a pipe, which may have no end, and beyond `limit` bytes."""
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise ValueError("a folder or a device, not a file")
-    if limit is not None and facts.st_size > limit:
-        raise ValueError(f"larger than {limit >> 20} MiB")
-    return path
-
-
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(_regular(path))
+        if not path.is_file():
+            raise ValueError("a folder or a device, not a file")
+        return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise BenchError(f"{path}: cannot be read as safetensors ({one_line(str(error))}); record it again") from error
 

@@ -26,7 +26,8 @@ from results.errors import BenchError, one_line, trace
 SAMPLES = 6
 SEED = 11
 SPLIT_TOLERANCE = 1e-3
-"""Largest difference between batch splits, in units of [-1, 1]: kernels may round differently, nothing more."""
+"""Largest difference between batch splits, in units of [-1, 1], or of the images' standard deviation where random
+weights carry them further out: kernels may round differently, nothing more."""
 VISIBLE = 1e-3
 """Smallest mean change that counts as one, in standard deviations of the images: far above rounding."""
 PROMPTS = ("a red apple", "an old bicycle leaning against a brick wall", "a photo of a great white shark")

@@ -85,7 +85,10 @@ def empty(card: ModelCard) -> Adapter:
         for value in (*network.parameters(), *network.buffers())
     )
     if not drawn.out_of_process and size > most_memory():
-        raise BenchError(f"{card.name} takes {size >> 30:,} GiB, more than this machine's memory; {_remedy(card)}")
+        raise BenchError(
+            f"{card.name} takes {size >> 30:,} GiB, more than this machine's memory; take a larger machine, or "
+            f"{_remedy(card)}"
+        )
     return _built(card)
 
 

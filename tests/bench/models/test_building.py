@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.contracts.adapter import Adapter
+from bench.contracts.adapter import Adapter, load_strict
 from bench.models import registry
 from bench.models.cards import find_card, load_card
 from bench.models.loading import build_adapter
@@ -32,13 +32,10 @@ class Deep(Adapter):
         self.network = nn.ModuleList([nn.Linear(width, width) for _ in range(card.architecture["depth"])])
 
     def generate(self, labels, steps, cfg, noise, settings):
-        raise NotImplementedError
-
-    def unsupported(self, steps, cfg, s):
-        return None
+        return noise.normal(self.latent_shape)
 
     def load(self, state, extra):
-        raise NotImplementedError
+        load_strict(self.network, state, self.card.name)
 
 
 @pytest.fixture
