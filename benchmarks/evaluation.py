@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from judge_files import SETS, Layer, SmallClassifier, stored_images, write_classifier, write_clip, write_images
+from reductions import algebra, reductions
+
+from bench.contracts.bench_worker import peak_memory
 
 BATCH = 64
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -54,7 +56,7 @@ class Setting(NamedTuple):
     @property
     def precision(self) -> str:
         """What the ViT judges compute in: as in the harness's own protocols."""
-        return "half" if self.device.startswith("cuda") else "float32"
+        return "half" if self.accelerated else "float32"
 
     @property
     def images(self) -> Path:
@@ -80,10 +82,22 @@ class Setting(NamedTuple):
         """The directory of the CLIP-like model `alignment` or `preference`."""
         return self.root / name
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether the device is an accelerator."""
+        return self.device.startswith("cuda")
+
     def synchronise(self) -> None:
         """Wait until the device has finished what it was given."""
-        if self.device.startswith("cuda"):
+        if self.accelerated:
             torch.cuda.synchronize()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process that finds the plug-ins and keeps what it caches here."""
+        here = Path(__file__).resolve().parent
+        folders = [str(self.site), str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+        path = os.pathsep.join(filter(None, folders))
+        return os.environ | {"PYTHONPATH": path, "BENCH_CACHE_DIR": str(self.root / "cache")}
 
 
 ENTRY_POINTS = """[bench.extractors]
@@ -232,7 +246,7 @@ def fidelity(setting: Setting) -> Work:
         torch_fidelity.register_feature_extractor("small", SmallClassifier)
     images = Stored(setting.images)
     options = {
-        "cuda": setting.device.startswith("cuda"), "batch_size": BATCH, "feature_extractor": extractor,
+        "cuda": setting.accelerated, "batch_size": BATCH, "feature_extractor": extractor,
         "feature_extractor_weights_path": str(setting.classifier), "fid": True, "isc": True, "kid": True, "prc": True,
         "kid_subset_size": min(1000, setting.num, len(stored_images(str(setting.reference)).images)),
         "feature_layer_prc": "pool" if extractor == "small" else "2048",
@@ -307,24 +321,19 @@ MAKERS: dict[str, Callable[[Setting], Work]] = {
 
 
 def measure(variant: str, setting: Setting) -> dict[str, Any]:
-    """Run one variant in this process: seconds of its work, and the process's peak memory."""
+    """Run one variant in this process: seconds of its work, and the peak memory of process or device."""
     work = MAKERS[variant](setting)
     began, cpu = time.perf_counter(), time.process_time()
     values = work()
     setting.synchronise()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    device_peak = torch.cuda.max_memory_allocated() if setting.device.startswith("cuda") else None
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak": peak, "device_peak": device_peak, "values": values}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak": peak_memory(), "values": values}
 
 
 def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any] | None:
     """Run one variant in a new process and return what it measured; None where it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BENCH_CACHE_DIR": str(setting.root / "cache")}
-    here = Path(__file__).resolve()
-    folders = [str(setting.site), str(here.parent), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    arguments = [sys.executable, str(here), "--worker", variant, json.dumps([str(setting.root), *setting[1:]])]
+    environment = setting.environment() | {"OMP_NUM_THREADS": str(threads)}
+    arguments = [sys.executable, __file__, "--worker", variant, json.dumps([str(setting.root), *setting[1:]])]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"{variant} failed:\n{done.stderr}", file=sys.stderr)
@@ -332,119 +341,25 @@ def in_a_process(variant: str, setting: Setting, threads: int) -> dict[str, Any]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(results: dict[str, dict[str, Any]], num: int) -> str:
+def table(results: dict[str, dict[str, Any]], setting: Setting) -> str:
     """Return the comparison as a table in Markdown."""
     floors = [results[name] for name in ("floor", "floor again") if name in results]
     if not floors:
         return "the floor was not measured"
     # On an accelerator the wall clock counts; on a busy processor the seconds that it worked.
-    key = "seconds" if floors[0]["device_peak"] is not None else "cpu_seconds"
+    key = "seconds" if setting.accelerated else "cpu_seconds"
     whole = float(np.median([result[key] for result in floors]))
     classifier = float(np.median([result["values"]["inception"] for result in floors]))
     classifier *= whole / float(np.median([result["seconds"] for result in floors]))
     lines = ["| variant | images/s | seconds | processor seconds | x floor | peak MiB |", "|---|---|---|---|---|---|"]
     for name, result in results.items():
         base = classifier if "fidelity" in name else whole
-        peak = (result["device_peak"] or result["peak"]) / 2**20
+        rate = setting.num / result["seconds"]
         lines.append(
-            f"| {name} | {num / result['seconds']:.1f} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | "
-            f"{result[key] / base:.2f} | {peak:.0f} |"
+            f"| {name} | {rate:.1f} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | "
+            f"{result[key] / base:.2f} | {result['peak'] / 2**20:.0f} |"
         )
     return "\n".join(lines)
-
-
-def algebra(dimension: int = 2048) -> None:
-    """Print the trace at full rank and one class of 50 against 50, ours and by scipy's sqrtm."""
-    from scipy.linalg import sqrtm
-
-    from bench.metrics.frechet import FrechetReference, Moments, frechet_distance_from_features
-
-    random = np.random.default_rng(0)
-    spectrum = np.linspace(1, dimension, dimension) ** -0.5
-    a, b = (random.standard_normal((2 * dimension, dimension)) * spectrum + shift for shift in (0.0, 0.02))
-
-    def timed(work: Callable[[], float], repeats: int) -> tuple[float, float]:
-        seconds = []
-        for _ in range(repeats):
-            began = time.process_time()
-            value = work()
-            seconds.append(time.process_time() - began)
-        return float(np.median(seconds)), value
-
-    def by_root(m1: np.ndarray, s1: np.ndarray, m2: np.ndarray, s2: np.ndarray) -> float:
-        return float((m1 - m2) @ (m1 - m2) + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2)).real)
-
-    def by_ridge(x: np.ndarray, y: np.ndarray) -> float:
-        s1, s2 = (np.cov(part, rowvar=False) + 1e-6 * np.eye(dimension) for part in (x, y))
-        return by_root(x.mean(axis=0), s1, y.mean(axis=0), s2)
-
-    reference = FrechetReference.of(a)
-    _ = reference.root
-    moments = Moments.of(b, shift=reference.mu)
-    facts = (reference.mu, reference.sigma, moments.mean, moments.covariance)
-    few_a, few_b = a[:50].astype(np.float32), b[:50].astype(np.float32)
-    rows = {
-        "distance from moments, ours (factor kept)": timed(lambda: reference.distance(moments), 3),
-        "distance from moments, scipy sqrtm": timed(lambda: by_root(*facts), 1),
-        "class of 50 against 50, ours": timed(lambda: frechet_distance_from_features(few_a, few_b), 20),
-        "class of 50 against 50, ridge and sqrtm": timed(lambda: by_ridge(few_a, few_b), 1),
-    }
-    print(f"\nd = {dimension}\n\n| what | processor seconds | value |\n|---|---|---|")
-    for name, (seconds, value) in rows.items():
-        print(f"| {name} | {seconds:.5f} | {value:.6f} |")
-
-
-def reductions(count: int, references: int, dimension: int = 2048, classes: int = 1008) -> None:
-    """Print the seconds from features of Inception's size to metrics: ours, with intervals, and torch-fidelity's."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    from bench.metrics.measure import ReferenceFeatures
-    from bench.metrics.measure import measure as measure_cell
-
-    random = np.random.default_rng(0)
-    spectrum = np.linspace(1, dimension, dimension) ** -0.5
-    real = (random.standard_normal((references, dimension)) * spectrum).astype(np.float32)
-    made = (random.standard_normal((count, dimension)) * spectrum + 0.02).astype(np.float32)
-    logits = random.standard_normal((count, classes)).astype(np.float32)
-    labels = np.arange(count) % 10
-    reference = ReferenceFeatures.of(real, np.arange(references) % 10)
-    statistics = fid_features_to_statistics(torch.from_numpy(real))
-
-    def fid() -> None:
-        mine = fid_features_to_statistics(torch.from_numpy(made))
-        fid_statistics_to_metric(mine, statistics, False)
-
-    a, b = torch.from_numpy(made), torch.from_numpy(real)
-    size = min(1000, references, count)
-    theirs: dict[str, Callable[[], Any]] = {
-        "fid": fid,
-        "is": lambda: isc_features_to_metric(torch.from_numpy(logits), 10, True, 2020),
-        "kid": lambda: kid_features_to_metric(
-            a, b, kid_subsets=100, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
-            kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, kid_kernel_rbf_sigma=10.0, rng_seed=2020,
-            verbose=False,
-        ),
-        "precision, recall": lambda: prc_features_to_metric(
-            a, b, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False
-        ),
-    }  # fmt: skip
-    print(f"\n{count} images, {references} reference images, d = {dimension}, 20 blocks\n")
-    print("| metric | ours, with interval | torch-fidelity |\n|---|---|---|")
-    for name, work in theirs.items():
-        names = name.split(", ")
-        arrays = {"inception.features": made, "inception.logits": logits}
-        options = {"per_class": False}
-        measure_cell(
-            {key: value[:100] for key, value in arrays.items()}, reference, names, labels=labels[:100], options=options
-        )
-        began = time.process_time()
-        measure_cell(arrays, reference, names, labels=labels, blocks=20, options=options)
-        mine, began = time.process_time() - began, time.process_time()
-        work()
-        print(f"| {name} | {mine:.2f} s | {time.process_time() - began:.2f} s |", flush=True)
 
 
 def main() -> None:
@@ -496,7 +411,7 @@ def main() -> None:
                     continue
                 results[variant] = measured
                 print(f"{number} {variant}: {json.dumps(results[variant])}", file=sys.stderr, flush=True)
-            print(f"\nN = {number}, {given.references} reference images\n\n{table(results, number)}", flush=True)
+            print(f"\nN = {number}, {given.references} reference images\n\n{table(results, setting)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,10 +102,7 @@ def compare(given: argparse.Namespace, files: Path) -> None:
         files.mkdir(parents=True, exist_ok=True)
         setting = Setting(files, given.judges, given.num or 1024, 256, given.device)
         prepare(setting, given.references, images=False)
-        protocol, here = str(files / "ours.toml"), Path(__file__).resolve().parent
-        known = environment.get("PYTHONPATH")
-        folders = [str(setting.site), str(here), str(here.parent), *([known] if known else [])]
-        environment |= {"PYTHONPATH": os.pathsep.join(folders), "BENCH_CACHE_DIR": str(files / "cache")}
+        protocol, environment = str(files / "ours.toml"), setting.environment()
     arguments = ["--protocol", protocol, "--device", given.device, "--dtype", given.dtype, "--random-weights"]
     for name, value in (("model", given.model), ("num-samples", given.num), ("steps", given.steps)):
         arguments += [] if value is None else [f"--{name}", str(value)]

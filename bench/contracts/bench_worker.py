@@ -237,7 +237,7 @@ def _serve(open_model: Callable[[Job], Any], channel: Channel) -> None:
             if hasattr(images, "detach"):
                 images = images.detach().float().cpu().numpy()
             arrays = {"images": np.asarray(images)}
-            peak = _peak_memory()
+            peak = peak_memory()
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -253,7 +253,7 @@ def _tell(channel: Channel, error: Exception) -> None:
     channel.send("error", reason=f"{type(error).__name__}: {error}"[:2000])
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the most memory that this process took, in bytes (an accelerator's if torch uses one), or 0 if unknown."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
