@@ -42,11 +42,11 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
     sentences = []
     rank = data.rows[first].rank if metric == COMPOSITE else {}
     chance, model = rank.get("p_first"), rank.get("p_first_model")
-    if known(chance) and known(model) and len(data.ranked) > 1:
-        sentences.append(
-            f"Probability that it is truly the best setting: {chance:.0%}; that {data.fact(first, 'model')} is the "
-            f"best model, with any of its settings: {model:.0%}."
-        )
+    if known(chance):
+        said = f"Probability that it is truly the best setting: {chance:.0%}"
+        if known(model):
+            said += f"; that {data.fact(first, 'model')} is the best model, with any of its settings: {model:.0%}"
+        sentences.append(f"{said}.")
     if rank.get("withheld"):
         sentences.append(f"The order has no intervals: {rank['withheld']}.")
     row = data.rows[first]

@@ -173,7 +173,8 @@ def rows(
 ) -> list[Row]:
     """Return the rows of the database, with their metrics and ranks, in the order they were measured.
 
-    Where a model's name has rows of several versions, `cell["model"]` tells them apart (`results.names`).
+    Where a model's name has rows of several versions, `cell["model"]` tells them apart (`results.names`). A row alone
+    in its ranking has no chance of being first (`rank["p_first"]`), nor has a model alone (`rank["p_first_model"]`).
 
     Args:
         connection: an open database.
@@ -213,9 +214,13 @@ def rows(
     metrics = _metrics(connection, where, values, blocks)
     ranks: dict[str, dict[str, Any]] = {}
     query = (
-        f"WITH names AS {NAMES} SELECT r.*, s.p_first_model FROM ranks r JOIN cells c USING (ranking, cell_id) "
-        "JOIN names n USING (cell_id) JOIN (SELECT q.ranking, o.name, sum(q.p_first) AS p_first_model FROM ranks q "
-        f"JOIN names o USING (cell_id) GROUP BY ALL) s ON s.ranking = r.ranking AND s.name = n.name {where}"
+        f"WITH names AS {NAMES} SELECT r.* REPLACE (CASE WHEN s.rivals THEN r.p_first END AS p_first), s.p_first_model "
+        "FROM ranks r JOIN cells c USING (ranking, cell_id) JOIN names n USING (cell_id) JOIN (SELECT q.ranking, "
+        "o.name, sum(count(*)) OVER ranking > 1 AS rivals, "
+        "CASE WHEN sum(count(*)) OVER ranking > count(*) THEN sum(q.p_first) END AS p_first_model "
+        "FROM ranks q JOIN names o USING (cell_id) GROUP BY q.ranking, o.name "
+        "WINDOW ranking AS (PARTITION BY q.ranking)) s "
+        f"ON s.ranking = r.ranking AND s.name = n.name {where}"
     )
     for rank in dictionaries(connection, query, values):
         rank["utilities"], rank["outside"] = json.loads(rank["utilities"]), json.loads(rank["outside"])

@@ -47,6 +47,12 @@ def one_of_each(found: Sequence[Row]) -> bool:
     return len(models) == len(set(models))
 
 
+def chance(row: Row, whole: bool) -> float | None:
+    """Return the chance that a row, or its model as a `whole`, is truly the best by MMHM; None without rivals."""
+    found: float | None = row.rank.get("p_first_model" if whole else "p_first")
+    return found
+
+
 def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     """Return what ranks, chances and marks of a leaderboard mean, and why any are withheld, one line each.
 
@@ -58,8 +64,10 @@ def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
     if any(value.low is not None for row in shown for value in row.metrics.values()):
         lines.append(INTERVALS)
     if any(row.rank.get("rank_low") is not None for row in shown):
-        who = "model, with any of its settings," if one_of_each(shown) else "row"
-        lines.append(f"{RANKS}; {FIRST.format(who=who)}")
+        whole = one_of_each(shown)
+        who = "model, with any of its settings," if whole else "row"
+        first = any(chance(row, whole) is not None for row in shown)
+        lines.append(RANKS + f"; {FIRST.format(who=who)}" * first)
     lines += [*versions(shown), *signatures(shown)]
     lines += [
         f"no rank sets: {reason}"

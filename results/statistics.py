@@ -26,8 +26,9 @@ COUNTED_ONCE = "what pairs of blocks do counted once"
 """What the `method` of a value says whose standard error is less than that of its values without each block."""
 TAIL, TAIL_SHARE = 0.01, 0.5
 HEAVY_TAILS = "heavy tails"
-ROUGH = "rough"
 """What the `method` of a value says where few images carry so much of its variance that its interval may be narrow."""
+ROUGH = "rough"
+"""What it says where there are so few images per dimension that the bias is removed only roughly."""
 
 
 class Interval(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from bench.cli.terminal import WIDTH, people, spelled, write_data
-from results.marks import ROUGH, marks_of, one_of_each
+from results.marks import ROUGH, chance, marks_of, one_of_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -233,10 +233,10 @@ def _value(name: str, row: Row) -> str:
 
 
 def _first(row: Row, whole: bool) -> str:
-    chance = row.rank.get("p_first_model" if whole else "p_first")
-    if chance is None:
+    found = chance(row, whole)
+    if found is None:
         return "-"
-    return f"{'=' if row.rank.get('may_be_best') else ''}{chance:.0%}"
+    return f"{'=' if row.rank.get('may_be_best') else ''}{found:.0%}"
 
 
 def print_lines(out: Console, lines: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from protocols import find_protocol
 from results.leaderboard import best_of_each, by_ranking, rankings, rows
+from results.marks import legend
 from results.ranking import rank_all
 from results.store import connect, write_cell
 
@@ -164,9 +165,21 @@ def test_fids_of_another_n_seed_or_reference_are_never_ranked_together(measure):
     facts = [(row.cell["num_samples"], row.cell["seed"], row.cell["ranking"]) for row in found]
     assert len(found) == len({ranking for _, _, ranking in facts}) == 4
     assert sorted((n, seed) for n, seed, _ in facts) == [(100, 2026), (200, 3), (200, 2026), (200, 2026)]
-    assert all(row.rank["p_first"] == 1.0 for row in found)  # each is alone in its ranking
+    for row in found:  # each is alone in its ranking
+        assert row.rank["rank_low"] == 1 and row.rank["p_first"] is None and row.rank["p_first_model"] is None
     assert len(best_of_each(found, "fid")) == 4
     assert [len(members) for members in by_ranking(found).values()] == [1, 1, 1, 1]
+
+
+def test_a_model_alone_in_its_ranking_has_no_chance_of_being_the_best(synthetic):
+    database = synthetic(composite=FROZEN)
+    for _ in range(2):
+        database.add("only", *drawn(np.random.default_rng(1), MIDDLE))
+    found, _ = read(database.write())
+    assert [row.rank["p_first"] for row in found] == [0.5, 0.5]
+    assert {row.rank["p_first_model"] for row in found} == {None}
+    assert any("first: probability that the row" in line for line in legend(found))
+    assert not any("first:" in line for line in legend(best_of_each(found)))
 
 
 def test_mmhm_takes_fid_less_its_bias_where_the_protocol_says_so(synthetic):
