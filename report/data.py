@@ -12,7 +12,6 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 
-from report.text import plural
 from results import budgets as costs
 from results import convergence, leaderboard, picks, store
 from results.budgets import Budget
@@ -20,6 +19,7 @@ from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
 from results.marks import marks_of
+from results.numbers import counted
 from results.published import Claim, PublishedFigure, claims_of, claims_under
 from results.ranking import places_of
 from results.spaces import Agreement, agreements
@@ -228,13 +228,13 @@ def read_rankings(
     """
     first = read_measurements(database, protocol, without_trained_on)
     with store.connect(database, retry=True) as connection:
-        counted = connection.execute(
+        largest = connection.execute(
             "SELECT protocol, ranking FROM cells WHERE status = 'done' AND ($1 IS NULL OR protocol = $1) "
             "GROUP BY ALL ORDER BY count(*) FILTER (NOT random_weights) DESC, max(finished) DESC, ranking",
             [protocol],
         ).fetchall()
     found = [first]
-    for name, ranking in [(name, ranking) for name, ranking in counted if ranking != first.number][: MOST_RANKINGS - 1]:
+    for name, ranking in [(name, ranking) for name, ranking in largest if ranking != first.number][: MOST_RANKINGS - 1]:
         try:
             found.append(read_measurements(database, name, without_trained_on, ranking))
         except ReportError:
@@ -349,10 +349,10 @@ def _choose_protocol(connection: duckdb.DuckDBPyConnection, database: Path, aske
 
 def _choose_ranking(done: pd.DataFrame) -> str:
     """Return the ranking with the most rows of real weights, the latest one among equals."""
-    counted = (
+    sizes = (
         done.assign(real=~done["random_weights"]).groupby("ranking").agg(real=("real", "sum"), last=("finished", "max"))
     )
-    return str(counted.sort_values(["real", "last"]).index[-1])
+    return str(sizes.sort_values(["real", "last"]).index[-1])
 
 
 def _labelled(found: Sequence[Row]) -> pd.DataFrame:
@@ -377,7 +377,7 @@ def _labelled(found: Sequence[Row]) -> pd.DataFrame:
         parts += [str(row[column]) for column in ("sampler", "dtype") if varied[column] > 1]
         parts += [f"{key}={value}" for key, value in row["options"].items()]
         variants.append(", ".join(parts))
-        steps = "" if pd.isna(row["steps"]) else f" at {plural(int(row['steps']), 'step')}"
+        steps = "" if pd.isna(row["steps"]) else f" at {counted(int(row['steps']), 'step')}"
         labels.append(", ".join([row["model"] + steps, *parts]))
     label = pd.Series(labels, cells.index, dtype=object)
     variant = pd.Series(variants, cells.index, dtype=object)

@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from report.data import COMPOSITE, Measurements, cell_of, record
-from report.text import budget, known, listed, number, plural, seconds, with_interval
+from report.text import budget, counted, known, listed, number, seconds, with_interval
 from results import comparing, spaces
 from results.budgets import Budget
 from results.convergence import Convergence
@@ -116,7 +116,7 @@ def front(rows: pd.DataFrame, on_front: Sequence[str], cost: str, short: str) ->
         spent = edge[cost].iloc[at]
         return f"{edge['label'].iloc[at]} ({budget(spent, 'nfe') if cost == 'evaluations' else seconds(spent)})"
 
-    count = f"{len(edge)} of {plural(len(rows), 'row')}"
+    count = f"{len(edge)} of {counted(len(rows), 'row')}"
     if len(edge) == 1:
         return f"One row is both the cheapest and the best by {short}: {said(0)}"
     return f"{count} are on the Pareto front of {short}, from {said(0)} to {said(-1)}"
@@ -139,7 +139,7 @@ def bottleneck(utilities: Sequence[Mapping[str, float]], names: Mapping[str, str
     """Say which metric holds most composites down."""
     weakest = Counter(min(row, key=lambda key: row[key]) for row in utilities if row)
     key, count = weakest.most_common(1)[0]
-    return f"{names.get(key, key)} is the bottleneck of {count} of {plural(len(utilities), 'row')}"
+    return f"{names.get(key, key)} is the bottleneck of {count} of {counted(len(utilities), 'row')}"
 
 
 def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
@@ -163,7 +163,7 @@ def stability(data: Measurements) -> str:
         return f"There are no intervals for the order by {short}"
     if sum(may) == 1:
         return f"Only one row can be first by {short}"
-    return f"{sum(may)} of {plural(len(values), 'row')} can be first by {short} (95% confidence)"
+    return f"{sum(may)} of {counted(len(values), 'row')} can be first by {short} (95% confidence)"
 
 
 def reversed_by_bias(data: Measurements) -> str | None:
@@ -199,7 +199,7 @@ def sensitive(changes: Mapping[str, int]) -> str:
     if most == 0:
         return "Leaving out any one row changes no other rank"
     name = max(changes, key=lambda key: changes[key])
-    return f"Leaving out {name} changes {plural(most, 'other rank')}"
+    return f"Leaving out {name} changes {counted(most, 'other rank')}"
 
 
 def agreement(ranks: pd.DataFrame) -> str:
@@ -209,8 +209,8 @@ def agreement(ranks: pd.DataFrame) -> str:
     shared = sum(len(names) > 1 for names in firsts)
     if len(winners) == 1 and not shared:
         return f"Every metric ranks {next(iter(winners))} first"
-    parts = [f"{name} by {plural(count, 'metric')}" for name, count in winners.most_common()]
-    parts += [f"shared by {plural(shared, 'metric')}"] if shared else []
+    parts = [f"{name} by {counted(count, 'metric')}" for name, count in winners.most_common()]
+    parts += [f"shared by {counted(shared, 'metric')}"] if shared else []
     return f"The winner depends on the metric: {listed(parts)}"
 
 
@@ -251,7 +251,7 @@ def claims(found: Sequence[Claim]) -> str:
         return f"Not comparable with what was published{why}"
     within = sum((claim.low or 0.0) <= claim.published <= (claim.high or 0.0) for claim in comparable)
     verb = "lies" if within == 1 else "lie"
-    count = plural(len(comparable), "comparable published figure")
+    count = counted(len(comparable), "comparable published figure")
     return f"{within} of {count} {verb} inside the measured interval"
 
 
@@ -265,7 +265,7 @@ def wins(titles: Sequence[str], signs: Sequence[str], short: str) -> str:
     most = max(won)
     first = [title for title, count in zip(titles, won, strict=True) if count == most]
     verb = "win" if len(first) > 1 else "wins"
-    return f"{decided} of {plural(len(pairs), 'pair')} differ significantly by {short}; {listed(first)} {verb} {most}"
+    return f"{decided} of {counted(len(pairs), 'pair')} differ significantly by {short}; {listed(first)} {verb} {most}"
 
 
 def converging(found: Sequence[Convergence], short: str) -> str:

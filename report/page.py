@@ -238,15 +238,15 @@ def alerts(data: Measurements, views: Sequence[Measurements] = ()) -> list[str]:
     failed = data.unfinished[data.unfinished["status"] == "failed"]
     if len(failed):
         found.append(
-            f"{text.plural(len(failed), 'row')} failed: {text.listed(list(failed['label']))} (reasons at the end)."
+            f"{text.counted(len(failed), 'row')} failed: {text.listed(list(failed['label']))} (reasons at the end)."
         )
     broken = data.cells[data.cells["failures"] > 0]
     if len(broken):
-        found.append(f"{int(broken['failures'].sum()):,} images in {text.plural(len(broken), 'row')} were not finite.")
+        found.append(f"{int(broken['failures'].sum()):,} images in {text.counted(len(broken), 'row')} were not finite.")
     runs = data.runs
     open_runs = runs[runs["finished"].isna()]
     if len(open_runs):
-        found.append(f"{text.plural(len(open_runs), 'run')} did not finish: rows may be missing.")
+        found.append(f"{text.counted(len(open_runs), 'run')} did not finish: rows may be missing.")
     if runs["code_dirty"].fillna(False).astype(bool).any():
         found.append("Measured with uncommitted changes in the code.")
     for column, noun in (("code_version", "versions of the code"), ("code_commit", "commits"), ("device", "devices")):
@@ -260,7 +260,7 @@ def alerts(data: Measurements, views: Sequence[Measurements] = ()) -> list[str]:
     left = int((~data.elsewhere["ranking"].isin(shown)).sum())
     if left:
         found.append(
-            f"{text.plural(left, 'row')} with another sample count, seed or reference left out: they are never ranked "
+            f"{text.counted(left, 'row')} with another sample count, seed or reference left out: they are never ranked "
             "with these."
         )
     if data.left_out:
@@ -268,7 +268,7 @@ def alerts(data: Measurements, views: Sequence[Measurements] = ()) -> list[str]:
     found += [f"{line}." for line in versions(list(data.rows.values()))]
     speed = int(data.cells["random_weights"].sum())
     if speed:
-        found.append(f"{text.plural(speed, 'row')} with random weights: for speed only, not ranked.")
+        found.append(f"{text.counted(speed, 'row')} with random weights: for speed only, not ranked.")
     return found
 
 
@@ -458,7 +458,7 @@ def _run(row: pd.Series) -> list[object]:
         element("code", row["command"]),
         row["code_version"],
         f"{commit} (dirty)" if pd.notna(row["code_dirty"]) and row["code_dirty"] else commit,
-        f"{row['device']}, {text.plural(int(row['threads']), 'thread')}",
+        f"{row['device']}, {text.counted(int(row['threads']), 'thread')}",
         f"Python {row['python']}, {row['platform']}",
         ", ".join(f"{key} {value}" for key, value in decoded(row["packages"]).items()),
     ]

@@ -7,7 +7,7 @@ import base64
 import pandas as pd
 
 from report.markup import Markup, element, escape
-from report.text import plural
+from results.numbers import counted
 
 LARGEST = 5_000_000
 """Characters that the pictures of a page may take; beyond it later sample indices are left out."""
@@ -27,7 +27,7 @@ def grids(cells: pd.DataFrame, thumbnails: pd.DataFrame, share: int = 1) -> Mark
     steps = sorted(cells["steps"].dropna().unique()) + ([None] if cells["steps"].isna().any() else [])
     for position, count in enumerate(steps):
         rows = cells[cells["steps"].isna()] if count is None else cells[cells["steps"] == count]
-        name = "image folders" if count is None else plural(int(count), "step")
+        name = "image folders" if count is None else counted(int(count), "step")
         options.append(element("option", name, value=position))
         blocks.append(
             element(

@@ -86,7 +86,7 @@ class Page:
         ranked = len(data.contenders(self.headline))
         note = element(
             "p",
-            element("span", f"95% rank sets by {short} among {text.plural(ranked, 'row')}", id="rank-note"),
+            element("span", f"95% rank sets by {short} among {text.counted(ranked, 'row')}", id="rank-note"),
             "; shaded ranks are tied with the first. Small figures are 95% intervals. Click a heading to rank by it. "
             "The best setting of each model is picked on the samples it is scored on, which favours models with many "
             "settings.",
@@ -264,7 +264,7 @@ class Page:
         bounds_text = f"Bounds, {'taken from the rows themselves' if source == 'rows' else source}: {bounds}."
         if outside:
             how = "clipped" if data.ranking["clip"] else "not clipped"
-            bounds_text += f" {text.plural(outside, 'row')} outside the bounds, {how}."
+            bounds_text += f" {text.counted(outside, 'row')} outside the bounds, {how}."
         caption = (
             f"MMHM of the best setting per model and step count; the letter is the weakest metric ({key_text}). "
             f"{bounds_text}"
@@ -330,7 +330,7 @@ class Page:
         if rows["rank_low"].notna().any():
             caption = (
                 f"95% rank sets of each model's best setting and of those tied with the first, among "
-                f"{text.plural(len(places_by_value), 'row')}: all bars contain "
+                f"{text.counted(len(places_by_value), 'row')}: all bars contain "
                 "the true ranks simultaneously with 95% confidence. Dots: places by the measured value."
             )
             if any(text.known(chance) for chance in rows["p_first"]):

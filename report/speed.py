@@ -29,7 +29,7 @@ def finding(found: Sequence[Row]) -> str:
     one = timed(best.cell, "seconds")
     open_still = [row for row in rest if one and (two := timed(row.cell, "seconds")) and not one.surely_less(two)]
     first = f"{_name(best)} makes most images a second"
-    return first if not open_still else f"{first}, but {text.plural(len(open_still), 'row')} may be as fast"
+    return first if not open_still else f"{first}, but {text.counted(len(open_still), 'row')} may be as fast"
 
 
 def lines(found: Sequence[Row]) -> list[list[str]]:
@@ -66,4 +66,4 @@ def _line(row: Row) -> list[str]:
 
 def _name(row: Row) -> str:
     cell = row.cell
-    return f"{cell['model']} at {text.plural(cell['steps'], 'step')} in batches of {cell['batch_size']}"
+    return f"{cell['model']} at {text.counted(cell['steps'], 'step')} in batches of {cell['batch_size']}"

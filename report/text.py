@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from results import numbers
-from results.numbers import NOTHING, known, number, spread
+from results.numbers import NOTHING, counted, known, number, spread
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -63,11 +63,6 @@ def parameters(value: float | None) -> str:
     return size(value, ("", "k", "M", "G"), 1000)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return `1 row`, `2 rows`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def listed(names: Sequence[str], most: int = 3) -> str:
     """Return `a, b and c`, or `a, b, c and 4 more` for long lists."""
     shown = list(names[:most])
@@ -87,6 +82,6 @@ def moment(value: Any) -> str:
 
 
 __all__ = [
-    "NOTHING", "known", "listed", "memory", "moment", "number", "parameters", "plain", "plural", "rank", "seconds",
+    "NOTHING", "counted", "known", "listed", "memory", "moment", "number", "parameters", "plain", "rank", "seconds",
     "shortened", "size", "spread", "with_interval",
 ]  # fmt: skip

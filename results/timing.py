@@ -155,8 +155,8 @@ def remarks(shown: Iterable[Row]) -> list[str]:
         devices[device] = devices.get(device, 0) + 1
     lines = []
     if len(devices) > 1:
-        counted = ", ".join(f"{device} ({count} row{'s' if count != 1 else ''})" for device, count in devices.items())
-        lines.append(f"times are of {len(devices)} devices and do not compare across them: {counted}")
+        each = ", ".join(f"{device} ({counted(count, 'row')})" for device, count in devices.items())
+        lines.append(f"times are of {len(devices)} devices and do not compare across them: {each}")
     old = [row for row in rows if not row.cell.get("timing")]
     if old:
         lines.append(f"{_rows(len(old))} timed while other work ran: without an interval, so no claim rests on it")
