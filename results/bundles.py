@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from results.cells import LARGEST_RECORD, CellDirectory
+from results.cells import LARGEST_RECORD, RESULT, CellDirectory
 from results.errors import BenchError, StoreError, one_line
 from results.evidence import LARGEST as LARGEST_EVIDENCE
 from results.evidence import NAME as EVIDENCE
@@ -32,12 +32,12 @@ from results.remote import write_to
 from results.signatures import sign, verify
 
 FORMAT, VERSION = "fewstep-bench bundle", 1
-MANIFEST, SIGNATURE, RECORD = "bundle.json", "signature.json", "result.json"
+MANIFEST, SIGNATURE = "bundle.json", "signature.json"
 MOST_CELLS = 10_000
 LARGEST: Mapping[str, int] = {
     MANIFEST: 16 << 20,
     SIGNATURE: 1 << 16,
-    RECORD: LARGEST_RECORD,
+    RESULT: LARGEST_RECORD,
     EVIDENCE: LARGEST_EVIDENCE,
 }
 """Bytes that a member may have once it is unpacked."""
@@ -109,7 +109,7 @@ def _packed(cells: Mapping[str, Packed], key: Path | None) -> tuple[bytes, Bundl
     members: dict[str, bytes] = {}
     listed: dict[str, Any] = {}
     for cell, row in cells.items():
-        files = {RECORD: json.dumps(row.record, indent=1, sort_keys=True, allow_nan=False).encode()}
+        files = {RESULT: json.dumps(row.record, indent=1, sort_keys=True, allow_nan=False).encode()}
         if row.payload is not None:
             files[EVIDENCE] = row.payload
         listed[cell] = {
@@ -200,7 +200,7 @@ def _read(path: Path, allowed: Path | None) -> Bundle:
 
 
 def _row(cell: str, data: Mapping[str, bytes], signed_by: str | None) -> Packed:
-    record = parsed(data[RECORD])
+    record = parsed(data[RESULT])
     try:
         checked(record, cell)
         if EVIDENCE in data:
@@ -226,12 +226,12 @@ def _listed(manifest: Any) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for cell, entry in cells.items():
         files = entry.get("files") if isinstance(entry, Mapping) else None
-        if not is_cell_id(cell) or not isinstance(files, Mapping) or RECORD not in files:
+        if not is_cell_id(cell) or not isinstance(files, Mapping) or RESULT not in files:
             raise StoreError(f"its {MANIFEST} lists '{one_line(str(cell), 60)}', which is no row")
         for name, facts in files.items():
             whole = isinstance(facts, Mapping) and isinstance(facts.get("bytes"), int)
             if (
-                name not in (RECORD, EVIDENCE)
+                name not in (RESULT, EVIDENCE)
                 or not whole
                 or not re.fullmatch(r"[0-9a-f]{64}", str(facts.get("sha256")))
             ):

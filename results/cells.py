@@ -26,8 +26,10 @@ from results.errors import StoreError
 from results.files import disk_error, read_regular, remove, sweep, write_atomically, writing
 from results.records import checked, is_cell_id, parsed
 
+RESULT = "result.json"
+"""The file of a cell's record."""
 LARGEST_RECORD = 64 << 20
-"""Bytes of a result.json."""
+"""Bytes of it."""
 
 
 def is_array_name(name: str) -> bool:
@@ -40,7 +42,7 @@ class CellDirectory:
 
     def __init__(self, runs: Path, cell_id: str) -> None:
         self.path = runs / "cells" / cell_id
-        self.result_path = self.path / "result.json"
+        self.result_path = self.path / RESULT
 
     def shard_path(self, start: int, stop: int) -> Path:
         """Return the file of samples [start, stop)."""
@@ -222,7 +224,7 @@ def sweep_runs(runs: Path) -> None:
             sweep(path.parent, path.name)
             continue
         sweep(path, "*.tmp")
-        if (path / "result.json").is_file():
+        if (path / RESULT).is_file():
             for shard in path.glob("shard-*.safetensors"):
                 with suppress(OSError):
                     remove(shard)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from results.cells import CellDirectory
+from results.cells import RESULT, CellDirectory
 from results.evidence import NAME as EVIDENCE
+from results.files import disk_error
 from results.records import is_cell_id
-from results.remote import Storage, pull, push, read_manifest
+from results.remote import Entry, Storage, pull, push, read_manifest
 
-CELLS, RESULT = "cells", "result.json"
+CELLS = "cells"
 
 
 def push_cell(runs: Path, cell_id: str, storage: Storage) -> int:
@@ -17,11 +20,13 @@ def push_cell(runs: Path, cell_id: str, storage: Storage) -> int:
 
     Of a finished cell the copy keeps arrays that this machine never had, and drops shards.
     """
-    path = CellDirectory(runs, cell_id).path
-    if not path.is_dir():
+    directory = CellDirectory(runs, cell_id)
+    if not directory.path.is_dir():
         return 0
-    finished = (path / RESULT).is_file()
-    return push(path, storage / CELLS / cell_id, keep=lambda name: not finished or not name.startswith("shard-"))
+    finished = directory.result_path.is_file()
+    return push(
+        directory.path, storage / CELLS / cell_id, keep=lambda name: not finished or not name.startswith("shard-")
+    )
 
 
 def pull_cells(storage: Storage, runs: Path, *, arrays: bool) -> int:
@@ -39,17 +44,17 @@ def pull_cells(storage: Storage, runs: Path, *, arrays: bool) -> int:
         if manifest is None:  # its first upload was cut off
             continue
         count += 1
-        path = runs / CELLS / name
-        if (path / RESULT).is_file():
+        directory = CellDirectory(runs, name)
+        if directory.result_path.is_file():
             continue
-        done = RESULT in manifest
-        pull(
-            cells / name,
-            path,
-            wanted=lambda file, done=done: (  # type: ignore[misc]
-                file in (RESULT, EVIDENCE)
-                or (done and arrays and file.endswith(".npy"))
-                or (not done and file.startswith("shard-"))
-            ),
-        )
+        try:
+            pull(cells / name, directory.path, wanted=partial(_wanted, arrays=arrays), manifest=manifest)
+        except OSError as error:
+            raise disk_error(directory.path, error) from error
     return count
+
+
+def _wanted(name: str, manifest: Mapping[str, Entry], arrays: bool) -> bool:
+    if name in (RESULT, EVIDENCE):
+        return True
+    return arrays and name.endswith(".npy") if RESULT in manifest else name.startswith("shard-")

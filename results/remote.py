@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from results.cells import RESULT
 from results.errors import BenchError, StoreError, one_line
 from results.files import FULL, is_full, write_atomically, writing
 from results.records import parsed
@@ -29,7 +30,7 @@ MANIFEST, FORMAT, VERSION = "manifest.json", "fewstep-bench folder", 1
 LARGEST_MANIFEST = 64 << 20
 LARGEST_FILE = 1 << 40
 CHUNK = 4 << 20
-LAST = ("result.json", "facts.json")
+LAST = (RESULT, "facts.json")
 """Files whose presence makes a cell finished, or a reference built."""
 WHOLE_WRITES = {"s3", "s3a", "gs", "gcs", "hf", "abfs", "abfss", "az", "adl", "memory"}
 """Schemes whose store shows an object when all of it is there; elsewhere a file is written beside and renamed."""
@@ -111,18 +112,23 @@ class Storage:
         self._put(lambda target: self.system.put_file(str(path), target))
 
     def download(self, path: Path, entry: Entry) -> None:
-        """Fetch the file to `path`, whole or not at all, held against its digest."""
-        digest, left = hashlib.sha256(), entry.bytes
+        """Fetch the file to `path`, whole or not at all, held against its digest. OSError is of this machine's disk."""
+        digest, size = hashlib.sha256(), 0
         with writing(path) as temporary, temporary.open("wb") as output:
-            with self._faults("read"), self.system.open(self.path, "rb") as file:
-                while left >= 0 and (data := file.read(min(CHUNK, left + 1))):
-                    left -= len(data)
-                    digest.update(data)
-                    output.write(data)
-            if left != 0 or digest.hexdigest() != entry.sha256:
+            for data in self._chunks(entry.bytes + 1):
+                size += len(data)
+                digest.update(data)
+                output.write(data)
+            if size != entry.bytes or digest.hexdigest() != entry.sha256:
                 raise StoreError(
                     f"{self.url}: does not have the digest that its manifest states; nothing of it was taken"
                 )
+
+    def _chunks(self, most: int) -> Iterator[bytes]:
+        with self._faults("read"), self.system.open(self.path, "rb") as file:
+            while most > 0 and (data := file.read(min(CHUNK, most))):
+                most -= len(data)
+                yield data
 
     def folders(self) -> list[str]:
         """Return the names of the folders in this one; none where there is none."""
@@ -166,8 +172,6 @@ class Storage:
         try:
             yield
         except BenchError:
-            raise
-        except KeyboardInterrupt:
             raise
         except ImportError as error:
             package = PACKAGES.get(self.scheme)
@@ -220,7 +224,8 @@ def read_manifest(folder: Storage) -> dict[str, Entry] | None:
 
 def is_file_name(name: str) -> bool:
     """Tell whether a name is that of a file of ours: nothing of a path, nothing hidden or temporary."""
-    return re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None and len(name) < 128
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None
+    return plain and len(name) < 128 and not name.endswith(".tmp")
 
 
 def push(path: Path, folder: Storage, *, keep: Callable[[str], bool] = lambda name: False) -> int:
@@ -234,8 +239,6 @@ def push(path: Path, folder: Storage, *, keep: Callable[[str], bool] = lambda na
     now = {name: entry for name, entry in before.items() if name not in files and keep(name)}
     uploaded = 0
     for name, file in files.items():
-        if name.endswith(".tmp"):
-            continue
         now[name] = entry = Entry(_sha256(file), file.stat().st_size)
         if entry not in before.values():
             (folder / entry.sha256).upload(file)
@@ -250,17 +253,38 @@ def push(path: Path, folder: Storage, *, keep: Callable[[str], bool] = lambda na
     return uploaded
 
 
-def pull(folder: Storage, path: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> int:
-    """Fetch the files of a kept folder whose names are `wanted` and that `path` lacks; return how many those are.
+def pull(
+    folder: Storage,
+    path: Path,
+    *,
+    wanted: Callable[[str, Mapping[str, Entry]], bool] = lambda name, manifest: True,
+    manifest: Mapping[str, Entry] | None = None,
+) -> int:
+    """Fetch the files of a kept folder that `path` lacks and that are `wanted`; return how many those are.
 
-    A file that makes a folder whole (LAST) is written last. Raises BenchError where there is no folder.
+    A file that makes a folder whole (LAST) is written last. What another machine changes meanwhile is read again.
+
+    Args:
+        folder: the kept folder.
+        path: a directory of this machine.
+        wanted: tells by a file's name and the folder's manifest whether to fetch it.
+        manifest: the folder's manifest where it was read before.
+
+    Raises:
+        BenchError: there is no folder, or a file in it cannot be read or is another than the manifest says.
+        OSError: a file cannot be written here.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder) if manifest is None else manifest
     if manifest is None:
         raise BenchError(f"{folder.url}: there is no {MANIFEST}; name a folder that this program wrote")
-    lacking = [name for name in manifest if wanted(name) and not (path / name).exists()]
-    for name in sorted(lacking, key=lambda name: (name in LAST, name)):
-        (folder / manifest[name].sha256).download(path / name, manifest[name])
+    lacking = [name for name in manifest if wanted(name, manifest) and not (path / name).exists()]
+    for count, name in enumerate(sorted(lacking, key=lambda name: (name in LAST, name))):
+        try:
+            (folder / manifest[name].sha256).download(path / name, manifest[name])
+        except BenchError:
+            if (now := read_manifest(folder)) == manifest:
+                raise
+            return count + pull(folder, path, wanted=wanted, manifest=now)
     return len(lacking)
 
 

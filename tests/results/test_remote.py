@@ -1,5 +1,6 @@
 """Rows, bundles and copies in storage of other machines: memory, files, and an S3 server of this test."""
 
+import errno
 import json
 import os
 import shutil
@@ -166,6 +167,39 @@ def test_a_reader_sees_the_folder_before_or_after_a_change(tmp_path, monkeypatch
     push(here, folder)
     pull(folder, tmp_path / "after")
     assert files(tmp_path / "after") == {"result.json": b"two", "more.npy": b"more"}
+
+
+def test_a_folder_that_another_machine_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    folder, here = Storage(f"memory://{os.urandom(4).hex()}/cell"), tmp_path / "here"
+    here.mkdir()
+    (here / "shard-a").write_bytes(b"a")
+    (here / "shard-b").write_bytes(b"b")
+    push(here, folder)
+    download = Storage.download
+
+    def finish_meanwhile(self, path, entry):
+        monkeypatch.undo()
+        (here / "shard-a").unlink()
+        (here / "shard-b").rename(here / "result.json")
+        push(here, folder)
+        download(self, path, entry)
+
+    monkeypatch.setattr(Storage, "download", finish_meanwhile)
+    assert pull(folder, tmp_path / "there") == 1
+    assert files(tmp_path / "there") == {"result.json": b"b"}
+
+
+def test_a_disk_of_this_machine_that_is_full_is_not_the_storages_fault(tmp_path, runs_with, monkeypatch):
+    runs, storage = runs_with(tmp_path / "runs", "a"), Storage(f"memory://{os.urandom(4).hex()}")
+    push_cell(runs, "a", storage)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("results.files.os.fsync", full)
+    with pytest.raises(BenchError, match="there/cells/a: no space left"):
+        pull_cells(storage, tmp_path / "there", arrays=True)
+    assert not list((tmp_path / "there").rglob("*.*"))
 
 
 def test_a_byte_that_changed_in_storage_is_never_taken(tmp_path, runs_with):
