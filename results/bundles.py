@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from results.evidence import NAME as EVIDENCE
 from results.evidence import Evidence, evidence_bytes, parse_evidence
 from results.moving import Incoming, fits, read_source, title
 from results.records import checked, is_cell_id, parsed
-from results.remote import write_to
+from results.remote import Entry, write_to
 from results.signatures import sign, verify
 
 FORMAT, VERSION = "fewstep-bench bundle", 1
@@ -115,7 +114,7 @@ def _packed(cells: Mapping[str, Packed], key: Path | None) -> tuple[bytes, Bundl
         listed[cell] = {
             "title": title(row.record["cell"]),
             "licence": (row.record.get("model") or {}).get("licence"),
-            "files": {name: {"sha256": _sha256(data), "bytes": len(data)} for name, data in files.items()},
+            "files": {name: _entry(data)._asdict() for name, data in files.items()},
         }
         members |= {f"cells/{cell}/{name}": data for name, data in files.items()}
     manifest = json.dumps({"format": FORMAT, "version": VERSION, "cells": listed}, indent=1, sort_keys=True).encode()
@@ -191,9 +190,9 @@ def _read(path: Path, allowed: Path | None) -> Bundle:
         found = {}
         for cell, files in cells.items():
             data = {}
-            for name, facts in files.items():
+            for name, entry in files.items():
                 data[name] = _member(archive, f"cells/{cell}/{name}", sizes)
-                if len(data[name]) != facts["bytes"] or _sha256(data[name]) != facts["sha256"]:
+                if entry != _entry(data[name]):
                     raise StoreError(f"cells/{cell}/{name} does not have the digest that {MANIFEST} states")
             found[cell] = _row(cell, data, signed_by)
     return Bundle(found, _sha256(manifest), signed_by, SIGNATURE in names)
@@ -213,7 +212,7 @@ def _row(cell: str, data: Mapping[str, bytes], signed_by: str | None) -> Packed:
     return Packed(record, data.get(EVIDENCE))
 
 
-def _listed(manifest: Any) -> dict[str, dict[str, dict[str, Any]]]:
+def _listed(manifest: Any) -> dict[str, dict[str, Entry]]:
     """Return the files of each cell, by name, of a manifest. Raises StoreError for a foreign one."""
     if not isinstance(manifest, Mapping) or manifest.get("format") != FORMAT:
         raise StoreError(f"its {MANIFEST} is of another format than '{FORMAT}'")
@@ -223,20 +222,17 @@ def _listed(manifest: Any) -> dict[str, dict[str, dict[str, Any]]]:
     cells = manifest.get("cells")
     if not isinstance(cells, Mapping) or not 1 <= len(cells) <= MOST_CELLS:
         raise StoreError(f"its {MANIFEST} lists no rows")
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Entry]] = {}
     for cell, entry in cells.items():
         files = entry.get("files") if isinstance(entry, Mapping) else None
         if not is_cell_id(cell) or not isinstance(files, Mapping) or RESULT not in files:
             raise StoreError(f"its {MANIFEST} lists '{one_line(str(cell), 60)}', which is no row")
+        found[cell] = {}
         for name, facts in files.items():
-            whole = isinstance(facts, Mapping) and isinstance(facts.get("bytes"), int)
-            if (
-                name not in (RESULT, EVIDENCE)
-                or not whole
-                or not re.fullmatch(r"[0-9a-f]{64}", str(facts.get("sha256")))
-            ):
+            stated = Entry.of(facts)
+            if name not in (RESULT, EVIDENCE) or stated is None:
                 raise StoreError(f"its {MANIFEST} lists '{one_line(str(name), 60)}' of {cell}, which no row has")
-        found[cell] = {name: dict(facts) for name, facts in files.items()}
+            found[cell][name] = stated
     return found
 
 
@@ -258,6 +254,10 @@ def _member(archive: zipfile.ZipFile, name: str, sizes: Mapping[str, int]) -> by
     if len(data) != sizes[name]:
         raise StoreError(f"'{one_line(name, 80)}' is not of the size that it states")
     return data
+
+
+def _entry(data: bytes) -> Entry:
+    return Entry(_sha256(data), len(data))
 
 
 def _sha256(data: bytes) -> str:

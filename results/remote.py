@@ -44,6 +44,14 @@ class Entry(NamedTuple):
     sha256: str
     bytes: int
 
+    @classmethod
+    def of(cls, facts: Any) -> Entry | None:
+        """Return what a manifest says of a file; None where that is no digest and size."""
+        digest, size = (facts.get("sha256"), facts.get("bytes")) if isinstance(facts, Mapping) else (None, None)
+        if not isinstance(size, int) or not 0 <= size <= LARGEST_FILE:
+            return None
+        return cls(str(digest), size) if re.fullmatch(r"[0-9a-f]{64}", str(digest)) else None
+
 
 def is_remote(place: str) -> bool:
     """Tell whether a place is an URL of some storage rather than a path here."""
@@ -210,15 +218,10 @@ def read_manifest(folder: Storage) -> dict[str, Entry] | None:
     files = manifest.get("files")
     found = {}
     for name, facts in files.items() if isinstance(files, Mapping) else [("", None)]:
-        digest, size = (facts.get("sha256"), facts.get("bytes")) if isinstance(facts, Mapping) else (None, None)
-        if (
-            not is_file_name(name)
-            or not re.fullmatch(r"[0-9a-f]{64}", str(digest))
-            or not isinstance(size, int)
-            or not 0 <= size <= LARGEST_FILE
-        ):
+        entry = Entry.of(facts)
+        if entry is None or not is_file_name(name):
             raise StoreError(f"{place.url}: lists '{one_line(str(name), 60)}', which no folder has")
-        found[name] = Entry(str(digest), size)
+        found[name] = entry
     return found
 
 
