@@ -312,12 +312,7 @@ def _board(
         lines.append(
             [
                 text.rank(value.rank_low, value.rank_high) if value is not None else text.NOTHING,
-                escape(
-                    [
-                        element("a", cell["model"], href=f"{models}{slug(cell['model'])}.html", class_="kept"),
-                        marks_of(row),
-                    ]
-                ),
+                _named(cell["model"], f"{models}{slug(cell['model'])}.html", row),
                 text.plain(cell["steps"]),
                 text.plain(cell["cfg"]),
                 text.plain(cell["nfe"]),

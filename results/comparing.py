@@ -14,7 +14,7 @@ from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
 from results.leaderboard import Row, Value, measured_facts, rows
-from results.names import COUNTED_ONCE, NAMES
+from results.names import NAMES, UNDER_ONE_NAME
 from results.numbers import counted
 from results.statistics import (
     FEWEST_BLOCKS,
@@ -359,7 +359,7 @@ def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | Non
         connection,
         f"SELECT c.* REPLACE (named.name AS model) FROM cells c JOIN {NAMES} named USING (cell_id) "
         "WHERE status = 'done' AND (((c.model = $1 OR named.name = $1 OR c.checkpoint = $1) AND "
-        f"{COUNTED_ONCE}) OR ($2 IS NULL AND starts_with(c.cell_id, $1))) "
+        f"{UNDER_ONE_NAME}) OR ($2 IS NULL AND starts_with(c.cell_id, $1))) "
         "AND ($2 IS NULL OR steps = $2) AND ($3 IS NULL OR cfg = $3) AND ($4 IS NULL OR seed = $4) "
         "ORDER BY steps, cfg, seed, finished, cell_id",
         [model, steps, scale, seed],

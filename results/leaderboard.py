@@ -12,7 +12,7 @@ import duckdb
 from results.catalog import FACTS, MMHM_METRICS, read_facts
 from results.errors import StoreError
 from results.facts import MetricFact, ordered
-from results.names import COUNTED_ONCE, NAMES
+from results.names import NAMES, UNDER_ONE_NAME
 from results.store import dictionaries
 from results.timing import timed
 from results.training import OF_CELL, READS_THEM, SPACES, WAIVED
@@ -196,7 +196,7 @@ def rows(
     if protocol is None and cells is None:
         conditions.append(f"c.protocol <> '{SPEED}'")
     if cells is None:
-        conditions.append(COUNTED_ONCE)
+        conditions.append(UNDER_ONE_NAME)
     where = f"WHERE {' AND '.join(conditions)}"
     columns = "c.* REPLACE (named.name AS model), named.several AS several_versions, "
     columns += f"trained.licence, {SPACES} AS trained_on, {WAIVED} AS waived"

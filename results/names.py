@@ -24,7 +24,7 @@ NAMES = (
     "WINDOW versions AS (PARTITION BY model, checkpoint)))"
 )
 """SQL of a table of `cell_id`, `name`, what each row is called, and `several`, whether that tells versions apart."""
-COUNTED_ONCE = (
+UNDER_ONE_NAME = (
     "NOT EXISTS (SELECT 1 FROM cells own WHERE c.model <> c.checkpoint AND own.model = c.checkpoint "
     "AND own.checkpoint = c.checkpoint AND own.ranking = c.ranking AND own.status = c.status AND own.steps = c.steps "
     "AND own.cfg = c.cfg AND own.sampler = c.sampler AND own.settings::VARCHAR = c.settings::VARCHAR "

@@ -30,7 +30,7 @@ from results.composite import (
 from results.digests import digest_of
 from results.errors import BenchError, unknown_key
 from results.facts import MetricFact
-from results.names import COUNTED_ONCE
+from results.names import UNDER_ONE_NAME
 from results.published import published_rows
 from results.rank_sets import Better, rank_sets
 from results.statistics import FEWEST_BLOCKS, jackknife
@@ -93,7 +93,7 @@ def contenders(connection: duckdb.DuckDBPyConnection, ranking: str) -> dict[str,
         "SELECT m.cell_id, m.metric, m.value, m.corrected, m.jackknife, m.jackknife_reference, m.reference "
         "FROM metrics m JOIN cells c USING (cell_id) "
         "WHERE c.ranking = ? AND c.status = 'done' AND NOT c.random_weights AND m.n = c.num_samples "
-        f"AND isfinite(m.value) AND {COUNTED_ONCE} ORDER BY m.cell_id, m.metric",
+        f"AND isfinite(m.value) AND {UNDER_ONE_NAME} ORDER BY m.cell_id, m.metric",
         [ranking],
     ):
         rows.setdefault(row["cell_id"], {})[row["metric"]] = row
