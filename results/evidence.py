@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from results.errors import StoreError, one_line
-from results.files import write_atomically
+from results.files import read_regular, write_atomically
 
 NAME = "evidence.safetensors"
 VERSION = 1
@@ -128,11 +128,11 @@ def evidence_bytes(directory: Path) -> bytes | None:
 
 def _read(path: Path) -> tuple[bytes, Evidence] | None:
     try:
-        if not path.exists():
-            return None
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
-            raise StoreError(f"{path}: no file of at most {LARGEST >> 20} MiB; evidence is one")
-        payload = path.read_bytes()
+        if path.is_symlink():
+            raise StoreError(f"{path}: is a link; evidence is a file")
+        payload = read_regular(path, LARGEST)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:

@@ -165,10 +165,16 @@ def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     mine, found = ({row["metric"]: row for row in record.get("metrics") or []} for record in (one, other))
     said = []
     for name in mine.keys() & found.keys():
-        a, b = mine[name], found[name]
-        half = 0.0 if a["low"] is None or a["high"] is None else NOTABLE * (a["high"] - a["low"]) / 2
-        if not abs(a["value"] - b["value"]) <= max(half, NOTABLE_BARE * abs(a["value"])):
-            said.append(f"{one_line(name, 40)} {b['value']:.6g} instead of {a['value']:.6g}")
+        a, b = mine[name].get("value"), found[name].get("value")
+        if a is None or b is None:
+            alike = a is b
+        else:
+            low, high = mine[name].get("low"), mine[name].get("high")
+            half = 0.0 if low is None or high is None else NOTABLE * (high - low) / 2
+            alike = abs(a - b) <= max(half, NOTABLE_BARE * abs(a))
+        if not alike:
+            shown = ["not measured" if value is None else f"{value:.6g}" for value in (b, a)]
+            said.append(f"{one_line(name, 40)} {' instead of '.join(shown)}")
     if not said:
         return None
     more = f" and {len(said) - 3} more" if len(said) > 3 else ""

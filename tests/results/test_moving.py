@@ -233,6 +233,21 @@ def test_two_sources_that_disagree_are_named(tmp_path, runs_with, record):
     assert [(fault.cell, "source before it" in fault.reason) for fault in merged.faults] == [("a", True)]
 
 
+@pytest.mark.parametrize("column", ["value", "low", "high"])
+def test_sources_with_values_that_nobody_measured_are_compared_too(tmp_path, runs_with, record, column):
+    runs, (one, other) = runs_with(tmp_path / "runs", "b"), (tmp_path / "one", tmp_path / "other")
+    for directory, cells in ((one, "a"), (other, "ab")):
+        for cell in cells:
+            lacking = record(cell)
+            lacking["metrics"] = [{key: row[key] for key in row if key != column} for row in lacking["metrics"]]
+            CellDirectory(directory, cell).write_result(lacking)
+    merged = merge(runs, [one, other])
+    assert merged.added == ["a"]
+    faults = {"b": "other numbers (fid not measured instead of 3)"} if column == "value" else {}
+    assert {fault.cell: fault.reason.partition(" than")[0] for fault in merged.faults} == faults
+    assert differs(record("a"), lacking) == faults.get("b")
+
+
 def test_rounding_of_another_machine_is_no_conflict(record):
     assert differs(record("a", value=3.0), record("a", value=3.0 + 0.009)) is None
     assert differs(record("a", value=3.0), record("a", value=3.02)) == "other numbers (fid 3.02 instead of 3)"
