@@ -62,8 +62,8 @@ class Gathered:
                 )
         moved: list[Path] = []
         try:
-            for name in {name for name, _ in self.shards} if self.manifest.fresh else ():
-                CellDirectory(runs, name).clear()
+            for cell in self.manifest.cells if self.manifest.fresh else ():
+                CellDirectory(runs, cell.cell).clear()
             for (name, span), directory in self.shards.items():
                 target = CellDirectory(runs, name).shard_path(*span)
                 _bring(CellDirectory(directory, name).shard_path(*span), target)

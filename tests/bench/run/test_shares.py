@@ -223,3 +223,14 @@ def test_a_cell_that_broke_in_a_share_is_a_failed_row(gaussian, tmp_path, quiet,
     (summary,) = merged(tmp_path / "all", tmp_path / "all", progress=quiet())
     assert [(cell.steps, reason) for cell, reason in summary.failed] == [(2, "ValueError: broken")]
     assert tables(tmp_path / "all") == tables(tmp_path / "one")
+
+
+def test_a_cell_that_breaks_when_it_is_measured_again_is_no_longer_the_row_it_was(
+    gaussian, tmp_path, quiet, monkeypatch
+):
+    (cell,) = run(gaussian(steps=(1,)), tmp_path, progress=quiet(), workers=1).measured
+    with monkeypatch.context() as broken:
+        broken.setattr(Adapter, "sample", lambda *rest, **more: 1 / 0)
+        run_share(gaussian(steps=(1,)), tmp_path, Share(1, 1), progress=quiet(), workers=1, fresh=True)
+    (summary,) = merged(tmp_path, tmp_path, progress=quiet())
+    assert [found.cell_id for found, _ in summary.failed] == [cell.cell_id] and not summary.reused
