@@ -10,7 +10,7 @@ from results.cells import RESULT, CellDirectory
 from results.evidence import NAME as EVIDENCE
 from results.files import disk_error
 from results.records import is_cell_id
-from results.remote import Entry, Storage, pull, push, read_manifest
+from results.remote import Entry, Storage, entry_of, pull, push, read_manifest
 
 CELLS = "cells"
 
@@ -27,6 +27,12 @@ def push_cell(runs: Path, cell_id: str, storage: Storage) -> int:
     return push(
         directory.path, storage / CELLS / cell_id, keep=lambda name: not finished or not name.startswith("shard-")
     )
+
+
+def has_result(runs: Path, cell_id: str, storage: Storage) -> bool:
+    """Tell whether the copy has the result of a finished cell as it is here; it then has all that belongs to it."""
+    entry = (read_manifest(storage / CELLS / cell_id) or {}).get(RESULT)
+    return entry is not None and entry == entry_of(CellDirectory(runs, cell_id).result_path)
 
 
 def pull_cells(storage: Storage, runs: Path, *, arrays: bool) -> int:

@@ -242,7 +242,7 @@ def push(path: Path, folder: Storage, *, keep: Callable[[str], bool] = lambda na
     now = {name: entry for name, entry in before.items() if name not in files and keep(name)}
     uploaded = 0
     for name, file in files.items():
-        now[name] = entry = Entry(_sha256(file), file.stat().st_size)
+        now[name] = entry = entry_of(file)
         if entry not in before.values():
             (folder / entry.sha256).upload(file)
             uploaded += 1
@@ -291,9 +291,10 @@ def pull(
     return len(lacking)
 
 
-def _sha256(path: Path) -> str:
+def entry_of(path: Path) -> Entry:
+    """Return what a manifest says of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return Entry(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
 def write_to(place: str, data: bytes, option: str) -> None:

@@ -153,7 +153,7 @@ def run(
             progress = shown if mirror is None else mirror.around(shown)
             ((_, summary),) = api.measure([request], runs, progress=progress, executor_options=own, **way)
         if mirror is not None:
-            mirror.finish()
+            mirror.finish(summary.reused)
         if summary.behind is None:
             print_summary(summary, request.protocol.name, runs, runs_dir, select_on)
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.errors import BenchError, BenchWarning
-from results.mirror import pull_cells, push_cell
+from results.mirror import has_result, pull_cells, push_cell
 from results.remote import Storage
 
 if TYPE_CHECKING:
@@ -78,11 +79,18 @@ class Mirror:
         self._shown.cell(cell, status, reason)
         self._push(cell.cell_id)
 
-    def finish(self) -> None:
-        """Upload what changed since, times among it. Raises BenchError where that fails."""
+    def finish(self, reused: Iterable[Cell] = ()) -> None:
+        """Upload what changed since, times among it, and what the copy lacks of cells that were measured before.
+
+        Raises BenchError where that fails.
+        """
         try:
+            for cell in reused:
+                if not has_result(self.runs, cell.cell_id, self.storage):
+                    push_cell(self.runs, cell.cell_id, self.storage)
             for cell_id in self.touched:
                 push_cell(self.runs, cell_id, self.storage)
+            self.touched.clear()
         except BenchError as error:
             raise BenchError(
                 f"{error}; everything measured is kept in {self.runs}, and the same command uploads it"
