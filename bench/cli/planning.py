@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -74,10 +73,7 @@ def plan(
     use_worker(options.pop("worker"), options.pop("worker_python"))
     fresh = options.pop("fresh")
     counts = parse_gpus(gpus)
-    elsewhere = options["device"] if str(options["device"]).startswith("cuda") else None
-    if elsewhere is not None:  # a plan asks for no accelerator of this machine
-        options["device"] = "cpu"
-    requests = [replace(one, device=elsewhere or one.device) for one in asked(**options)]
+    requests = asked(**options, elsewhere=options["device"] != "auto")  # a plan asks for no accelerator of this machine
     runs = runs_directory(runs_dir)
     peak = None if peak_tflops is None else peak_tflops * 1e12
     machine = Hardware(hardware, peak, utilisation, read_gbps * 1e9)
@@ -148,23 +144,24 @@ def _print_cells(found: Forecast) -> None:
 def _summary(found: Forecast, seen: Preview, simulated: Sequence[Simulated]) -> list[str]:
     """Return the totals, one line each: time, schedules, downloads, disk, and what was assumed."""
     from bench.weights.file import size_text
+    from results.numbers import counted
 
     if not found.cells:
         refused = sum(entry.cell.unsupported is not None for entry in seen.cells)
         return [f"no row left to run: {len(seen.cells) - refused} done, {refused} that cannot be sampled"]
-    rows = f"{len(found.cells)} row{'s' if len(found.cells) != 1 else ''}, {found.samples:,} samples"
+    rows = f"{counted(len(found.cells), 'row')}, {found.samples:,} samples"
     known = len(found.cells) - found.unknown
     time = f"about {duration(found.seconds)} of one accelerator or worker" if known else "not known"
-    left_out = f"; {found.unknown} rows of unknown cost left out" if found.unknown and known else ""
+    left_out = f"; {counted(found.unknown, 'row')} of unknown cost left out" if found.unknown and known else ""
     lines = [f"Time:     {time} for {rows}{left_out} ({found.device})"]
     for one in simulated if known else ():
         lines.append(
-            f"  on {one.workers:>5,}: {duration(one.seconds)}, {one.ratio:.3f} of the lower bound; {one.loads:,} "
-            f"weight loads, workers {one.busy:.0%} busy, {duration(one.timing)} of it timing"
+            f"  on {one.workers:>5,}: {duration(one.seconds)}, {one.ratio:.3f} of the lower bound; "
+            f"{counted(one.loads, 'weight load')}, workers {one.busy:.0%} busy, {duration(one.timing)} of it timing"
         )
     bytes = found.bytes
-    unsized = f", {bytes.unsized} files of unknown size" if bytes.unsized else ""
-    by_hand = f", {bytes.by_hand} files by hand" if bytes.by_hand else ""
+    unsized = f", {counted(bytes.unsized, 'file')} of unknown size" if bytes.unsized else ""
+    by_hand = f", {counted(bytes.by_hand, 'file')} by hand" if bytes.by_hand else ""
     lines.append(
         f"Download: {size_text(bytes.download) if bytes.download or bytes.unsized else 'nothing'}{unsized}{by_hand}"
     )

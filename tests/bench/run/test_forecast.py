@@ -97,8 +97,8 @@ def test_bench_plan_and_dry_run_say_the_same(tmp_path, capsys):
     for line in ("Time:", "Download:", "Disk:", "Assumed:", "Not counted:"):
         (planned,) = [found for found in plan.splitlines() if found.startswith(line)]
         assert planned in dry
-    code, cuda, _ = run_main(["plan", *words, "--device", "cuda", "--gpus", "8"], capsys)
-    assert code == 0 and "H100" in cuda
+    code, cuda, told = run_main(["plan", *words, "--device", "cuda", "--gpus", "8", "--compile", "auto"], capsys)
+    assert code == 0 and "H100" in cuda and "on cpu" not in cuda + told
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,8 @@ def test_bench_plan_and_dry_run_say_the_same(tmp_path, capsys):
         (["--gpus", "0"], "not an integer from 1"),
         (["--gpus", "one"], "not an integer from 1"),
         (["--model", "nobody"], "unknown model"),
-        (["--peak-tflops", "-1"], "greater than or equal"),
+        (["--device", "cuda:abc"], "unknown device"),
+        (["--peak-tflops", "-1"], "Invalid value for '--peak-tflops'"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_refused(words, told, tmp_path, capsys):
