@@ -13,9 +13,9 @@ from bench.run.containment import too_long
 from bench.run.executors import TIMED_OUT, Executor, InProcess
 from bench.run.reading_ahead import read_ahead
 from bench.run.record import Context
-from bench.run.schedule import Schedule
+from bench.run.schedule import Schedule, Span
 from bench.run.shard import CellFailure
-from bench.run.work import Span, Work
+from bench.run.work import Work
 from bench.run.worker import Sampled, draw_task, idle_task, keep_shard, measure_task, proof_of, sample_task
 from results.errors import BenchError
 

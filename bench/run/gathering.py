@@ -12,9 +12,10 @@ from pathlib import Path
 from bench.run.plan import Cell, Request
 from bench.run.provenance import differences, made_by
 from bench.run.runner import Prepared, Progress, Summary, run
+from bench.run.schedule import Span
 from bench.run.shard import CellFailure
 from bench.run.shares import Manifest, Share, assigned, failure_of, read_share, request_of
-from bench.run.work import Earlier, Span, has_metrics
+from bench.run.work import Earlier, has_metrics
 from results.cells import CellDirectory, share_files
 from results.documents import shown
 from results.errors import BenchError, StoreError, one_line

@@ -24,9 +24,10 @@ from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import made_by, run_record
 from bench.run.readiness import preflight
 from bench.run.record import Context, cell_record, model_row
+from bench.run.schedule import Span
 from bench.run.shard import CellFailure, Layout, judged_layout
 from bench.run.timing import time_task
-from bench.run.work import Ahead, Earlier, Span, Work, cell_labels, has_metrics
+from bench.run.work import Ahead, Earlier, Work, cell_labels, has_metrics
 from bench.run.worker import load_judges
 from results.cells import CellDirectory, run_lock, sweep_runs
 from results.errors import BenchWarning, DatabaseInUseError

@@ -26,8 +26,9 @@ from bench.run.plan import Cell, Request
 from bench.run.readiness import check_surroundings
 from bench.run.record import Context
 from bench.run.runner import How, Prepared, Progress, alone, prepared
+from bench.run.schedule import Span
 from bench.run.shard import CellFailure, shard_ranges
-from bench.run.work import Ahead, Earlier, Span, Work, has_metrics
+from bench.run.work import Ahead, Earlier, Work, has_metrics
 from protocols import find_protocol
 from results.cells import CellDirectory
 from results.digests import digest_of

@@ -13,15 +13,13 @@ import numpy as np
 from bench.run.plan import Cell
 from bench.run.provenance import differences
 from bench.run.record import Context, ranking_of
+from bench.run.schedule import Span
 from bench.run.shard import COST_FACTS, SHARD_FACTS, Layout, shard_ranges
 from protocols import Protocol
 from protocols.labels import plan_labels
 from results.cells import CellDirectory
 from results.errors import BenchWarning
 from results.store import now
-
-Span = tuple[int, int]
-"""Samples [start, stop) of a cell: what one shard holds."""
 
 
 @dataclass(eq=False)
