@@ -13,6 +13,7 @@ from bench.cli.output import ALLOWED, RUNS_DIR, console, runs_directory
 from bench.cli.shares import ALLOW_MIXED, measure_plan, whole_plans
 from bench.cli.terminal import write_line
 from results.errors import BenchError
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from results.index import Fault
@@ -103,7 +104,7 @@ def _merge(
         merged = merge_cells(runs, rows, allowed)
         count = len(merged.added)
         faults = merged.faults
-        console().print(f"{count} row{'s' if count != 1 else ''} added to {runs / 'bench.duckdb'}", markup=False)
+        console().print(f"{counted(count, 'row')} added to {runs / 'bench.duckdb'}", markup=False)
     failed = [measure_plan(plan, runs, given, workers, allow_mixed) for plan in plans]
     _print_faults(faults)
     if any(failed):
@@ -130,7 +131,7 @@ def reindex(
     runs = runs_directory(runs_dir)
     rebuilt = rebuild(runs, drop=drop)
     count = rebuilt.indexed
-    console().print(f"{count} row{'s' if count != 1 else ''} indexed: {runs / 'bench.duckdb'}", markup=False)
+    console().print(f"{counted(count, 'row')} indexed: {runs / 'bench.duckdb'}", markup=False)
     for path in rebuilt.aside:
         console().print(f"unreadable, moved aside: {path}", markup=False, soft_wrap=True)
     for names, what in (
@@ -160,7 +161,7 @@ def remove(
     found = find_rows(runs, names)
     for row in found:
         console().print(f"{row.cell}  {row.title}", markup=False, soft_wrap=True)
-    rows = f"{len(found)} row{'s' if len(found) != 1 else ''}"
+    rows = counted(len(found), "row")
     if not yes and not _agreed(f"Remove {rows} and everything measured for {'it' if len(found) == 1 else 'them'}?"):
         console().print("nothing removed")
         raise typer.Exit(1)

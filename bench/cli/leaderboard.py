@@ -28,6 +28,7 @@ from bench.cli.seeds import print_over_seeds
 from bench.cli.students import show_students
 from results.errors import BenchError
 from results.marks import caveats, legend, marks_of
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from results.leaderboard import Choice, Row
@@ -156,8 +157,6 @@ def unreported(rows: Sequence[Row]) -> list[str]:
 
 def remainder(board: Leaderboard) -> list[str]:
     """Return what is to be said besides the tables: chosen but not measured, failed, nothing there."""
-    from results.numbers import counted
-
     lines = [board.left_out] if board.left_out else []
     lines += [*unreported(board.unreported), *(f"failed: {_label(row)}: {row.cell['reason']}" for row in board.failed)]
     if not board.standings and not board.choices:
@@ -178,7 +177,7 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
         print_lines(page(), standing.missing)
         return
     count = len(standing.ranked)
-    among = f"ranks among {count} row{'s' if count != 1 else ''}" if count else "not ranked"
+    among = f"ranks among {counted(count, 'row')}" if count else "not ranked"
     apart = disputed(standing.spaces)
     dispute = "" if apart is None else f"; {apart.one.short} and {apart.other.short} disagree about the leader"
     print_lines(page(), [f"{title} (ranking {standing.ranking[:8]}, {among}){dispute}"])
@@ -219,16 +218,12 @@ def _title(standing: Standing, board: Leaderboard) -> str:
 
 
 def _budget(view: View) -> str:
-    from results.numbers import counted
-
     words = "" if view.nfe is None else f", at most {view.nfe:g} network evaluations per image"
     words += "" if view.seconds is None else f", at most {view.seconds:g} s per image"
     return words + ("" if view.steps is None else f", {counted(view.steps, 'step')}")
 
 
 def _label(row: Row) -> str:
-    from results.numbers import counted
-
     cell = row.cell
     if cell["steps"] is None:
         return str(cell["model"])

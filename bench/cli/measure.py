@@ -29,6 +29,7 @@ from bench.cli.shares import ALLOW_MIXED, SHARDS, parse_share, sample_share
 from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
 from results.marks import legend
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,7 +185,7 @@ def _mirror(url: str, runs: Path, out: Console) -> Mirror:
 
     mirror = Mirror(url, runs)
     count = mirror.fetch()
-    out.print(f"{count} row{'s' if count != 1 else ''} in {url}", markup=False, soft_wrap=True)
+    out.print(f"{counted(count, 'row')} in {url}", markup=False, soft_wrap=True)
     return mirror
 
 

@@ -13,6 +13,7 @@ from bench.cli.measure import asked, run
 from bench.cli.output import JSON, RUNS_DIR, page, plain_table, print_json, print_lines, print_table, runs_directory
 from bench.cli.progress import duration
 from bench.cli.workers import use_worker
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from bench.run.forecast import Forecast
@@ -144,7 +145,6 @@ def _print_cells(found: Forecast) -> None:
 def _summary(found: Forecast, seen: Preview, simulated: Sequence[Simulated]) -> list[str]:
     """Return the totals, one line each: time, schedules, downloads, disk, and what was assumed."""
     from bench.weights.file import size_text
-    from results.numbers import counted
 
     if not found.cells:
         refused = sum(entry.cell.unsupported is not None for entry in seen.cells)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from results.numbers import counted
 from results.printable import printable
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class RunProgress:
         self.samples, self.cost = samples, cost
         self.cells, self.finished = cells, reused
         kept = f", {reused} already measured" if reused else ""
-        self.console.print(f"{cells} row{'s' if cells != 1 else ''}{kept}, {samples:,} samples to draw")
+        self.console.print(f"{counted(cells, 'row')}{kept}, {samples:,} samples to draw")
         self.began = time.monotonic()
         self.bars.update(self.preparing, visible=False)
         self.overall = self.bars.add_task("rows", total=cells, completed=reused, note="")
@@ -101,7 +102,7 @@ class RunProgress:
     def timing(self, done: int, total: int) -> None:
         """All samples are drawn; `done` of `total` rows have been timed."""
         if done == 0 and total and not self.console.is_terminal:
-            self.console.print(f"timing {total} row{'s' if total != 1 else ''}, one at a time")
+            self.console.print(f"timing {counted(total, 'row')}, one at a time")
         if self.overall is not None and self.current is not None:
             self.bars.update(self.overall, note="")
             self.bars.update(

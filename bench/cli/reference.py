@@ -12,6 +12,7 @@ import typer
 from bench.cli.help import App
 from bench.cli.output import JSON, console, print_json
 from results.errors import BenchError, unknown
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -202,7 +203,7 @@ def push(
     from bench.references.copies import push_reference
 
     for directory, uploaded in push_reference(name, url):
-        what = f"{uploaded} file{'s' if uploaded != 1 else ''} uploaded" if uploaded else "already there"
+        what = f"{counted(uploaded, 'file')} uploaded" if uploaded else "already there"
         console().print(f"{name}/{directory.name}: {what}", markup=False, soft_wrap=True)
 
 
@@ -217,5 +218,5 @@ def pull(
     from bench.references.copies import pull_reference
 
     for directory, fetched in pull_reference(name, url):
-        what = f"{fetched} file{'s' if fetched != 1 else ''} fetched" if fetched else "already here"
+        what = f"{counted(fetched, 'file')} fetched" if fetched else "already here"
         console().print(f"{name}/{directory.name}: {what}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.output import console
 from results.errors import BenchError
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from bench.run.gathering import Gathered
@@ -43,7 +44,7 @@ def sample_share(requests: Sequence[Request], runs: Path, share: Share, **way: A
         with RunProgress(out) as progress:
             done = run_share(request, runs, share, progress=progress, arguments=typed_command(), **way)
         kept = f", {done.kept} there before" if done.kept else ""
-        counts = f"{done.shards} shard{'s' if done.shards != 1 else ''} sampled{kept}"
+        counts = f"{counted(done.shards, 'shard')} sampled{kept}"
         out.print(f"\nShare {share}: {counts}; {done.directory}", markup=False, soft_wrap=True)
         failed = failed or bool(done.failed)
     out.print(f"Next, once all {share.count} shares are there: bench merge RUNS_DIRS", markup=False, soft_wrap=True)

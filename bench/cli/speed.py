@@ -12,6 +12,7 @@ from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_j
 from bench.cli.output import runs_directory as directory_of
 from bench.cli.parsing import LARGEST_SECONDS, LARGEST_SEED
 from results.errors import BenchError
+from results.numbers import counted
 
 MODELS = typer.Argument(metavar="MODELS", help="Names of cards; comma-separated or one by one.")
 MOST_IMAGES = 400
@@ -46,7 +47,6 @@ def speed(
     from bench.models.loading import parse_device, parse_dtype
     from bench.run.provenance import typed_command
     from bench.run.speed import SpeedRequest, measure_speed
-    from results.numbers import counted
     from results.timing import conditions
 
     names = tuple(dict.fromkeys(name for word in models for name in parse_models(word)))

@@ -12,6 +12,7 @@ import typer
 from bench.cli.output import ALLOWED, JSON, RUNS_DIR, console, page, print_json, print_lines, runs_directory
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SEED
 from results.errors import BenchError, one_line
+from results.numbers import counted
 
 if TYPE_CHECKING:
     from bench.run.audit import Audit
@@ -142,7 +143,7 @@ def bundle(
     target = output if path is None else output_file(path, "--output", runs / "bench.duckdb")
     made = write_bundle(runs, names, target, sign)
     count = len(made.cells)
-    lines = [f"{count} row{'s' if count != 1 else ''}: {output}", f"digest {made.digest}"]
+    lines = [f"{counted(count, 'row')}: {output}", f"digest {made.digest}"]
     if bare := [cell for cell, row in made.cells.items() if row.payload is None]:
         lines.append(f"{len(bare)} without evidence, which nobody can audit: 'bench run --fresh' measures them again")
     if made.signed:
@@ -172,5 +173,5 @@ def site(
     with local_copies(bundles, LARGEST_BUNDLE) as paths:
         written = write_site(directory, paths, audits=audits or [], title=title, allowed=allowed)
     counts = {"row": written.rows, "model": written.models, "protocol": written.protocols}
-    said = ", ".join(f"{count} {noun}{'s' if count != 1 else ''}" for noun, count in counts.items())
+    said = ", ".join(counted(count, noun) for noun, count in counts.items())
     print_lines(console(), [f"{said}: {directory / 'index.html'}"])

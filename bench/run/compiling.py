@@ -9,6 +9,7 @@ from bench.models.compilation import check_compiler
 from bench.models.counting import Counter
 from bench.run.plan import Request, make_plan
 from results.errors import BenchError
+from results.numbers import counted
 
 COMPILING = 25.0
 """Seconds of compiling a transformer and a decoder, all shapes that a run meets."""
@@ -49,7 +50,7 @@ def decide(request: Request) -> Decision:
         a_sample = evaluations * SAVED_BY_EVALUATION + decode
         saved[name] = saved.get(name, 0.0) + a_sample * cell.num_samples
     least = min(saved.values(), default=0.0)
-    models = f"{len(saved)} model{'s' if len(saved) != 1 else ''}"
+    models = counted(len(saved), "model")
     facts = f"{models}, each sampled about {least:,.0f} s sooner or more; compiling takes about {COMPILING:.0f} s"
     pays = least >= COMPILING
     return Decision(pays, f"{'compiled' if pays else 'not compiled'}: {facts}")

@@ -28,6 +28,7 @@ from results.catalog import CATALOG
 from results.cells import CellDirectory
 from results.digests import digest_of
 from results.evidence import write_evidence
+from results.numbers import counted
 
 WIDE = 256
 """Features of fewer dimensions are reduced by the processor, which is done before an accelerator has begun."""
@@ -254,7 +255,7 @@ def pixel_facts(facts: Sequence[Mapping[str, Any]], native: int, judged: int) ->
     if native != judged:
         found |= {"native": native, "resize": NATIVE_RESIZE}
     if cut:
-        told = f"{len(cut)} prompt{'s' if len(cut) != 1 else ''} too long for {_tokenizers(cut)}, whose words are cut"
+        told = f"{counted(len(cut), 'prompt')} too long for {_tokenizers(cut)}, whose words are cut"
         found |= {"cut_prompts": cut, "remarks": [*found["remarks"], told]}
     return found
 
