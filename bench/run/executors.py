@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from bench.contracts.plugins import Group
-from results.errors import BenchError, unknown
+from results.errors import BenchError, one_line, unknown
 from results.printable import printable
 
 if TYPE_CHECKING:
@@ -141,6 +141,12 @@ class Batch(ABC):
     @abstractmethod
     def run(self, request: Request, runs: Path, how: How, progress: Progress) -> Summary:
         """Measure every cell of a request; see `bench.run.runner.run`."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the last line of what a scheduler's library says, which is the error; before it comes a traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip(" -")]
+    return one_line(lines[-1] if lines else type(error).__name__)
 
 
 class Opened(AbstractContextManager["Opened"]):

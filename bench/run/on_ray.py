@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.run.executors import Executor, Processes, default_workers
+from bench.run.executors import Executor, Processes, default_workers, reason_of
 from bench.run.provenance import differences, made_by
 from bench.run.record import Context
 from results.errors import BenchError, one_line
@@ -168,7 +168,7 @@ class Ray(Executor):
                     f"machine {machine}: no answer for {SECONDS_TO_LOOK:g} s; look at it with 'ray status'"
                 ) from error
             except self.ray.exceptions.RayTaskError as error:
-                raise BenchError(f"machine {machine}: {_reason(error)}; install fewstep-bench there") from error
+                raise BenchError(f"machine {machine}: {reason_of(error)}; install fewstep-bench there") from error
             except self.ray.exceptions.RayError:
                 continue  # it went away meanwhile
         return found
@@ -214,7 +214,7 @@ def _connect(ray: Any, address: str | None) -> bool:
         ray.init(where, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise BenchError(
-            f"--address: no Ray cluster at {one_line(where, 80)} ({_reason(error)}); see 'ray status'"
+            f"--address: no Ray cluster at {one_line(where, 80)} ({reason_of(error)}); see 'ray status'"
         ) from error
     return True
 
@@ -258,8 +258,3 @@ def _pass_on(done: Future[Any], future: Future[Any]) -> None:
         return
     cause = getattr(error, "cause", None)
     future.set_exception(cause if isinstance(cause, BaseException) else error)
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1] if lines else type(error).__name__, 160)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from bench.run.executors import Batch
+from bench.run.executors import Batch, reason_of
 from bench.run.gathering import find_shares, finish, gathered
 from bench.run.plan import Cell, Request
 from bench.run.runner import How, Progress, Summary
@@ -115,7 +115,7 @@ class Slurm(Batch):
                 else:
                     summary = last(progress)
             except RuntimeError as error:
-                raise BenchError(f"executor 'slurm': {_reason(error)}; logs: {folder}") from error
+                raise BenchError(f"executor 'slurm': {reason_of(error)}; logs: {folder}") from error
         except BaseException:
             for job in submitted:
                 job.cancel(check=False)
@@ -134,7 +134,7 @@ class Slurm(Batch):
             executor.update_parameters(**self.parameters)
         except RuntimeError as error:
             raise BenchError(
-                f"executor 'slurm': {_reason(error)} Run this on a login node of the cluster, or try "
+                f"executor 'slurm': {reason_of(error)} Run this on a login node of the cluster, or try "
                 "--option cluster=local"
             ) from error
         except OSError as error:
@@ -167,8 +167,18 @@ class Preempted(KeyboardInterrupt):
         self.cause = cause
 
 
+class _Queued:
+    """A job that is queued again when it is preempted or out of time."""
+
+    def checkpoint(self, *rest: Any) -> Any:
+        """Tell submitit what to queue again: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 @dataclass
-class ShareJob:
+class ShareJob(_Queued):
     """Samples one share; called anew after a preemption it continues at the next shard."""
 
     request: Mapping[str, Any]
@@ -193,15 +203,9 @@ class ShareJob:
             return f"share {self.number}/{self.count}: {error}"
         return done.directory
 
-    def checkpoint(self, *rest: Any) -> Any:
-        """Tell submitit what to queue again: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
 
 @dataclass
-class MergeJob:
+class MergeJob(_Queued):
     """Puts the shares together, measures and times."""
 
     runs: str
@@ -220,12 +224,6 @@ class MergeJob:
             raise preempted.cause from None
         except BenchError as error:
             return str(error)
-
-    def checkpoint(self, *rest: Any) -> Any:
-        """Tell submitit what to queue again: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 class Logged:
@@ -321,9 +319,3 @@ def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
         raise BenchError(f"--option {name}: must be a number above 0, found {one_line(repr(value), 40)}")
     return float(value)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the last line of what submitit says, which is the error; what comes before is a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-    return one_line(lines[-1] if lines else type(error).__name__)
