@@ -125,7 +125,7 @@ def _fault(spec: Any) -> str | None:
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise ValueError("a folder or a device, not a file")
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -169,6 +169,8 @@ class Preempted(KeyboardInterrupt):
 
 class _Queued:
     """A job that is queued again when it is preempted or out of time."""
+
+    __call__: Callable[..., Any]
 
     def checkpoint(self, *rest: Any) -> Any:
         """Tell submitit what to queue again: the same."""
