@@ -70,7 +70,7 @@ def test_every_place_that_the_page_names_exists():
 BREAKS = {
     "the floors of the harness": ("bench/metrics/kernel.py", "bench.cli"),
     "the harness knows no family and no report but through its command line": ("bench/run/plan.py", "adapters.sit"),
-    "contracts import errors and licences only": ("bench/contracts/noise.py", "results.store"),
+    "contracts import errors, files and licences only": ("bench/contracts/noise.py", "results.store"),
     "weights and models know no protocol": ("bench/weights/cache.py", "protocols.labels"),
     "metrics import the catalogue, statistics and errors only": ("bench/metrics/frechet.py", "results.store"),
     "adapters import contracts and errors only": ("adapters/dmd.py", "bench.run.runner"),
