@@ -58,6 +58,9 @@ def build_network(architecture: Mapping[str, Any], name: str) -> nn.Module:
     channels = facts.pop("img_channels", 3)
     build: Callable[..., nn.Module]
     if kind is None and wrapper in (None, *EDM2_CLASSES):
+        taps = facts.pop("resample_filter", (1, 1))
+        if list(taps) != [1, 1]:
+            raise BenchError(f"card {name}: EDM2's resample_filter must be [1, 1], as ever published, found {taps!r}")
         build, facts["img_channels"] = EDM2UNet, channels
     elif kind is not None and wrapper in (None, *EDM_CLASSES):
         network = str(kind).removesuffix("_EncoderDecoder")
@@ -133,14 +136,10 @@ def denoise(
     x: Tensor,
     sigma: Tensor,
     labels: Tensor | None,
-    scalings: Callable[[Tensor], Scalings] | None = None,
+    scalings: Callable[[Tensor], Scalings],
 ) -> Tensor:
-    """Return D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4), float32 [B, ...]; sigma [B] in any precision.
-
-    `scalings` are EDM's, with sigma_data 0.5, unless others are given.
-    """
-    c = edm_scalings(sigma, SIGMA_DATA) if scalings is None else scalings(sigma)
-    c_skip, c_out, c_in = (per_sample(value, x).float() for value in c)
+    """Return D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4), float32 [B, ...]; sigma [B] in any precision."""
+    c_skip, c_out, c_in = (per_sample(value, x).float() for value in scalings(sigma))
     x = x.float()
     return c_skip * x + c_out * network(c_in * x, (sigma.log() / 4).float(), seen(network, x, labels))
 
@@ -209,6 +208,7 @@ class EDMNetworks(LatentAdapter):
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card)
         self.network = build_network(card.architecture, card.name)
+        self.sigma_data: float = card.architecture.get("sigma_data", SIGMA_DATA)
         side, channels = card.architecture["img_resolution"], card.architecture.get("img_channels", 3)
         if card.latent_shape != (channels, side, side):
             raise BenchError(
@@ -229,7 +229,7 @@ class EDMNetworks(LatentAdapter):
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """Return the preconditioning of the noise levels sigma [B]."""
-        return edm_scalings(sigma, self.card.architecture.get("sigma_data", SIGMA_DATA))
+        return edm_scalings(sigma, self.sigma_data)
 
     def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return D(x; sigma), float32 [B, ...]; sigma [B]; labels None for all-zero label rows."""
@@ -315,7 +315,7 @@ def network_call(adapter: EDMNetworks, case: Case, call: Call) -> Tensor:
         case "denoiser" | "denoiser_unlabelled":
             return adapter.denoise(x, sigma, labels)
         case "denoiser_edm":
-            return denoise(adapter.network, x, sigma, labels)
+            return denoise(adapter.network, x, sigma, labels, lambda sigma: edm_scalings(sigma, adapter.sigma_data))
         case "denoiser_guide" if isinstance(adapter, EDM):
             return adapter.denoise_guide(x, sigma, labels)
         case "logvar":
@@ -348,4 +348,12 @@ def heun_replay(case: Case, adapter: EDM) -> Replay:
             raise unknown(f"sampler of {case.name}", sampler, ("edm_heun", "edm2_heun"))
         return found
 
-    return recorded_replay(case, adapter, lambda call: network_call(adapter, case, call), options=options)
+    null = unlabelled(adapter)
+    return recorded_replay(
+        case, adapter, lambda call: network_call(adapter, case, call), options=options, null_label=null
+    )
+
+
+def unlabelled(adapter: EDMNetworks) -> Tensor:
+    """Return the row of labels that a network is given for a sample without a label."""
+    return torch.zeros(adapter.num_classes)

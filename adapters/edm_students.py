@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from adapters.consistency import Scalings, boundary_scalings, karras_sigmas, multistep_sample
-from adapters.edm import SIGMA_DATA, EDMNetworks, network_call
+from adapters.edm import EDMNetworks, network_call, unlabelled
 from adapters.times import filled, per_sample
 from bench.contracts.noise import NoiseSource
 from bench.contracts.recording import Call, Case, Replay, recorded_adapter, recorded_replay
@@ -142,7 +142,7 @@ class ECT(Student):
         sigma_min = 0.0
         if facts.get("class_name") == "ECMPrecond":
             sigma_min = 0.003 if facts.get("sigma_min") is None else facts["sigma_min"]
-        return boundary_scalings(sigma, facts.get("sigma_data", SIGMA_DATA), sigma_min)
+        return boundary_scalings(sigma, self.sigma_data, sigma_min)
 
 
 # ----------------------------------------------------------------------------
@@ -189,9 +189,8 @@ class SCM(Student):
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """Return EDM's scalings with c_skip and c_out taken at sigma - sigma_shift."""
-        facts = self.card.architecture
-        sigma_data, shift = facts.get("sigma_data", SIGMA_DATA), facts.get("sigma_shift", 0.0)
-        s = sigma - shift
+        sigma_data = self.sigma_data
+        s = sigma - self.card.architecture.get("sigma_shift", 0.0)
         return Scalings(
             c_skip=sigma_data**2 / (s**2 + sigma_data**2),
             c_out=s * sigma_data / (s**2 + sigma_data**2).sqrt(),
@@ -203,7 +202,7 @@ class SCM(Student):
 
         f = cos(t) x - sigma_data sin(t) F is D again.
         """
-        sigma_data, t = self.card.architecture.get("sigma_data", SIGMA_DATA), t.double()
+        sigma_data, t = self.sigma_data, t.double()
         d = self.denoise(x * per_sample((1 + t.tan() ** 2).sqrt(), x), sigma_data * t.tan(), labels)
         F: Tensor = (per_sample(t.cos(), x) * x - d) / (sigma_data * per_sample(t.sin(), x))
         return F.float()
@@ -250,7 +249,8 @@ def _student_replay(case: Case, adapter: Student, samplers: Sequence[str]) -> Re
     def network(call: Call) -> Tensor:
         return _student_network(adapter, case, call)
 
-    return recorded_replay(case, adapter, network, options=options, cfg=lambda call: 1.0)
+    null = unlabelled(adapter)
+    return recorded_replay(case, adapter, network, options=options, cfg=lambda call: 1.0, null_label=null)
 
 
 def _student_network(adapter: Student, case: Case, call: Call) -> Tensor:
@@ -259,7 +259,7 @@ def _student_network(adapter: Student, case: Case, call: Call) -> Tensor:
         F = adapter.trigflow(x, t, labels)
         if call["function"] == "trigflow":
             return F
-        return per_sample(t.cos(), x) * x - SIGMA_DATA * per_sample(t.sin(), x) * F
+        return per_sample(t.cos(), x) * x - adapter.sigma_data * per_sample(t.sin(), x) * F
     return network_call(adapter, case, call)
 
 

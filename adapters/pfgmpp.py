@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -19,12 +20,14 @@ SIGMA_PRIOR = 80.0
 """Whatever the grid begins with, up to N = 256 * 256 * 3 data dimensions."""
 RADIUS_DRAW = 2**31
 """The draw of the prior's radius, far from those of the steps."""
+PIECE = 2**20
+"""Numbers of one draw of the radius; more are drawn in pieces."""
 
 
 class PFGMppSettings(HeunSettings):
     """EDM's settings with the dimension of the prior; churn adds no noise unless S_noise says so."""
 
-    D: int = Field(128, ge=1, le=2**20, description="augmented dimensions, as the checkpoint was trained")
+    D: int = Field(128, ge=1, le=2**22, description="augmented dimensions, as the checkpoint was trained")
     S_noise: Number = Field(0, ge=0, description="standard deviation of the added noise; 0 raises the level alone")
 
 
@@ -37,12 +40,12 @@ def prior(z: Tensor, odds: Tensor, D: int) -> Tensor:
     return u.double() * per_sample(SIGMA_PRIOR * sqrt(D) * odds.sqrt(), z)
 
 
-def odds_of(z: Tensor, w: Tensor) -> Tensor:
-    """Return b / (1 - b), float64 [B], of b ~ Beta(N / 2, D / 2) from the Gaussians z [B, N ...] and w [B, D].
+def odds_of(z: Tensor, w: Iterable[Tensor]) -> Tensor:
+    """Return b / (1 - b), float64 [B], of b ~ Beta(N / 2, D / 2) from Gaussians z [B, N ...] and w, [B, D] in pieces.
 
     The ratio of their squared lengths has that distribution, and a Gaussian's length is independent of its direction.
     """
-    return z.double().flatten(1).square().sum(1) / w.double().square().sum(1)
+    return z.double().flatten(1).square().sum(1) / sum(piece.double().square().sum(1) for piece in w)
 
 
 class PFGMpp(EDM):
@@ -53,8 +56,9 @@ class PFGMpp(EDM):
     def prior(self, noise: NoiseSource, sigma: float, settings: HeunSettings) -> Tensor:
         """Return the first state, float64 [B, *latent_shape]; `sigma`, the grid's first level, plays no part."""
         assert isinstance(settings, PFGMppSettings)
-        z = noise.normal(self.latent_shape)
-        return prior(z, odds_of(z, noise.normal((settings.D,), RADIUS_DRAW)), settings.D)
+        z, D = noise.normal(self.latent_shape), settings.D
+        w = (noise.normal((min(PIECE, D - at),), RADIUS_DRAW + at // PIECE) for at in range(0, D, PIECE))
+        return prior(z, odds_of(z, w), D)
 
 
 class RecordedPFGMpp(PFGMpp):

@@ -43,7 +43,7 @@ class ADMUNet(nn.Module):
         second_time: bool = False,
     ) -> None:
         from diffusers import UNet2DModel
-        from diffusers.models.embeddings import TimestepEmbedding
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
         super().__init__()
         if not resblock_updown:
@@ -72,9 +72,15 @@ class ADMUNet(nn.Module):
         self.mid_block = unet.mid_block
         self.up_blocks: nn.ModuleList = unet.up_blocks
         self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
+        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "time_emb_proj")]
+        if channel_mult[0] != 1:  # diffusers embeds the time in the width of the first level, the authors in C
+            self.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+            self.time_embedding = TimestepEmbedding(model_channels, 4 * model_channels)
+            self.class_embedding = nn.Embedding(num_classes, 4 * model_channels) if num_classes else None
+            for block in blocks:
+                block.time_emb_proj = nn.Linear(4 * model_channels, block.time_emb_proj.out_features)
         if second_time:
             self.time_embedding_s = TimestepEmbedding(model_channels, 4 * model_channels)
-            blocks: list[Any] = [module for module in self.modules() if hasattr(module, "time_emb_proj")]
             for block in blocks:
                 block.time_emb_proj = TwoTimes(block.time_emb_proj)
 

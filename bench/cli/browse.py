@@ -180,10 +180,10 @@ def show(
 
 def _settings(card: Any) -> list[dict[str, Any]]:
     """Return the sampler settings of the card's model: what `--option` takes, with the card's own values."""
-    from bench.models.cards import find_card
+    from bench.models.cards import sampled_card
     from bench.models.registry import family_class
 
-    card = find_card(card.member(card.natural_steps)) if card.members else card
+    card = sampled_card(card, card.natural_steps)
     try:
         facts = family_class(card.family).Settings.facts()
     except BenchError as error:  # the card is still worth showing

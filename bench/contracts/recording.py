@@ -72,13 +72,19 @@ class Case:
         return None if name is None else self.tensors[name]
 
     def options(self, call: Call) -> dict[str, Any]:
-        """Return the options of a call that are set: null and absent say the same."""
-        return {key: value for key, value in call.get("options", {}).items() if value is not None}
+        """Return the options of a call that are set: null, infinity (no bound) and absent say the same."""
+        return {key: value for key, value in call.get("options", {}).items() if value not in (None, math.inf)}
 
-    def labels(self, call: Call, null_label: int = 0) -> Tensor:
-        """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere."""
+    def labels(self, call: Call, null_label: int | Tensor = 0) -> Tensor:
+        """Return the labels of a sample call, int64 [B]; a call without labels asks for `null_label` everywhere.
+
+        A `null_label` that is a row, [N], is one for networks that are given rows: then the labels are [B, N].
+        """
         labels = self.tensor(call.get("labels"))
-        return torch.full((len(self.noise(call)),), null_label) if labels is None else labels
+        if labels is not None:
+            return labels
+        null, count = torch.as_tensor(null_label), len(self.noise(call))
+        return null.expand(count, *null.shape)
 
     def noise(self, call: Call) -> RecordedNoise:
         """Return the recorded initial and injected noise of a sample call."""
@@ -146,7 +152,7 @@ def recorded_replay(
     *,
     options: Callable[[Call], Mapping[str, Any]] | None = None,
     cfg: Callable[[Call], float] | None = None,
-    null_label: int = 0,
+    null_label: int | Tensor = 0,
 ) -> Replay:
     """Return the replay of an adapter whose recorded samples are those of its `generate`.
 
@@ -156,7 +162,7 @@ def recorded_replay(
         network: `(call)` to the output of a `network` call, or the names of the network's inputs in their order.
         options: `(call)` to the sampler settings of a `sample` call; by default those that are recorded.
         cfg: `(call)` to its guidance scale; by default the recorded one, 1 where there is none.
-        null_label: the label of samples for which none is recorded.
+        null_label: the label, or the row of labels, of samples for which none is recorded.
     """
 
     def run(call: Call) -> dict[str, Any]:

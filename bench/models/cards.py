@@ -93,6 +93,11 @@ def answering(row: str) -> str:
     raise BenchError(f"'{name}' stands for {members}: name one of them, or {name}@STEPS")
 
 
+def sampled_card(card: ModelCard, steps: int) -> ModelCard:
+    """Return the card that answers for `steps`: one of its members', or itself where it has none."""
+    return find_card(card.member(steps)) if card.members else card
+
+
 def find_card(name: str) -> ModelCard:
     """Return the card called `name`, or the one in the file `name` when it ends in `.toml`.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contracts.card import ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.models.cards import find_card
+from bench.models.cards import sampled_card
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
 from bench.run.containment import contained, no_exit
@@ -47,7 +47,7 @@ def write_grid(
     Images take `labels` (None: all classes) in turn. Raises BenchError for what the model does not take.
     """
     steps = steps or card.natural_steps
-    card = find_card(card.member(steps)) if card.members else card
+    card = sampled_card(card, steps)
     scale = card.guidance.natural if cfg is None else cfg
     adapter = build_adapter(card, device=device, weights=weights, random_weights=random_weights)
     turn = list(labels) if labels is not None else list(range(max(1, adapter.num_classes)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
-from bench.models.cards import find_card
+from bench.models.cards import find_card, sampled_card
 from bench.models.files import weights_digest
 from bench.models.registry import family_class, outline
 from protocols import Protocol, Sweep, find_protocol
@@ -197,7 +197,7 @@ def make_plan(request: Request, conditions: str) -> list[Cell]:
                     f"{protocol.resolution}; choose another with --protocol"
                 )
             for steps in sweep.steps:
-                card = find_card(asked.member(steps)) if asked.members else asked
+                card = sampled_card(asked, steps)
                 if card.name not in adapters:
                     adapters[card.name] = outline(card)
                 scales = sweep.cfg
@@ -248,7 +248,7 @@ def _default_steps(model: str, protocol: Protocol) -> tuple[int, ...]:
     take, and the authors' own."""
     asked = find_card(model)
     swept = protocol.sweeps[0].steps if protocol.sweeps else ()
-    taken = [steps for steps in swept if _takes(find_card(asked.member(steps)), steps)]
+    taken = [steps for steps in swept if _takes(sampled_card(asked, steps), steps)]
     return tuple(sorted({*taken, asked.natural_steps}))
 
 

@@ -17,7 +17,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
 from bench.contracts.precision import full_precision
 from bench.judges.threads import fixed_threads
-from bench.models.cards import find_card
+from bench.models.cards import find_card, sampled_card
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter, PeakMemory
 from bench.models.timing import matrix_peak
@@ -73,7 +73,7 @@ def measure_speed(request: SpeedRequest, runs: Path, arguments: Sequence[str]) -
         for asked in cards:
             loaded: dict[str, Adapter] = {}
             for steps in request.steps or (asked.natural_steps,):
-                card = find_card(asked.member(steps)) if asked.members else asked
+                card = sampled_card(asked, steps)
                 if card.name not in loaded:
                     loaded = {card.name: _adapter(card, request)}
                 for cfg in request.cfg or (card.guidance.natural,):

@@ -65,6 +65,18 @@ def test_the_network_is_diffusers_own(facts: dict[str, Any]) -> None:
         torch.testing.assert_close(ours(x, t, labels), theirs(x, t, class_labels=labels).sample, atol=0, rtol=0)
 
 
+def test_the_time_is_embedded_in_the_networks_width_whatever_that_of_its_first_level() -> None:
+    network = ADMUNet(**{**SMALL, "channel_mult": [2, 1], "num_classes": 10}, second_time=True).eval()
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert shapes["conv_in.weight"] == (64, 3, 3, 3) and shapes["time_embedding.linear_1.weight"] == (128, 32)
+    assert shapes["class_embedding.weight"] == (10, 128)
+    assert {shape[1] for name, shape in shapes.items() if name.endswith(("proj.t.weight", "proj.s.weight"))} == {128}
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([-3.0, 800.0])
+    with torch.inference_mode():
+        out = [network(x, t + 100 * k, torch.tensor([1, 2]), time_s=t) for k in range(2)]
+    assert out[0].shape == x.shape and not torch.allclose(*out)
+
+
 def test_the_hubs_first_upload_without_the_norm_of_the_middle_is_refused() -> None:
     card = replace(find_card("ct-imagenet-64"), architecture={**SMALL, "num_classes": 10}, latent_shape=(3, 8, 8))
     adapter = ConsistencyModel(card)

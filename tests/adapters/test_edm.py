@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 
 import pytest
 import torch
 
-from adapters.edm import EDMNetworks, build_network
-from adapters.edm_students import SCMSettings
+from adapters.edm import EDM, EDM2, EDMNetworks, build_network
+from adapters.edm_students import SCM, SCMSettings
 from adapters.pfgmpp import odds_of, prior
 from bench.contracts.noise import PhiloxNoise
+from bench.contracts.recording import load_case, recorded_adapter
 from bench.models.cards import cards, find_card
 from bench.models.registry import skeleton
-from bench.recordings.replay import run_case
+from bench.recordings.replay import open_replay, run_case
 from results.errors import BenchError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -85,7 +86,7 @@ def test_the_priors_radius_has_the_distribution_of_the_paper() -> None:
     n, d = 48, 16
     noise = PhiloxNoise(3, range(4000))
     z, w = noise.normal((3, 4, 4)), noise.normal((d,), 1)
-    x = prior(z, odds_of(z, w), d)
+    x = prior(z, odds_of(z, [w]), d)
     odds = x.flatten(1).square().sum(1) / (80**2 * d)
     assert float(odds.mean()) == pytest.approx(n / (d - 2), rel=0.05)
     assert torch.allclose(
@@ -93,3 +94,51 @@ def test_the_priors_radius_has_the_distribution_of_the_paper() -> None:
         (z.flatten(1) / z.flatten(1).norm(dim=1, keepdim=True)).double(), atol=1e-6,
     )  # fmt: skip
     assert float((x.flatten(1).norm(dim=1) / sqrt(n)).median()) > 80
+
+
+@pytest.mark.parametrize("name", ["edm-adm-tiny", "edm2-autoguidance-tiny"])
+def test_a_recorded_sample_without_a_label_of_a_conditional_network_has_rows_of_zeros(name: str) -> None:
+    case = load_case(GOLDEN / name)
+    (call,) = (call for call in case.spec["calls"] if call["id"] == "heun4")
+    unlabelled, unbounded = {**call, "labels": None}, {**call, "options": {**call["options"], "S_max": inf}}
+    with torch.inference_mode():
+        replay = open_replay(case)
+        adapter = recorded_adapter(case, EDM2 if case.spec["adapter"] == "edm2" else EDM)
+        settings = adapter.resolve_settings(4)
+        z = case.tensors[call["noise"]]
+        expected = adapter.generate(torch.zeros(len(z), 10), 4, 1.0, case.noise(call), settings)
+        assert torch.equal(replay(unlabelled)["output"], expected)
+        labelled = replay(call)["output"]
+        assert not torch.allclose(labelled, expected, atol=1e-2)
+        assert torch.equal(replay(unbounded)["output"], labelled)
+
+
+def test_the_scale_of_the_data_is_the_networks_own_wherever_it_is_used() -> None:
+    case = load_case(GOLDEN / "scm-a")
+    adapter = recorded_adapter(
+        replace(case, spec={**case.spec, "architecture": {**case.architecture, "sigma_data": 0.3}}), SCM
+    )
+    x, t, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 1.5]), torch.tensor([1, 2])
+    sigma = 0.3 * t.double().tan()
+    c_skip = 0.3**2 / (sigma**2 + 0.3**2)
+    c_out, c_in = sigma * 0.3 / (sigma**2 + 0.3**2).sqrt(), 1 / (sigma**2 + 0.3**2).sqrt()
+    wide = lambda c: c.float()[:, None, None, None]  # noqa: E731
+    with torch.inference_mode():
+        raw = adapter.network(wide(c_in) * x, (sigma.log() / 4).float(), labels)
+        torch.testing.assert_close(adapter.denoise(x, sigma, labels), wide(c_skip) * x + wide(c_out) * raw)
+        F = adapter.trigflow(x * wide(t.cos()), t, labels)
+    d = adapter.denoise(x, sigma, labels)
+    torch.testing.assert_close(wide(t.cos()) ** 2 * x - 0.3 * wide(t.sin()) * F, d, atol=1e-5, rtol=1e-5)
+
+
+def test_edm2_takes_the_filter_that_it_has_and_no_other() -> None:
+    base = {"img_resolution": 8, "img_channels": 3, "label_dim": 0, "model_channels": 8, "attn_resolutions": []}
+    with torch.device("meta"):
+        build_network(base | {"resample_filter": [1, 1]}, "mine")
+        with pytest.raises(BenchError, match=r"resample_filter must be \[1, 1\]"):
+            build_network(base | {"resample_filter": [1, 3, 3, 1]}, "mine")
+
+
+def test_the_radius_is_drawn_in_pieces_without_a_change_of_its_distribution() -> None:
+    z, w = PhiloxNoise(3, range(4)).normal((3, 4, 4)), PhiloxNoise(3, range(4)).normal((16,), 1)
+    torch.testing.assert_close(odds_of(z, [w[:, :7], w[:, 7:]]), odds_of(z, [w]))

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from bench.cli import main
-from bench.models.cards import cards
+from bench.models.cards import cards, find_card
 from bench.models.scaffold import write_adapter
 from protocols import protocol_files
 
@@ -128,3 +128,12 @@ def test_a_new_adapter_comes_with_the_schema_of_its_card(tmp_path):
     card = next(path for path in written if path.name == "my-flow.toml")
     schema = json.loads((card.parent / card.read_text().splitlines()[0].split()[1]).read_text())
     assert not list(Draft202012Validator(schema).iter_errors(tomllib.loads(card.read_text())))
+
+
+def test_a_card_in_a_file_is_measured_at_its_own_steps_where_no_sweep_names_it(bench, tmp_path):
+    card = find_card("edm-cifar10-uncond-vp")
+    path = tmp_path / "mine.toml"
+    path.write_text(card.path.read_text("utf-8").replace(f'name = "{card.name}"', 'name = "mine"'), "utf-8")
+    code, out, err = bench("run", "--model", path, "--random-weights", "--dry-run")
+    assert code == 0, err
+    assert [line.split()[1:5] for line in out.splitlines() if line.startswith("-")] == [["mine", "18", "1", "35"]]
