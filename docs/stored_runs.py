@@ -93,7 +93,7 @@ def best_settings() -> str:
         ranks = rank(row["mmhm_rank_low"], row["mmhm_rank_high"])
         setting = [f"`{row['model']}`{mark}", str(row["steps"]), f"{row['cfg']:g}", f"{row['nfe']:g}"]
         lines.append([ranks, *setting, *(_measured(row, metric) for metric in METRICS)])
-    return _table(["rank", "model", "steps", "cfg", "NFE", "FID", "IS", "CLIP", "Pick", "accuracy", "MMHM"], lines)
+    return _table(["rank", "model", "steps", "cfg", "NFE", *(METRIC_FACTS[metric].short for metric in METRICS)], lines)
 
 
 def few_steps() -> str:

@@ -34,7 +34,7 @@ def picker(page: Page) -> Markup | None:
     data = page.data
     if not page.headline:
         return None
-    metrics = [(key, metric.short) for key, metric in data.metrics.items()]
+    metrics = [(key, metric.short) for key, metric in {**data.metrics, **data.composites}.items()]
     limits: list[Markup] = []
     for place in (1, 2):
         limits.append(

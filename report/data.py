@@ -15,6 +15,7 @@ import pandas as pd
 from results import budgets as costs
 from results import convergence, leaderboard, picks, store
 from results.budgets import Budget
+from results.derived import COMPOSITES
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.leaderboard import COMPOSITE, Row
@@ -99,6 +100,21 @@ class Measurements:
     def ranked(self) -> pd.DataFrame:
         """The cells that take part in rankings."""
         return self.cells[~self.cells["random_weights"]]
+
+    @cached_property
+    def composites(self) -> dict[str, MetricFact]:
+        """What rows can be chosen by besides the metrics: the other composites of the ranking, without intervals."""
+        ranked = [self.rows[cell] for cell in self.ranked.index]
+        return {
+            fact.name: fact
+            for fact in COMPOSITES
+            if fact.name not in self.metrics and any(row.value(fact.name) is not None for row in ranked)
+        }
+
+    def by_composite(self, name: str) -> list[Row]:
+        """Return the rows that have one of `composites`, best first."""
+        having = [row for cell in self.ranked.index if (row := self.rows[cell]).value(name) is not None]
+        return leaderboard.sorted_rows(having, name)
 
     @property
     def many(self) -> bool:

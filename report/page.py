@@ -331,13 +331,20 @@ def _script_data(page: Page) -> dict[str, Any]:
         shown += marks if value["cell_id"] not in written and any(marks) else ()
         if not cells[value["cell_id"]]["random_weights"]:
             cells[value["cell_id"]]["metrics"][value["metric"]] = [*numbers, *shown]
+    for key in data.composites:
+        for ranked in data.by_composite(key):
+            (amount,) = _cut(data, [ranked.value(key)])
+            cells[cell_of(ranked)]["metrics"][key] = [amount, *[None] * 4, text.number(amount), "", text.NOTHING]
     strips = {key: {"nfe": _strip(data, key, "nfe"), "seconds": _strip(data, key, "seconds")} for key in data.metrics}
     return {
         "config": TOOLBAR,
         "headline": page.headline,
         "rounding": ROUNDING,
         "distance": data.distance,
-        "metrics": {key: _metric(data, key) for key in data.metrics},
+        "metrics": {
+            **{key: _metric(data, key) for key in data.metrics},
+            **{key: _composite(data, key) for key in data.composites},
+        },
         "unranked": _places(data, data.order("")),
         "affordable": {f"{level:g}": _places(data, data.affordable(level)) for level in page.levels()},
         "compared": data.compared,
@@ -367,6 +374,12 @@ def _metric(data: Measurements, key: str) -> dict[str, Any]:
         "answer": answer,
         "sureness": sureness,
     }
+
+
+def _composite(data: Measurements, key: str) -> dict[str, Any]:
+    fact, order = data.composites[key], [cell_of(row) for row in data.by_composite(key)]
+    said = {"short": fact.short, "higher": fact.higher_is_better, "bounded": fact.bounded}
+    return {**said, "order": _places(data, order), "count": len(order)}
 
 
 def _places(data: Measurements, cells: Sequence[str]) -> list[int]:

@@ -29,13 +29,25 @@ class Column(NamedTuple):
 
 
 BEFORE = (
-    Column("steps", "steps", text.plain, "sampler steps asked for"),
-    Column("nfe", "NFE", text.plain, "measured network evaluations per image, counting both passes of guidance"),
+    Column("steps", FACTS["steps"].short, text.plain, "sampler steps asked for"),
+    Column(
+        "nfe",
+        FACTS["nfe"].short,
+        text.plain,
+        "measured network evaluations per image, counting both passes of guidance",
+    ),
     Column("cfg", "cfg", text.plain, "guidance scale, 1 = none"),
 )
 AFTER = (
-    Column("images_per_second", "images/s", text.number, "sampling and decoding in batches, median of repetitions"),
-    Column("latency_seconds", "latency", text.seconds, "one image at batch 1, median of repetitions"),
+    Column(
+        "images_per_second",
+        FACTS["images_per_second"].short,
+        text.number,
+        "sampling and decoding in batches, median of repetitions",
+    ),
+    Column(
+        "latency_seconds", FACTS["latency_seconds"].short, text.seconds, "one image at batch 1, median of repetitions"
+    ),
     Column("peak_memory", "memory", text.memory, "the model's own at most: weights and what sampling keeps"),
     Column("parameters", "param.", text.parameters, "parameters of the sampled network"),
 )

@@ -73,7 +73,7 @@ COSTS = (
     MetricFact(
         name="images_per_second",
         title="Images per second",
-        short="img/s",
+        short="images/s",
         unit="1/s",
         better="higher",
         definition="Images per second of sampling and decoding in batches: the median of repetitions.",

@@ -36,8 +36,11 @@ def claims_json(claims: Mapping[str, Sequence[PublishedFigure]]) -> list[dict[st
 
 
 def _print(figures: Sequence[PublishedFigure]) -> None:
+    from results.catalog import FACTS
+
     metrics = list(dict.fromkeys(name for figure in figures for name in figure.metrics))
-    columns = ["", "system", "steps", "NFE", "guidance", *(name.upper() for name in metrics), "date", "source"]
+    headings = [FACTS[name].short for name in metrics]
+    columns = ["", "system", "steps", "NFE", "guidance", *headings, "date", "source"]
     lines = [
         [
             CLAIM,
@@ -50,7 +53,7 @@ def _print(figures: Sequence[PublishedFigure]) -> None:
         ]
         for figure in figures
     ]
-    numbers = ["steps", "NFE", *(name.upper() for name in metrics)]
+    numbers = ["steps", "NFE", *headings]
     table = plain_table(columns, lines, right=numbers, fixed=["", "system", "date"])
     table.row_styles = ["dim"]
     print_table(page(), table)

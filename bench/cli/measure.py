@@ -281,7 +281,7 @@ def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | Non
             how = f", chosen on seed {select_on} alone"
             shown = best_of_each([row for choice in choices for row in choice.reported])
         each = " on each seed" if len({row.cell["seed"] for row in reported}) > 1 else ""
-        by = headline(found).upper()
+        by = found[0].fact(headline(found)).short
         out.print(f"\nBest setting of each model{each} by {by}{how}, ± 95% interval ({counts}):\n")
         print_table(out, leaderboard_table(shown, room(out)))
         lines = unreported([choice.chosen for choice in choices if not choice.reported])

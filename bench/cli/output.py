@@ -132,6 +132,8 @@ class Column(NamedTuple):
     heading: str
     text: Callable[[Row], str]
     """What stands there in a row."""
+    sorts: str = ""
+    """The metric or cost of a column that a narrow page may go without; empty for the others."""
 
 
 def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
@@ -153,7 +155,7 @@ def hidden_columns(found: Sequence[Row], width: int, sort: str | None = None) ->
     for heading in _dropped():
         if _width(columns, found) <= width:
             break
-        kept = [column for column in columns if column.heading != heading or heading == (sort or "").upper()]
+        kept = [column for column in columns if column.heading != heading or column.sorts == sort]
         hidden += [heading] * (len(kept) < len(columns))
         columns = kept
     return hidden
@@ -161,7 +163,7 @@ def hidden_columns(found: Sequence[Row], width: int, sort: str | None = None) ->
 
 def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
     """Return the columns for these rows, where the page is wide enough."""
-    from results.catalog import CATALOG
+    from results.catalog import CATALOG, FACTS
 
     names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
     if sort is not None and sort not in (*names, *SHOWN_ANYWAY):
@@ -172,26 +174,32 @@ def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
         Column("model", _name),
         Column("steps", partial(_count, "steps")),
         Column("cfg", partial(_count, "cfg")),
-        Column("NFE", partial(_count, "nfe")),
+        Column(FACTS["nfe"].short, partial(_count, "nfe")),
     ]
     if any(row.cell.get("substeps") for row in found):
         columns.append(Column("substeps", partial(_count, "substeps")))
-    columns += [Column(name.upper(), partial(_value, name)) for name in names]
+    columns += [Column(_heading(found, name), partial(_value, name), name) for name in names]
     columns += [
-        Column("MMHM", lambda row: with_interval(row.measured("mmhm"))),
+        Column(FACTS["mmhm"].short, lambda row: with_interval(row.measured("mmhm"))),
         Column("first", lambda row: _first(row, whole)),
-        Column("img/s", _rate),
+        Column(FACTS["images_per_second"].short, _rate),
     ]
     if any(row.cell["failures"] for row in found):
         columns.append(Column("failed", partial(_count, "failures")))
     return columns
 
 
+def _heading(found: Sequence[Row], metric: str) -> str:
+    """Return the short name of what these rows are measured by, with its unit where it has one."""
+    fact = next((row.fact(metric) for row in found), None)
+    return metric if fact is None else ", ".join(filter(None, (fact.short, fact.unit)))
+
+
 def _dropped() -> list[str]:
     """Return the columns that a narrow page goes without, the first one first: all metrics but the foremost."""
     from results.catalog import CATALOG
 
-    return ["first", *(name.upper() for name, fact in reversed(CATALOG.items()) if fact.summary)][:-1]
+    return ["first", *(fact.short for fact in reversed(CATALOG.values()) if fact.summary)][:-1]
 
 
 def _width(columns: Sequence[Column], rows: Sequence[Row]) -> int:

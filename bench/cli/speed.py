@@ -71,15 +71,15 @@ def speed(
     if as_json:
         print_json(rows)
     elif done:
-        columns = ["model", "steps", "cfg", "NFE", "batch", "img/s", "one image", "memory", "GFLOPs", "of peak"]
+        columns = ["model", "steps", "cfg", "NFE", "batch", "images/s", "one image", "memory", "GFLOPs", "of peak"]
         print_table(page(), plain_table(columns, [_line(row) for row in done], right=columns[1:], fixed=["model"]))
         peak = done[0]["timing"]["matrix_peak"] / 1e12
         print_lines(
             page(),
             [
                 f"{conditions(max(done, key=_load), batch=False)}, {done[0]['dtype']}",
-                "img/s and one image: median, ± 95% interval; of peak: operations against the fastest matrix product "
-                f"here, {peak:.3g} TFLOP/s",
+                "images/s and one image: median, ± 95% interval; of peak: operations against the fastest matrix "
+                f"product here, {peak:.3g} TFLOP/s",
                 *_short(done),
             ],
         )

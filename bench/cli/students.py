@@ -53,7 +53,7 @@ def show_students(database: Path, protocol: str | None, metric: str | None, as_j
 
 def _print(found: Sequence[Student]) -> None:
     cell, metric = found[0].line[0].cell, found[0].metric
-    name = metric.upper()
+    name = found[0].line[0].fact(metric).short
     title = f"{cell['protocol']}, {cell['num_samples']:,} samples, seed {cell['seed']} (ranking {cell['ranking'][:8]})"
     page().print(title, markup=False)
     columns = [

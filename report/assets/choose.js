@@ -41,14 +41,15 @@ function updatePick() {
   }
   const { best, tied } = found, row = page.cells[best];
   const setting = row.steps === null ? "" : `, ${plural(row.steps, "step")}, cfg ${row.cfg}`;
-  const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} tied with it` : "nothing is tied with it";
+  const known = key in page.beaten, words = known ? ["tied with it", "nothing is tied with it"] : ["equal to it", "ties are not known"];
+  const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} ${words[0]}` : words[1];
   heading("picker", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
   table.hidden = false;
   const [kind, factor] = SPENDING[byId("pick-cost").value];
   const spent = (cell) => (costOf(cell, kind) === null ? null : factor() * costOf(cell, kind));
   const line = (cell) => {
     const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(cell);
-    const texts = [cell === best ? "best" : "tied", one.marked.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
+    const texts = [cell === best ? "best" : known ? "tied" : "equal", one.marked.slice(one.model.length).replace(/^( at|,) /, ""), valueText(cell, key),
       one.evaluations === null ? "–" : `${one.evaluations}`, seconds(one.seconds), cost === null ? "–" : `${Number(cost.toPrecision(3))}`, one.licence];
     tr.append(...texts.map((text) => keptIn("td", text)));
     const name = keptIn("th", one.model);
@@ -60,7 +61,9 @@ function updatePick() {
   table.tHead.rows[0].cells[3].textContent = metric.short;
   table.tHead.rows[0].cells[6].textContent = byId("pick-cost").selectedOptions[0].textContent;
   table.tBodies[0].replaceChildren(...[best, ...cheapFirst.slice(0, 25)].map(line));
-  byId("pick-note").textContent = cheapFirst.length > 25 ? `The 25 cheapest of ${cheapFirst.length} tied settings.` : "";
+  const notes = known ? [] : [`${metric.short} has no interval, so only equal settings are known to be tied.`];
+  if (cheapFirst.length > 25) notes.push(`The 25 cheapest of ${cheapFirst.length} tied settings.`);
+  byId("pick-note").textContent = notes.join(" ");
 }
 
 // ---- every pair: the win matrix ----------------------------------------------------------------------------

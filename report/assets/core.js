@@ -142,7 +142,8 @@ function beats(one, other, key) {
 }
 
 function pick(cells, key) {
-  const order = bestFirst(cells, key);
-  const tied = order.slice(1).filter((cell) => comparedAt.has(cell) && !order.some((other) => beats(other, cell, key)));
+  const order = bestFirst(cells, key), equal = (cell) => metricOf(cell, key)[0] === metricOf(order[0], key)[0];
+  const level = (cell) => comparedAt.has(cell) && !order.some((other) => beats(other, cell, key));
+  const tied = order.slice(1).filter(key in page.beaten ? level : equal); // a composite without intervals: no more is known
   return order.length ? { best: order[0], tied } : null;
 }

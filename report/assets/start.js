@@ -21,7 +21,7 @@ function loadState() {
   for (const [key, value] of state) {
     const control = byId(key === "view" ? value : key);
     if (key === "by") {
-      if (value in page.metrics) sort.ranking = value;
+      if (value in page.beaten) sort.ranking = value;
     } else if (key === "hide") {
       for (const model of value in colours ? [value] : value.split(",")) if (model in colours) hiddenModels.add(model);
     } else if (key === "sort") {
@@ -29,7 +29,7 @@ function loadState() {
       if (!all("th[data-key]", board).some((cell) => cell.dataset.key === name)) continue;
       sort.key = name;
       sort.direction = Number(direction) < 0 ? -1 : 1;
-      if (name in page.metrics && !state.has("by")) sort.ranking = name;
+      if (name in page.beaten && !state.has("by")) sort.ranking = name;
     } else if (control && "state" in control.dataset) {
       if (control.type === "radio") control.checked = true;
       else if (!control.options || [...control.options].some((option) => option.value === value)) control.value = value;

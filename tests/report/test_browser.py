@@ -14,7 +14,7 @@ import pytest
 import report
 from report.data import Measurements, read_measurements
 from results.budgets import cost_of, pareto_front
-from results.leaderboard import within_budget
+from results.leaderboard import sorted_rows, within_budget
 from results.picks import beaten_by, pick
 from results.statistics import share_difference
 
@@ -227,8 +227,14 @@ def test_the_picker_answers_as_the_results_do(opened, measured):
     choose(opened, "pick-limit-1", "recall")
     choose(opened, "pick-bound-1", "2")
     assert "No setting with FID meets" in opened.execute_script(HEADING, "picker")
-    for control, value in (("pick-bound-1", ""), ("pick-limit-1", ""), ("pick-most", ""), ("pick-metric", "mmhm")):
+    for control, value in (("pick-bound-1", ""), ("pick-limit-1", ""), ("pick-most", "")):
         choose(opened, control, value)
+    for name in ("rank", "geometric", "mean_rank"):  # every composite of 'bench leaderboard --sort'
+        choose(opened, "pick-metric", name)
+        best = sorted_rows([measured.rows[cell] for cell in measured.ranked.index], name)[0]
+        assert opened.execute_script(table)[0] == best.cell["model"]
+        assert opened.execute_script(HEADING, "picker").endswith("ties are not known")
+    choose(opened, "pick-metric", "mmhm")
 
 
 def test_two_rows_stand_head_to_head_either_way_round(opened):
