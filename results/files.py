@@ -43,6 +43,19 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that is there."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def free_bytes(path: Path) -> int:
+    """Return how many bytes are free where `path` lies, or will once its folders are made."""
+    return shutil.disk_usage(nearest_folder(path)).free
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` when the block succeeds, and else vanishes.

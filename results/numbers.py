@@ -40,7 +40,7 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     if not known(value):
         return NOTHING
     if known(low) and known(high) and high > low:
-        return f"{value:.{_decimals(value, (high - low) / 2)}f}"
+        return f"{value:z,.{_decimals(value, (high - low) / 2)}f}"
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
@@ -56,8 +56,8 @@ def spread(value: float | None, low: float | None, high: float | None) -> str:
     if decimals < decimals_of(half) and float(f"{half:.{decimals}f}") == 0:
         return f"± {half:.0e}"
     if abs((high + low) / 2 - value) < LOPSIDED * half:
-        return f"± {half:.{decimals}f}"
-    return f"{low:.{decimals}f} to {high:.{decimals}f}"
+        return f"± {half:,.{decimals}f}"
+    return f"{low:z,.{decimals}f} to {high:z,.{decimals}f}"
 
 
 def with_interval(value: float | None, low: float | None = None, high: float | None = None, digits: int = 3) -> str:
@@ -69,8 +69,7 @@ def with_interval(value: float | None, low: float | None = None, high: float | N
 
 def difference(value: float, low: float | None = None, high: float | None = None) -> str:
     """Return a difference with its sign, cut to its interval."""
-    shown = number(value, low, high)
-    return shown if shown.startswith("-") else f"+{shown}"
+    return ("-" if value < 0 else "+") + number(abs(value), low, high)
 
 
 def limits(low: float, high: float) -> str:

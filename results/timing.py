@@ -160,6 +160,9 @@ def remarks(shown: Iterable[Row]) -> list[str]:
     old = [row for row in rows if not row.cell.get("timing")]
     if old:
         lines.append(f"{_rows(len(old))} timed while other work ran: without an interval, so no claim rests on it")
+    few = [row for row in rows if row.cell.get("timing") and row.cell["timing"]["batch"].get("low") is None]
+    if few:
+        lines.append(f"{_rows(len(few))} timed fewer than {FEWEST} times: images/s without an interval")
     loaded = [row for row in rows if busy(row.cell)]
     if loaded:
         most = max(row.cell["timing"]["load"] for row in loaded)

@@ -81,6 +81,12 @@ def test_every_command_has_help_and_is_in_the_documentation():
         assert f"## {name}\n" in DOCS["cli.md"], f"{name} is missing from docs/cli.md"
 
 
+def test_what_takes_long_can_be_asked_what_it_would_do():
+    takes = {name for name, command in commands().items() if "--dry-run" in {o for p in command.params for o in p.opts}}
+    downloads, judges = {"bench fetch", "bench weights fetch"}, {"bench score", "bench reference build"}
+    assert takes == {"bench run", "bench weights convert", *downloads, *judges}
+
+
 def test_every_option_has_help():
     for name, command in commands().items():
         for parameter in command.params:

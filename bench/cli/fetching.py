@@ -28,6 +28,9 @@ LARGE = 100 * 2**20
 """Bytes from which a download is told of on the way where there is no terminal."""
 
 
+TO_GET = typer.Option("--dry-run", help="Print what there is to get, then stop.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command()(fetch)
@@ -36,7 +39,7 @@ def register(app: typer.Typer) -> None:
 def fetch(
     model: Annotated[str | None, typer.Option(help="Models, comma-separated.")] = None,
     protocol: Annotated[str | None, typer.Option(help="A protocol's name or file (default: the models' home).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what there is to get, then stop.")] = False,
+    dry_run: Annotated[bool, TO_GET] = False,
     accept_licence: Annotated[bool, ACCEPT] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -58,14 +61,32 @@ def fetch(
     needs = joined([needs_of_models(parse_protocol(name), chosen) for name, chosen in plans.items()])
     lacking = needs.lacking()
     if dry_run:
-        for line in table_with_sizes(lacking) or [f"{needs.what}: everything is here"]:
-            page().print(line, markup=False, soft_wrap=True)
+        print_lacking(lacking, as_json)
         return
     states = get(needs, accept_licence)
     if as_json:
         print_json([state_row(state) for state in states])
     for name, data, command in lacking.references:
         console().print(f"Left to you: reference {name}, from your copy of the data ({data}): {command}", markup=False)
+
+
+def print_lacking(lacking: Needs, as_json: bool) -> None:
+    """Print what there is to get, with sizes."""
+    if as_json:
+        sizes = ask_sizes(lacking.fetchable())
+        files = [
+            {
+                "file": file.title,
+                "source": file.origin,
+                "bytes": sizes.get(file, file.size),
+                "by_hand": file.by_hand,
+            }
+            for file in lacking.files
+        ]
+        print_json({"files": files, "references": [found._asdict() for found in lacking.references]})
+        return
+    for line in table_with_sizes(lacking) or [f"{lacking.what}: everything is here"]:
+        page().print(line, markup=False, soft_wrap=True)
 
 
 def get(needs: Needs, accept_licence: bool = False) -> list[FileState]:

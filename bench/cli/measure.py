@@ -14,6 +14,7 @@ from bench.cli.fetching import get
 from bench.cli.leaderboard import leaderboard, unreported
 from bench.cli.licences import ACCEPT, tell
 from bench.cli.output import (
+    DRY_RUN,
     RUNS_DIR,
     console,
     leaderboard_table,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from bench.run.mirroring import Mirror
     from bench.run.plan import Request
     from bench.run.runner import Summary
+    from protocols import Protocol
 
 COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples per setting (default: the protocol's).")
 BATCH_OF_IMAGES = typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch (default: the protocol's).")
@@ -300,6 +302,16 @@ def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | Non
     out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False, soft_wrap=True)
 
 
+def _preview_score(images: Path, protocol: Protocol, first_label: int | None, device: str, runs: Path) -> None:
+    from bench.cli.planning import print_judging
+    from bench.models.loading import parse_device
+    from bench.run.judging import judging
+    from bench.run.score import images_to_score
+
+    source = images_to_score(images, protocol, first_label)
+    print_judging(source.describe(), judging([protocol], len(source), parse_device(device), runs), (), as_json=False)
+
+
 def score(
     images: Annotated[str, typer.Argument(help="A folder of images, a .zip, .tar or .parquet, or an ADM-style .npz.")],
     protocol: ProtocolName = "digits",
@@ -309,6 +321,7 @@ def score(
         int | None, typer.Option(help="Number of the first class where classes are numbered: 0 or 1 (default: 0).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    dry_run: Annotated[bool, DRY_RUN] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Judge images made elsewhere, as one more row."""
@@ -322,6 +335,9 @@ def score(
             "score: the path of the images is empty; name a folder or a file (`.` is the working directory)"
         )
     runs = runs_directory(runs_dir)
+    if dry_run:
+        _preview_score(Path(images), parse_protocol(protocol), first_label, device, runs)
+        return
     row = api.score(
         images,
         protocol=parse_protocol(protocol),

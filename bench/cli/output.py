@@ -25,6 +25,7 @@ RUNS_DIR = typer.Option(
     "--runs-dir", help="Directory of the results (default: BENCH_RUNS_DIR, else ./runs).", show_default=False
 )
 JSON = typer.Option("--json", help="Print JSON on stdout and nothing else.")
+DRY_RUN = typer.Option("--dry-run", help="Print what there is to do, what it takes and what is missing, then stop.")
 ALLOWED = typer.Option(
     "--allowed-signers", help="Take only bundles signed by one of the keys in this file (as ssh-keygen writes it)."
 )

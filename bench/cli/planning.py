@@ -1,4 +1,4 @@
-"""What a run would cost: `bench plan`, and the short form of the same that `bench run --dry-run` prints."""
+"""What work would cost: `bench plan`, and what `--dry-run` prints of a run and of judging images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from results.numbers import counted
 
 if TYPE_CHECKING:
     from bench.run.forecast import Forecast
+    from bench.run.judging import Judging
     from bench.run.plan import Request
     from bench.run.preview import Preview
     from bench.run.simulate import Simulated
@@ -120,6 +121,31 @@ def print_preview(requests: Sequence[Request], runs: Path, fresh: bool) -> None:
     print_lines(page(), ["", *_summary(found, seen, [])])
     if seen.lacking:
         page().print(f"\n{seen.lacking.block()}", markup=False, soft_wrap=True)
+
+
+def print_judging(described: str, found: Judging, built: Sequence[str], as_json: bool) -> None:
+    """Print what judging a set of images would take, without judging one.
+
+    `described` says what the images are; `built` what of a reference is there already.
+    """
+    from bench.weights.file import size_text
+
+    if as_json:
+        missing = [str(file) for file in found.lacking.files] + [part.name for part in found.lacking.references]
+        print_json(found._asdict() | {"described": described, "built": list(built), "lacking": missing})
+        return
+    lines = [f"Images: {described}", f"Judges: {', '.join(found.judges)}"]
+    if set(found.judges) - set(found.uncounted):
+        short = "; not enough" if found.bytes > found.free else ""
+        lines += [
+            f"Time:   about {duration(found.seconds)} ({found.device}), without reading the images",
+            f"Disk:   about {size_text(found.bytes)} for the judges' outputs; {size_text(found.free)} free{short}",
+            f"Assumed: {found.assumed}",
+        ]
+    if found.uncounted:
+        lines.append(f"Not counted: time and disk of judges {', '.join(found.uncounted)}, whose networks are not known")
+    lines += [f"Built already: {line}" for line in built]
+    print_lines(page(), [*lines, *([found.lacking.block()] if found.lacking else [])])
 
 
 def _print_cells(found: Forecast) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.help import App
-from bench.cli.output import JSON, console, print_json
+from bench.cli.output import DRY_RUN, JSON, console, print_json
 from results.errors import BenchError, unknown
 from results.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.references.build import BuildRequest
     from protocols import Protocol
 
 
@@ -68,6 +69,7 @@ def build(
     workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0: one per core.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Rebuild even if it exists.")] = False,
+    dry_run: Annotated[bool, DRY_RUN] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Judge a data set once, as a reference.
@@ -84,6 +86,9 @@ def build(
     request = BuildRequest(
         name, data, asked[0], kind, resize, variant, labels, ambiguous, first_label, skip_unreadable, workers, fresh
     )
+    if dry_run:
+        _preview(request, asked, device, as_json)
+        return
     with fixed_threads(device), BuildProgress(out) as progress:
         result = build_reference(request, _judges(asked, device), progress)
     if as_json:
@@ -99,6 +104,25 @@ def build(
     if result.reused:
         out.print(f"{result.reused} of {len(result.references)} judges were done before (--fresh judges again)")
     out.print(f"Facts: {result.references[0].directory / 'facts.json'}", markup=False, soft_wrap=True)
+
+
+def _preview(request: BuildRequest, asked: list[Protocol], device: str, as_json: bool) -> None:
+    """Print what the build would judge, by whom, and what is missing; no judge is loaded and no image decoded."""
+    from bench.cli.planning import print_judging
+    from bench.references.build import open_source
+    from bench.references.stored import built_references, references_directory
+    from bench.run.judging import judging
+
+    source = open_source(request)
+    found = judging(asked, len(source) if source else 0, device, references_directory(), of_reference=True)
+    described = f"statistics alone, {request.data}"
+    if source is not None:
+        described = f"{source.describe()}; {request.chosen_resize} at {request.protocol.resolution} pixels"
+    built = [
+        f"by {entry.facts['judge']} of {entry.facts['n']:,} images, {entry.cut}"
+        for entry in built_references(request.name)
+    ]
+    print_judging(described, found, built, as_json)
 
 
 def _protocols(name: str, protocol: str | None) -> list[Protocol]:

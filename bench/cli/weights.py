@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.fetching import bytes_of, download_bars, state_row, tell
+from bench.cli.fetching import TO_GET, bytes_of, download_bars, print_lacking, state_row, tell
 from bench.cli.help import App
 from bench.cli.licences import ACCEPT, agree
 from bench.cli.output import JSON, console, page, plain_table, print_json, print_table
@@ -61,14 +61,19 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
 def fetch(
     names: Names,
     protocol: ProtocolName = None,
+    dry_run: Annotated[bool, TO_GET] = False,
     accept_licence: Annotated[bool, ACCEPT] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Download what models or judges need. Resumed, verified and pinned; autoencoders and statistics included."""
+    from bench.run.needs import Needs
     from bench.weights.file import fetch_files
 
     out = console()
     files = _files(names, protocol)
+    if dry_run:
+        print_lacking(Needs(", ".join(names), tuple(files), (), "").lacking(), as_json)
+        return
     agree(files, accept_licence)
     with download_bars(out) as bar:
         states = fetch_files(files, lambda state: tell(out, state), bar)

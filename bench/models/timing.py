@@ -20,22 +20,25 @@ from bench.models.meter import clock
 from results.timing import FEWEST, Timing, timing_of
 
 MOST_REPEATS = 200
+PATIENCE = 4
+"""How many times the seconds allowed the repetitions that an interval needs may take."""
 
 
 def repeated(call: Callable[[], Any], device: torch.device, seconds: float) -> Timing:
     """Time `call` on `device` after it has been warmed up.
 
     It is repeated until the interval of its median is narrow (see `Timing.narrow`), or `seconds` have passed, and at
-    least once.
+    least once; as often as an interval needs, where that takes at most PATIENCE times as long.
     """
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     while True:
         began = clock(device)
         call()
         times.append(clock(device) - began)
         enough = len(times) >= 2 * FEWEST and len(times) % 4 == 0 and timing_of(times).narrow
-        if enough or len(times) >= MOST_REPEATS or time.perf_counter() >= end:
+        allowed = seconds if len(times) >= FEWEST else PATIENCE * seconds
+        if enough or len(times) >= MOST_REPEATS or time.perf_counter() - start >= allowed:
             return timing_of(times)
 
 

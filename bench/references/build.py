@@ -98,11 +98,22 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
     judges = list({judge.digest: judge for judge in strict}.values())
     if not judges:
         raise BenchError(f"protocol '{request.protocol.name}' has no judge that reads a reference")
+    source = open_source(request)
+    if source is None:
+        return _from_statistics(request, judges, progress)
+    statistics = read_statistics(request.data) if request.chosen_kind == "npz" else None
+    return _Build(request, source, judges, statistics, progress).run()
+
+
+def open_source(request: BuildRequest) -> ImageSource | None:
+    """Return the images of a data set, listed but not decoded; None where it is statistics alone.
+
+    Raises BenchError for a data set that is not there or does not fit the protocol.
+    """
     if request.chosen_kind == "none":
         raise BenchError(f"protocol '{request.protocol.name}' has no reference, so there is nothing to build")
     if request.chosen_kind == "statistics":
-        return _from_statistics(request, judges, progress)
-    statistics = read_statistics(request.data) if request.chosen_kind == "npz" else None
+        return None
     if request.chosen_kind == "npz" and "arr_0" not in npz_keys(request.data):
         raise BenchError(f"{request.data}: has no images (arr_0); build it with --kind statistics")
     source = _open(request)
@@ -112,7 +123,7 @@ def build_reference(request: BuildRequest, judges: Sequence[Judge], progress: Pr
         request.protocol,
         {"name": request.name, "kind": source.kind, "n": len(source), "labels": labels, "names_digest": names},
     )
-    return _Build(request, source, judges, statistics, progress).run()
+    return source
 
 
 def _open(request: BuildRequest) -> ImageSource:

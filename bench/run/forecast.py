@@ -6,9 +6,8 @@ without memory and a stated peak. Whatever is assumed is said.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from bench.judges.base import judge_cost, judge_specs
 from bench.judges.costs import JudgeCost
 from bench.models.files import model_files
+from bench.models.timing import PATIENCE
 from bench.run.needs import Needs
 from bench.run.plan import Cell, Request
 from bench.run.preview import Planned, Preview
@@ -29,6 +29,7 @@ from bench.weights.file import NeededFile
 from results.cells import CellDirectory
 from results.evidence import NAME as EVIDENCE
 from results.evidence import RANK, SKETCH
+from results.files import free_bytes
 from results.timing import FEWEST
 
 PEAKS: Mapping[str, Mapping[str, float]] = {
@@ -225,10 +226,7 @@ class _Judging:
         self.seconds = rates.judging.get(request.protocol.measurement_digest)
         if self.seconds is not None:
             self.uncounted = []
-        self.estimate = sum(
-            cost.operations / (_peak(kind, "float16" if half else "float32", hardware) * hardware.utilisation)
-            for cost, half in self.costs
-        )
+        self.estimate = judging_seconds(self.costs, kind, hardware)
 
     @property
     def image(self) -> float:
@@ -244,6 +242,14 @@ def _kept(seen: Preview, request: Request, runs: Path) -> tuple[float, float] | 
             if arrays and evidence.is_file():
                 return sum(arrays) / n, evidence.stat().st_size / n
     return None
+
+
+def judging_seconds(costs: Iterable[tuple[JudgeCost, bool]], kind: str, hardware: Hardware) -> float:
+    """Return the seconds that judges take for an image on a `cuda` or `cpu` device; each with whether it is in half."""
+    return sum(
+        cost.operations / (_peak(kind, "float16" if half else "float32", hardware) * hardware.utilisation)
+        for cost, half in costs
+    )
 
 
 def _peak(kind: str, dtype: str, hardware: Hardware) -> float:
@@ -274,6 +280,11 @@ def _cost(entry: Planned, judging: _Judging, weights: int, kind: str, hardware: 
     return CellCost(entry, flops, image, judging.image, how, job)
 
 
+def _repeats(allowed: float) -> float:
+    """Return how often something is repeated that takes 1 / `allowed` of the time allowed, see `timing.repeated`."""
+    return min(2.0 * FEWEST, max(1.0, allowed, min(float(FEWEST), PATIENCE * allowed)))
+
+
 def timing_seconds(image: float, samples: int, batch_size: int) -> float:
     """Return what timing a cell alone takes: batches and single images until the interval is narrow, or the limit.
 
@@ -282,10 +293,7 @@ def timing_seconds(image: float, samples: int, batch_size: int) -> float:
     batch = image * min(batch_size, samples)
     limit = max(LEAST_SECONDS, SHARE * image * samples)
     one = max(image, batch / 8)
-    repeats, ones = (
-        min(2 * FEWEST, max(1.0, bound / each if each > 0 else 1.0))
-        for bound, each in ((limit, batch), (limit / 2, one))
-    )
+    repeats, ones = (_repeats(bound / each if each > 0 else 1.0) for bound, each in ((limit, batch), (limit / 2, one)))
     return (1 + repeats) * batch + (1 + ones) * one
 
 
@@ -315,9 +323,6 @@ def _bytes(ahead: Sequence[Planned], judged: Mapping[int, _Judging], lacking: Ne
         pictures = min(protocol.thumbnails, n) * side**2 * BYTES_OF_PIXEL
         results += BYTES_OF_RESULT + BYTES_OF_CLASS * len(protocol.class_names) + pictures
     fetchable: Sequence[NeededFile] = lacking.fetchable()
-    place = runs.absolute()
-    while not place.exists():
-        place = place.parent
     return Bytes(
         download=sum(file.size or 0 for file in fetchable),
         unsized=sum(file.size is None for file in fetchable),
@@ -325,7 +330,7 @@ def _bytes(ahead: Sequence[Planned], judged: Mapping[int, _Judging], lacking: Ne
         arrays=arrays,
         evidence=evidence,
         results=results,
-        free=shutil.disk_usage(place).free,
+        free=free_bytes(runs),
     )
 
 
@@ -336,14 +341,18 @@ def _assumed(
     if kinds.get("measured") or kinds.get("scaled"):
         lines.append(f"rates of {rates.rows} rows measured on {rates.device}")
     if kinds.get("operations") or judges:
-        dtypes = list(dict.fromkeys([request.dtype for request in requests]))
-        peaks = ", ".join(f"{_peak(kind, dtype, hardware) / 1e12:g} TFLOP/s in {dtype}" for dtype in dtypes)
-        stated = "" if hardware.peak else " (H100 SXM data sheet)" if kind == "cuda" else " (one core)"
-        lines.append(f"a peak of {peaks}{stated}, of which {hardware.utilisation:.0%} is reached")
+        lines.append(assumed_peaks(kind, [request.dtype for request in requests], hardware))
     lines.append(
         f"weights read at {hardware.read_bytes / 1e9:g} GB/s; {START_SECONDS[kind]:g} s until a worker is ready"
     )
     return lines
+
+
+def assumed_peaks(kind: str, dtypes: Sequence[str], hardware: Hardware) -> str:
+    """Say by which peak operations become seconds."""
+    peaks = ", ".join(f"{_peak(kind, dtype, hardware) / 1e12:g} TFLOP/s in {dtype}" for dtype in dict.fromkeys(dtypes))
+    stated = "" if hardware.peak else " (H100 SXM data sheet)" if kind == "cuda" else " (one core)"
+    return f"a peak of {peaks}{stated}, of which {hardware.utilisation:.0%} is reached"
 
 
 def as_json_table(found: Forecast, runs_on: Sequence[Simulated]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from bench.weights.cache import FileCache, cache_directory
 from protocols import Protocol, load_protocol, protocol_files
 from results.documents import shown
 from results.errors import BenchError, StoreError, one_line
-from results.files import disk_error
+from results.files import disk_error, free_bytes, nearest_folder
 from results.store import connect
 
 GROUPS: tuple[Group[Any], ...] = (
@@ -89,12 +89,9 @@ def _device() -> Finding:
 
 
 def _directory(subject: str, path: Path) -> Finding:
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    if not os.access(existing, os.W_OK):
+    if not os.access(nearest_folder(path), os.W_OK):
         return Finding("broken", subject, f"{path} is not writable; choose another place")
-    free = shutil.disk_usage(existing).free / 2**30
+    free = free_bytes(path) / 2**30
     return Finding("ready", subject, f"{path}, {free:.0f} GiB free")
 
 

@@ -73,11 +73,16 @@ def score_images(
         raise BenchError(f"--nfe: {nfe:g} is not a number of evaluations; use a number above 0")
     if not name.strip() or not name.isprintable():
         raise BenchError(f"--name: {name!r} is empty or contains control characters; choose a printable name")
-    size = f"{protocol.resolution}x{protocol.resolution}"
-    advice = f"protocol '{protocol.name}' judges {size}: resize them first or choose another with --protocol"
-    images = open_images(source, protocol.resolution, protocol.class_names, first_label, advice)
+    images = images_to_score(source, protocol, first_label)
     with fixed_threads(device):
         return _score(source, images, protocol, runs, name, nfe, device, first_label)
+
+
+def images_to_score(source: Path, protocol: Protocol, first_label: int | None) -> ImageSource:
+    """Return the images that `score_images` judges, listed but not decoded. Raises BenchError as it does."""
+    size = f"{protocol.resolution}x{protocol.resolution}"
+    advice = f"protocol '{protocol.name}' judges {size}: resize them first or choose another with --protocol"
+    return open_images(source, protocol.resolution, protocol.class_names, first_label, advice)
 
 
 def _score(

@@ -10,6 +10,8 @@ from report.markup import element, escape, script_json
     ("value", "low", "high", "shown", "spread"),
     [
         (0.51234, 0.49, 0.53, "0.512", "± 0.020"),
+        (-1e-9, -0.02, 0.02, "0.000", "± 0.020"),
+        (3908.2, 3700.0, 3979.0, "3,908", "3,700 to 3,979"),
         (0.51234, 0.46, 0.56, "0.51", "± 0.05"),
         (281.27, 277.0, 285.0, "281", "± 4"),
         (13.04, 12.0, 15.0, "13.0", "12.0 to 15.0"),
@@ -22,6 +24,11 @@ from report.markup import element, escape, script_json
 def test_decimals_are_cut_to_the_interval(value, low, high, shown, spread):
     assert text.number(value, low, high) == shown
     assert text.spread(value, low, high) == spread
+
+
+def test_a_difference_keeps_its_sign_where_it_rounds_to_nothing():
+    assert text.numbers.limits(-0.0004, 0.02) == "-0.000 .. +0.020"
+    assert text.numbers.difference(-1234.0, -1300.0, -1200.0) == "-1,234"
 
 
 def test_numpy_numbers_are_known():

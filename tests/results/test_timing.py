@@ -61,6 +61,9 @@ def test_rows_of_two_devices_or_a_busy_machine_say_so():
     mixed = remarks([row("a", 1.0, 1.0), row("b", 1.0, 1.0, device="other", load=9.0)])
     assert "2 devices" in mixed[0] and "card (1 row), other (1 row)" in mixed[0]
     assert "busy machine (load up to 9.0)" in mixed[1]
+    few = row("a", 1.0, 1.0)
+    few.cell["timing"]["batch"] |= {"low": None, "high": None, "repeats": 3}
+    assert remarks([few]) == ["1 row was timed fewer than 6 times: images/s without an interval"]
 
 
 def test_a_row_says_how_often_and_where_it_was_timed():

@@ -454,6 +454,11 @@ def test_the_command_builds_lists_and_says_what_it_left_out(tmp_path, capsys):
         main(arguments)
     assert stop.value.code == 2 and "empty.png: is empty" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--dry-run"])
+    planned = capsys.readouterr().out
+    assert stop.value.code == 0 and not built_references("mine-val")
+    assert "10 images, 3 classes" in planned and "squash at 16 pixels" in planned and "inception" in planned
+    with pytest.raises(SystemExit) as stop:
         main([*arguments, "--skip-unreadable"])
     said = capsys.readouterr().err
     assert stop.value.code == 0

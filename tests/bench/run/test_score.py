@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import bench.run.score
+from bench.cli import main
 from bench.references.stored import Reference
 from bench.run.record import Context
 from bench.run.score import score_images
@@ -89,6 +90,15 @@ def test_a_row_tells_its_command_what_is_missing_and_what_its_pixels_look_like(t
             "no labels (arr_1, labels or label): clip, pick, accuracy, mmhm not measured; the file also contains: y",
             "20 images in 48 dimensions are too few to remove the bias: fid_corrected not measured; it takes 240",
         ]
+
+
+def test_a_dry_run_of_a_score_stores_nothing(tmp_path, capsys):
+    path = archive(tmp_path / "mine.npz", 20)
+    with pytest.raises(SystemExit) as stop:
+        main(["score", str(path), "--dry-run", "--runs-dir", str(tmp_path / "runs")])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and "20 images, 10 classes" in said and "inception, cross_check, clip, pick" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_order_of_files_does_not_move_the_inception_score(tmp_path):

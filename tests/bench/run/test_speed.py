@@ -1,12 +1,15 @@
 """`bench speed` and `bench sample`: what needs neither weights nor judges."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench.cli import main
+from bench.models.timing import repeated
 from bench.run.speed import SpeedRequest, measure_speed
 from report import write_report
 from results.index import reindex
@@ -36,6 +39,14 @@ def timed_runs(tmp_path_factory):
     request = SpeedRequest(("digits-flow", "digits-dmd"), steps=(1, 2), batches=(1, 16), seconds=0.2)
     found = list(measure_speed(request, runs, ["speed"]))
     return runs, found
+
+
+def test_a_slow_call_is_repeated_as_often_as_an_interval_needs_if_that_is_soon():
+    def timed_with(seconds):
+        return repeated(lambda: time.sleep(0.01), torch.device("cpu"), seconds)
+
+    assert timed_with(0.03).low is not None
+    assert timed_with(0.001).low is None
 
 
 def test_speed_rows_state_what_a_buyer_of_hardware_asks(timed_runs):
