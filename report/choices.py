@@ -37,16 +37,10 @@ def picker(page: Page) -> Markup | None:
     metrics = [(key, metric.short) for key, metric in {**data.metrics, **data.composites}.items()]
     limits: list[Markup] = []
     for place in (1, 2):
-        limits.append(
-            element(
-                "label",
-                "and ",
-                select(f"pick-limit-{place}", [("", "(no condition)"), *metrics]),
-                " ",
-                element("span", "≥", id=f"pick-sign-{place}"),
-            )
-        )
-        limits.append(_number(f"pick-bound-{place}", f"bound {place}"))
+        limit = select(f"pick-limit-{place}", [("", "(no condition)"), *metrics])
+        label = element("label", "and ", limit, " ", element("span", "≥", id=f"pick-sign-{place}"))
+        bound = _number(f"pick-bound-{place}", f"bound {place}")
+        limits.append(element("span", label, bound, class_="condition"))
     controls = [
         element("label", "best by ", select("pick-metric", metrics, page.headline)),
         element("label", "for at most ", _number("pick-most", "budget")),

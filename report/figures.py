@@ -283,7 +283,7 @@ def per_class_difference(one: pd.DataFrame, other: pd.DataFrame, metric: MetricF
         )
     )
     side = "right" if metric.higher_is_better else "left"
-    axes(figure, f"{metric.short}, first minus second ({side} of zero: the first is better)", "")
+    axes(figure, f"{metric.short}, first minus second<br>({side} of zero: the first is better)", "")
     few = len(both) <= 60
     figure.update_yaxes(
         tickvals=list(range(len(both))) if few else [],
@@ -329,6 +329,7 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
         text=chances,
         textposition="middle right",
         hoverinfo="skip",
+        cliponaxis=False,
     )
     axes(figure, "rank", "")
     figure.update_xaxes(range=[0, 1.25 * float(rows["rank_high"].max()) + 1])

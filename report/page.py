@@ -319,6 +319,8 @@ def _script_data(page: Page) -> dict[str, Any]:
         row |= {"licence": own["licence"] if isinstance(own["licence"], str) else "unknown", "command": own["command"]}
         if own["cell_id"] not in written:
             row["badges"] = tables.badges(data, str(own["cell_id"]))
+            spreads = {key: tables.time_spread(data, str(own["cell_id"]), key) for key in tables.TIMED}
+            row |= {"spreads": spreads} if any(spreads.values()) else {}
         row["commercial"] = not forbids_commercial_use(row["licence"])
         row["prices"] = {cost: _cut(data, data.price(str(own["cell_id"]), cost)) for cost in TIMES}
         cells[str(own["cell_id"])] = row

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from report import text
-from results import numbers
 from results.leaderboard import Row
 from results.timing import conditions, share_of_peak, timed
 
@@ -43,16 +42,16 @@ def _line(row: Row) -> list[str]:
     rate = "-"
     if batch is not None:
         ends = (None, None) if not batch.low or not batch.high else (1 / batch.high, 1 / batch.low)
-        rate = numbers.with_interval(1 / batch.value, *ends)
+        rate = text.with_interval(1 / batch.value, *ends)
     latency = "-"
     if one is not None:
         low, high = (None if end is None else 1e3 * end for end in (one.low, one.high))
-        latency = f"{numbers.with_interval(1e3 * one.value, low, high)} ms"
+        latency = f"{text.with_interval(1e3 * one.value, low, high)}\N{NO-BREAK SPACE}ms"
     return [
         cell["model"],
         str(cell["steps"]),
         f"{cell['cfg']:g}",
-        text.number(row.evaluations),
+        text.plain(row.evaluations),
         str(cell["batch_size"]),
         cell["dtype"] + ", compiled" * bool(cell["options"].get("compile")),
         rate,

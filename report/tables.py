@@ -11,7 +11,7 @@ from report import students, text
 from report.data import Measurements, cell_of, decoded, record
 from report.markup import Markup, command, element, escape, kept
 from results import numbers, timing
-from results.budgets import Budget
+from results.budgets import Budget, Cost
 from results.catalog import FACTS
 from results.marks import CLIPPED, OFF_REGIME, REMARKED, ROUGH, TRAINED
 from results.names import SEPARATOR
@@ -53,6 +53,8 @@ AFTER = (
 )
 
 
+TIMED: Mapping[str, Cost] = {"images_per_second": "seconds", "latency_seconds": "latency_seconds"}
+"""Columns that were timed, and the cost of an image whose interval theirs is."""
 MOST_LINES = 400
 """Lines of the leaderboard that the file carries as HTML, the best setting of each model among them."""
 TRAINED_TIP = "the model was trained on the features that this metric reads"
@@ -80,6 +82,18 @@ def marks_of_value(value: Mapping[str, Any]) -> tuple[str, str]:
     tips += ["so few images per dimension that the bias is removed only roughly"] * bool(value["rough"])
     tips += ["heavy tails: the interval may be narrow"] * bool(value["heavy_tails"])
     return f" {TRAINED}" * bool(value["trained_on"]) + f" {ROUGH}" * bool(value["rough"]), "; ".join(tips)
+
+
+def time_spread(data: Measurements, cell: str, key: str) -> str:
+    """Return the interval of a cell's images per second or latency; empty for other columns and where none is known."""
+    if key not in TIMED:
+        return ""
+    (low, high), value = data.price(cell, TIMED[key]), data.fact(cell, key)
+    if not low or not high or not text.known(value) or low == high:
+        return ""
+    if key == "latency_seconds":
+        return text.seconds_spread(value, low, high)
+    return text.spread(value, 1 / high, 1 / low)
 
 
 def leaderboard(data: Measurements, best: Sequence[str], claims: Sequence[Claim], colours: dict[str, str]) -> Markup:
@@ -117,9 +131,8 @@ def lines_written(data: Measurements, best: Sequence[str]) -> set[str]:
 
 
 def _heading(key: str, heading: str, title: str, sort: str | None = None) -> Markup:
-    return element(
-        "th", element("button", heading, type="button", title=title), data_key=key, aria_sort=sort, scope="col"
-    )
+    button = element("button", heading, type="button", title=title, class_=None if " " in heading else "word")
+    return element("th", button, data_key=key, aria_sort=sort, scope="col")
 
 
 def _line(
@@ -152,7 +165,10 @@ def _line(
         error = text.spread(value["value"], value["low"], value["high"])
         shown = text.number(value["value"], value["low"], value["high"]) + marks
         line.append(element("td", shown, element("small", error), title=tips or None))
-    return line + [element("td", column.show(row[column.key])) for column in AFTER]
+    for column in AFTER:
+        error = time_spread(data, cell, column.key)
+        line.append(element("td", column.show(row[column.key]), element("small", error) if error else None))
+    return line
 
 
 def _rank_bar(low: float | None, high: float | None, count: int) -> Markup | None:

@@ -30,10 +30,19 @@ def seconds(value: float | None) -> str:
     """Return a duration in the unit that fits."""
     if value is None or not known(value):
         return NOTHING
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
-        if value * factor >= 1:
-            return f"{number(value * factor)} {unit}"
-    return f"{number(value * 1e9)} ns"
+    factor, unit = _unit(value)
+    return f"{number(value * factor)} {unit}"
+
+
+def seconds_spread(value: float, low: float, high: float) -> str:
+    """Return the interval of a duration in the unit that `seconds` gives it."""
+    factor, _ = _unit(value)
+    return spread(value * factor, low * factor, high * factor)
+
+
+def _unit(value: float) -> tuple[float, str]:
+    units = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"), (1e9, "ns"))
+    return next((found for found in units if value * found[0] >= 1), units[-1])
 
 
 def budget(level: float, cost: str) -> str:

@@ -62,6 +62,7 @@ function makeBody(cell) {
     }
     const value = row[key];
     place.textContent = value === null ? "–" : kind === "seconds" ? seconds(value) : kind === "plain" ? `${value}` : Number(value.toPrecision(3)).toLocaleString("en");
+    if (row.spreads?.[key]) place.append(make("small", row.spreads[key]));
   }
   const more = body.insertRow(), details = more.insertCell();
   more.className = "more";

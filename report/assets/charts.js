@@ -120,7 +120,7 @@ function updateClasses() {
   trace.marker.symbol = apart.map((surely) => (surely ? "circle" : "circle-open"));
   trace.hovertext = rows.map((row) => `${literal(row.name)}<br>${Number(row.a.toPrecision(3))} against ${Number(row.b.toPrecision(3))}`);
   trace.error_x = share ? { type: "data", array: rows.map((row) => row.half), width: 0, thickness: 1, color: "rgba(128,128,128,0.5)" } : { visible: false };
-  layout.xaxis.title.text = `${page.metrics[metric].short}, first minus second (${page.metrics[metric].higher ? "right" : "left"} of zero: the first is better)`;
+  layout.xaxis.title.text = `${page.metrics[metric].short}, first minus second<br>(${page.metrics[metric].higher ? "right" : "left"} of zero: the first is better)`;
   const few = rows.length <= 60;
   layout.yaxis.tickvals = few ? trace.y : [];
   layout.yaxis.ticktext = few ? rows.map((row) => literal(row.name)) : [];

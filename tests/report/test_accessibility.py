@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
+import duckdb
 import pytest
 from test_browser import CHROMIUM, browser
 
@@ -21,10 +24,26 @@ axe.run(document, {resultTypes: ["violations"]}).then((found) =>
 """
 
 
+@pytest.fixture(scope="module")
+def with_speed(database, tmp_path_factory):
+    """The usual database with two rows of `bench speed`, which have a section of their own."""
+    copy = Path(shutil.copy(database, tmp_path_factory.mktemp("speed") / "bench.duckdb"))
+    part = {"median": 0.02, "low": 0.019, "high": 0.021, "repeats": 20}
+    timing = {"batch_size": 16, "threads": 1, "cores": 2, "load": 0.1, "clock_mhz": 2600.0, "matrix_peak": 5e10}
+    with duckdb.connect(str(copy)) as connection:
+        connection.execute(
+            "INSERT INTO cells SELECT * REPLACE (cell_id || 's' AS cell_id, 'speed' AS protocol, 'speed' AS ranking, "
+            "true AS random_weights, ?::JSON AS timing) FROM cells WHERE status = 'done' LIMIT 2",
+            [json.dumps(timing | {"batch": part, "latency": part})],
+        )
+    return copy
+
+
 @pytest.mark.parametrize(("width", "height"), [(1400, 900), (768, 1024), (390, 844)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(database, tmp_path, width, height, scheme):
-    page = report.write_report(database, tmp_path / "report.html")
+def test_axe_finds_no_violation(with_speed, tmp_path, width, height, scheme):
+    page = report.write_report(with_speed, tmp_path / "report.html")
+    assert 'id="speed"' in page.read_text("utf-8")
     assert violations(tmp_path, width, height, scheme, page) == [[]]
 
 

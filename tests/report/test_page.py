@@ -288,6 +288,17 @@ def test_speed_only_and_folder_rows_give_a_page(new_database):
     assert Tree(page.build(read_measurements(folder.close()))).open == []
 
 
+def test_rows_of_bench_speed_are_a_section_beside_the_rankings(new_database, tmp_path):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    builder.cell("a", 1, 1.0)
+    builder.cell("a", 1, 0.0, protocol="speed", ranking="cd34" * 16, random_weights=True)
+    builder.rank()
+    content = report.write_report(builder.close(), tmp_path / "report.html").read_text("utf-8")
+    assert 'id="speed"' in content and 'id="rankings"' not in content
+
+
 def test_alerts_name_what_is_dirty_mixed_or_unfinished(new_database):
     builder = new_database()
     builder.frame()
