@@ -13,7 +13,7 @@ const ranking = () => (page.headline ? page.metrics[sort.ranking].order : page.u
 function sortValue(cell, at) {
   const row = page.cells[cell];
   if (sort.key === "rank") return metricOf(cell, sort.ranking)[0] === null ? null : at.get(cell);
-  if (sort.key in page.metrics) return metricOf(cell, sort.key)[0];
+  if (sort.key in page.beaten) return metricOf(cell, sort.key)[0];
   return row[sort.key];
 }
 
@@ -165,9 +165,9 @@ function updateBudgets() {
 }
 
 function sortBy(key) {
-  if (key in page.metrics) sort.ranking = key;
+  if (key in page.beaten) sort.ranking = key; // not a composite, as `rank` is
   if (key === sort.key) sort.direction = -sort.direction;
-  else if (key in page.metrics) sort.direction = -better(key);
+  else if (key in page.beaten) sort.direction = -better(key);
   else sort.direction = key === "images_per_second" ? -1 : 1;
   sort.key = key;
   updateBoard();
