@@ -152,6 +152,7 @@ FIELD = {
     "digits-ayf": "AYF-EMD (arXiv 2506.14603), MeanFlow's sampler",
     "digits-progressive": "guided, then progressive distillation (arXiv 2210.03142, 2202.00512), a network per count",
     "digits-split-meanflow": "SplitMeanFlow (arXiv 2507.16884), no derivative",
+    "digits-bifm": "BiFM, MeanFlow in both directions (arXiv 2603.24942), its generation half",
     "digits-ism": "shortcut with guidance as an input (arXiv 2510.21250), w = 1",
     "digits-multi-student": "two DMD students, the label picks one (arXiv 2410.23274)",
     "digits-caf": "CAF (arXiv 2411.00322): n steps are n + 1 evaluations",

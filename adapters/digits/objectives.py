@@ -152,20 +152,50 @@ def mean_flow(network: nn.Module, batch: Batch, draws: Generator, *, instantaneo
     z = normal_like(x, draws)
     pair = torch.rand(2, len(x), generator=draws)
     t, r = pair.amax(0), pair.amin(0)
-    apart = slice(round(instantaneous * len(x)), None)
-    r[: apart.start] = t[: apart.start]
+    equal = round(instantaneous * len(x))
+    r[:equal] = t[:equal]
     z_t = path(x, z, t)
-    v = z - x
-    h = t - r
-    u = network(z_t, t, h, y)
+    u = network(z_t, t, t - r, y)
+    return adaptive(u - mean_flow_target(network, z_t, t, t - r, z - x, y, equal))
+
+
+def mean_flow_target(network: nn.Module, z_t: Tensor, t: Tensor, h: Tensor, v: Tensor, y: Tensor, equal: int) -> Tensor:
+    """Return v - h du/dt without a gradient; the first `equal` rows have h = 0 and need no derivative."""
     du_dt = torch.zeros_like(v)
+    apart = slice(equal, None)
     with torch.no_grad():
         one = torch.ones_like(t[apart])
         du_dt[apart] = torch.func.jvp(
             lambda z_t, t, h: network(z_t, t, h, y[apart]), (z_t[apart], t[apart], h[apart]), (v[apart], one, one)
         )[1]
-        target = v - wide(h) * du_dt
-    return adaptive(u - target)
+        return v - wide(h) * du_dt
+
+
+# --- BiFM (arXiv 2603.24942): MeanFlow in both directions -------------------------------------------------------------
+
+
+def bidirectional_flow(network: nn.Module, batch: Batch, draws: Generator, *, instantaneous: float = 0.25) -> Tensor:
+    """The MeanFlow identity from t to any r, earlier (generation) or later (inversion), and back again.
+
+    t and r are two uniforms, so that h = t - r has either sign; the velocity z - x is that of both directions. The
+    second error holds u from x_r back to t, where x_r is where u from x_t leads, to that u: an interval has one average
+    velocity whichever way it is travelled. Both share MeanFlow's adaptive weight: with one of its own, the second,
+    which any constant field fulfils, wins.
+    """
+    x, y = batch.x, drop_labels(batch.y, draws)
+    z = normal_like(x, draws)
+    t, r = torch.rand(2, len(x), generator=draws)
+    equal = round(instantaneous * len(x))
+    r[:equal] = t[:equal]
+    h = t - r
+    z_t = path(x, z, t)
+    u = network(z_t, t, h, y)
+    error = u - mean_flow_target(network, z_t, t, h, z - x, y, equal)
+    there = u[equal:].detach()
+    x_r = z_t[equal:] - wide(h[equal:]) * there
+    difference = torch.zeros_like(error)
+    difference[equal:] = network(x_r, r[equal:], -h[equal:], y[equal:]) - there
+    return adaptive(torch.cat([error, difference], dim=1))
 
 
 # --- Shortcut (arXiv 2410.12557) -------------------------------------------------------------------------------------

@@ -154,6 +154,12 @@ def train_mean_flow(data: Data, network: nn.Module, draws: Generator, report: Re
     return fit(learner, data, draws, report, lambda batch: objectives.mean_flow(network, batch, draws))
 
 
+def train_bifm(data: Data, network: nn.Module, draws: Generator, report: Report, *, iterations: int) -> nn.Module:
+    """BiFM from the flow, which is its own h = 0 in both directions."""
+    learner = Learner(network, Schedule(iterations, 1e-3))
+    return fit(learner, data, draws, report, lambda batch: objectives.bidirectional_flow(network, batch, draws))
+
+
 def train_shortcut(data: Data, network: nn.Module, draws: Generator, report: Report, *, iterations: int) -> nn.Module:
     """Shortcut model from the flow, which is its own finest step."""
     learner = Learner(network, Schedule(iterations, 1e-3, weight_decay=0.1))
@@ -374,9 +380,14 @@ RECIPES = {
     "digits-scm": Recipe(train_scm, 1500, start="digits-flow"),
     "digits-ayf": Recipe(train_ayf, 1500, start="digits-flow"),
     "digits-split-meanflow": Recipe(train_split_mean_flow, 1200, start="digits-flow"),
+    "digits-bifm": Recipe(train_bifm, 1500, start="digits-flow"),
     "digits-guided": Recipe(train_guided, 600, start="digits-flow", architecture=MIXER | {"guided": True}),
     "digits-progressive": Recipe(
-        train_progressive, 1300, "digits-guided", MIXER | {"guided": True, "members": ["8", "4", "2", "1"]}
+        train_progressive,
+        1300,
+        "digits-guided",
+        MIXER | {"guided": True, "members": ["8", "4", "2", "1"]},
+        storage=torch.float16,
     ),
     "digits-caf": Recipe(
         train_caf, 2500, "digits-flow", MIXER | {"hinted": True, "members": ["velocity", "acceleration"]}

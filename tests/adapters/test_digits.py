@@ -91,7 +91,7 @@ def test_all_weights_together_stay_below_sixteen_megabytes() -> None:
 def test_every_model_that_stands_in_for_a_paper_says_who_trained_it() -> None:
     field = {model for sweep in find_protocol("digits-field").sweeps for model in sweep.models}
     ours = {name for name in field & set(TRAINED) if name != "digits-flow"}
-    assert len(ours) == 10
+    assert len(ours) == 11
     for name in ours:
         assert "trained by us" in CARDS[name].title
         assert CARDS[name].verified.startswith("trained by us on digits with the paper's objective")
@@ -307,6 +307,7 @@ OBJECTIVES = {
     ),
     "ucgm few": lambda network: objectives.ucgm_few_step(network, OneImage(), one_image_batch(), draws()),
     "meanflow": lambda network: objectives.mean_flow(network, one_image_batch(), draws()),
+    "bifm": lambda network: objectives.bidirectional_flow(network, one_image_batch(), draws()),
     "shortcut": lambda network: objectives.shortcut(network, network, one_image_batch(), draws()),
     "split meanflow": lambda network: objectives.split_mean_flow(network, network, one_image_batch(), draws()),
     "ism": lambda network: objectives.intrinsic_shortcut(network, network, one_image_batch(), draws()),

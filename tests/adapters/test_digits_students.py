@@ -32,6 +32,7 @@ from bench.models.loading import build_adapter
 from bench.models.meter import Meter
 from bench.models.registry import family_class
 from bench.models.step_grids import bellman_grid, jump_costs
+from protocols.digits.data import load_split
 from results.errors import BenchError
 
 CARDS = {card.name: card for card in map(load_card, sorted(Path(adapters.digits.cards.__path__[0]).glob("*.toml")))}
@@ -148,6 +149,21 @@ def test_a_cascade_starts_as_the_flow_and_splits_its_steps_between_the_resolutio
     for steps, settings in ((1, {}), (3, {"low_steps": 3}), (4, {"solver": "dopri5"})):
         with pytest.raises(BenchError, match=r"takes 2 or more steps|takes solvers of fixed steps"):
             adapter.sample(torch.arange(2), steps, 1.0, noise=noise(2), **settings)
+
+
+# --- BiFM ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_of_both_directions_finds_the_noise_of_an_image_and_the_image_again() -> None:
+    held_out = load_split("test")
+    x = (held_out.images[:200, :1].float() * 16 / 255).round() / 8 - 1
+    none, one, labels, errors = torch.zeros(200), torch.ones(200), held_out.labels[:200], {}
+    for name in ("digits-bifm", "digits-meanflow"):
+        network = loaded(name).network
+        with torch.inference_mode():
+            z = x + network(x, none, -one, labels)
+            errors[name] = float((z - network(z, one, one, labels) - x).square().mean().sqrt())
+    assert errors["digits-bifm"] < 0.25 and errors["digits-meanflow"] > 0.35
 
 
 # --- Several networks ------------------------------------------------------------------------------------------------
