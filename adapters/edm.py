@@ -63,6 +63,7 @@ def build_network(architecture: Mapping[str, Any], name: str) -> nn.Module:
             raise BenchError(f"card {name}: EDM2's resample_filter must be [1, 1], as ever published, found {taps!r}")
         build, facts["img_channels"] = EDM2UNet, channels
     elif kind is not None and wrapper in (None, *EDM_CLASSES):
+        facts = {word: value for word, value in facts.items() if value is not None}
         network = str(kind).removesuffix("_EncoderDecoder")
         if network not in ("SongUNet", "DhariwalUNet"):
             raise unknown(f"network (model_type) of {name}", str(kind), ("SongUNet", "DhariwalUNet"))

@@ -47,7 +47,9 @@ def sentence(student: Student, cell: str, short: str) -> str:
     """Return a student's row beside its teacher in a sentence, for its details."""
     if student.best is None:
         return f"{student.teacher}, not measured here"
-    overtaken = f"{student.model} is overtaken at {_budget(student, student.overtaken_at)} NFE"
+    at = "is not overtaken by" if student.overtaken_at is None else "is overtaken at"
+    reached = student.measured_to if student.overtaken_at is None else student.overtaken_at
+    overtaken = f"{student.model} {at} {reached:g} NFE"
     point = next((point for point in student.points if point.row.cell["cell_id"] == cell), None)
     if point is None:
         return overtaken

@@ -131,10 +131,15 @@ def test_the_scale_of_the_data_is_the_networks_own_wherever_it_is_used() -> None
     torch.testing.assert_close(wide(t.cos()) ** 2 * x - 0.3 * wide(t.sin()) * F, d, atol=1e-5, rtol=1e-5)
 
 
-def test_edm2_takes_the_filter_that_it_has_and_no_other() -> None:
+def test_words_without_a_value_are_absent_and_edm2_takes_the_filter_that_it_has_and_no_other() -> None:
     base = {"img_resolution": 8, "img_channels": 3, "label_dim": 0, "model_channels": 8, "attn_resolutions": []}
     with torch.device("meta"):
         build_network(base | {"resample_filter": [1, 1]}, "mine")
+        adm = {"model_type": "DhariwalUNet", "channels_per_head": None, "num_blocks": None}
+        assert (
+            build_network(base | adm, "mine").state_dict().keys()
+            == build_network(base | {"model_type": "DhariwalUNet"}, "mine").state_dict().keys()
+        )
         with pytest.raises(BenchError, match=r"resample_filter must be \[1, 1\]"):
             build_network(base | {"resample_filter": [1, 3, 3, 1]}, "mine")
 

@@ -13,6 +13,7 @@ import report
 from report import page, samples
 from report.data import read_measurements, read_rankings
 from report.markup import kept
+from report.students import sentence
 from results import picks
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&"
@@ -192,6 +193,7 @@ def test_students_stand_beside_their_teacher_with_the_budget_of_its_overtaking(c
     assert (crossed["x"], crossed["y"]) == ([32], [dmd.line[0].value("fid")])
     assert content.count("student of digits-flow") == 7
     assert "digits-dmd is overtaken at 32 NFE" in content
+    assert sentence(dmd._replace(overtaken_at=None), "", "FID") == "digits-dmd is not overtaken by 32 NFE"
 
 
 def test_leaderboard_is_complete_without_scripts(content, database):
