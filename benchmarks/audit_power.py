@@ -1,10 +1,11 @@
 """How surely an audit of 64 samples contradicts a false row and leaves a true one alone, on the digits.
 
-`python benchmarks/audit_power.py` writes the tables of docs/verification.md (about five minutes of one core).
+`python benchmarks/audit_power.py` writes the tables of docs/verification.md (about ten minutes of one core).
 
 A false row is measured from samples of something else than it claims; what the auditor draws are the claimed ones.
 Which 64 indices the auditor takes is uniform, so the probability that more than the allowed number of them moved is
-hypergeometric and computed exactly, not simulated.
+hypergeometric and computed exactly. What else contradicts a row depends on which samples they are and is counted over
+random choices; an upper bound of a share of which none was seen is Clopper and Pearson's of 95%.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
+from forgeries import Forgery, Rows, forge, half_width, moved
+from scipy.stats import beta, hypergeom
 
 from adapters.digits.recipes import RECIPES
 from adapters.digits.train import training_data
 from bench.contracts.adapter import Adapter
 from bench.contracts.precision import full_precision
 from bench.judges.threads import fixed_threads
+from bench.metrics.records import ReferenceFeatures
 from bench.metrics.registry import fact_of
 from bench.references.stored import conditions, prepare_reference
 from bench.run.audit import TOLERANCES, allowed_moves, judged_samples, moved_samples
@@ -33,18 +38,42 @@ from bench.run.evidence import evidence_of
 from bench.run.follows import follow
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.record import Context, measure_arrays, metric_rows
+from bench.run.redrawn import Redrawn
 from bench.run.worker import load_cell_adapter, load_judges
-from protocols import find_protocol
+from protocols import Protocol, find_protocol
 from protocols.labels import plan_labels
+from results.evidence import Evidence
 
 SAMPLES = 64
 REDRAWN = 256
-"""Samples of each row that the auditor's 64 are taken from."""
+"""Samples of each row that the auditor's 64 are taken from, but where the whole row is."""
+TRIES, FORGED_TRIES = 100, 40
+"""Choices of 64 for each true row and way of drawing, and for each row whose evidence was forged."""
+SIZES = (1, 3, 10)
+"""By how many half widths of its interval a metric is forged."""
 ROWS = (
     ("digits-flow", 4, 1.0), ("digits-flow-small", 4, 1.5), ("digits-ucgm-few", 1, 1.0), ("digits-ucgm-few", 4, 1.0),
     ("digits-consistency", 2, 1.0), ("digits-meanflow", 1, 1.0), ("digits-shortcut", 4, 1.0), ("digits-dmd", 1, 1.0),
 )  # fmt: skip
 Outputs = Mapping[str, np.ndarray]
+
+
+def power_protocol() -> Protocol:
+    """Return the digits protocol with all metrics that its judges allow."""
+    protocol = find_protocol("digits")
+    return replace(
+        protocol,
+        metrics=(*protocol.metrics, "density", "coverage", "kid_subsets", "fid_infinity"),
+        metric_options={**protocol.metric_options, "kid_subset_size": 500},
+    )
+
+
+class Row(NamedTuple):
+    """A measured row."""
+
+    metrics: Rows
+    evidence: Evidence
+    labels: np.ndarray
 
 
 class Bench(NamedTuple):
@@ -53,6 +82,11 @@ class Bench(NamedTuple):
     context: Context
     judges: Mapping[str, Any]
     found: str
+
+    @property
+    def references(self) -> Mapping[str, ReferenceFeatures]:
+        """The reference's features."""
+        return self.context.reference_features()
 
     def cell(self, model: str, steps: int, cfg: float, **more: Any) -> Cell:
         """Return the cell of a setting."""
@@ -67,67 +101,126 @@ class Bench(NamedTuple):
         with full_precision():
             return judged_samples(cell, protocol, adapter, self.judges, labels, np.arange(first, first + total))
 
+    def row(self, cell: Cell, outputs: Outputs) -> Row:
+        """Return the row that a cell's outputs make."""
+        protocol, count = self.context.protocol, len(outputs["pick.score"])
+        labels = plan_labels(protocol.label_plan, count, len(protocol.class_names), seed=cell.seed)
+        measured = measure_arrays(self.context, outputs, labels)
+        return Row(metric_rows(self.context, measured), evidence_of(protocol, outputs, measured.kept), labels)
+
+    def follows(self, row: Row) -> bool:
+        """Tell whether a row's metrics follow from its evidence."""
+        found = follow(row.metrics, row.evidence, self.context.protocol, self.references, row.labels)
+        return all(finding.verdict != "contradicted" for finding in found)
+
+    def redrawn(self, evidence: Evidence, outputs: Outputs, indices: np.ndarray, same: bool) -> tuple[np.ndarray, bool]:
+        """Return which samples moved, bool [n], and whether the others deny the evidence."""
+        tolerance = TOLERANCES["float32", same]
+        redrawn = Redrawn(evidence, self.context.protocol, self.references, outputs, indices, tolerance.size)
+        found = moved_samples(evidence, outputs, indices, tolerance) | redrawn.moved()
+        return found, bool(redrawn.denied(found))
+
+    def contradicted(self, evidence: Evidence, outputs: Outputs, same: bool, tries: int) -> int:
+        """Return how many of so many choices of 64 of the `outputs` (of samples 0, 1, ...) contradict a row."""
+        draws = np.random.Generator(np.random.PCG64(0))
+        allowed, count = allowed_moves(SAMPLES, TOLERANCES["float32", same]), 0
+        for _ in range(tries):
+            indices = np.sort(draws.choice(len(outputs["pick.score"]), SAMPLES, replace=False))
+            chosen = {name: values[indices] for name, values in outputs.items()}
+            other, denied = self.redrawn(evidence, chosen, indices, same)
+            count += bool(other.sum() > allowed or denied)
+        return count
+
 
 def main() -> None:
     """Print the tables."""
-    protocol = find_protocol("digits")
+    protocol = power_protocol()
+    false: dict[str, list[tuple[float, float]]] = {}
+    true: dict[str, list[tuple[int, int, float]]] = {}
+    edited: dict[tuple[str, str], list[bool]] = {}
+    forged: dict[tuple[str, str], dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder, fixed_threads("cpu"):
         judges = load_judges(protocol, "cpu")
         reference = prepare_reference(protocol, judges, Path(folder))
         context = Context(protocol, reference, {name: judge.digest for name, judge in judges.items()}, {}, "cpu")
         bench = Bench(context, judges, conditions(judges, reference))
-        false: dict[str, list[tuple[float, float]]] = {}
-        true: dict[str, list[tuple[float, float, float]]] = {}
-        edited: dict[str, list[bool]] = {}
         for model, steps, cfg in ROWS:
             cell = bench.cell(model, steps, cfg)
-            whole = bench.draw(cell, count=cell.num_samples)
-            claimed = {name: values[:REDRAWN] for name, values in whole.items()}
-            for words, outputs in _false_rows(bench, cell, claimed):
-                false.setdefault(words, []).append(_caught(bench, outputs, claimed))
+            claimed = bench.draw(cell, count=cell.num_samples)
+            row = bench.row(cell, claimed)
+            some = {name: values[:REDRAWN] for name, values in claimed.items()}
+            for words, outputs in _false_rows(bench, cell, some):
+                false.setdefault(words, []).append(_caught(bench, bench.row(cell, outputs).evidence, some))
             for words, outputs in _other_machines(bench, cell):
-                true.setdefault(words, []).append((*_caught(bench, claimed, outputs), _moved(bench, claimed, outputs)))
-            for words, caught in _edited(bench, cell, whole):
-                edited.setdefault(words, []).append(caught)
-            moved = {words: max(found[-1]) for words, found in true.items()}
-            print(f"{cell.label}: {moved}", file=sys.stderr)
+                caught = partial(bench.contradicted, row.evidence, outputs, tries=TRIES)
+                other = bench.redrawn(row.evidence, outputs, np.arange(REDRAWN), True)[0]
+                true.setdefault(words, []).append((caught(same=True), caught(same=False), float(other.mean())))
+            edited.setdefault(("none (a true row)", ""), []).append(not bench.follows(row))
+            for found in row.metrics:
+                metric = found["metric"]
+                sign = 1 if fact_of(metric).better == "higher" else -1
+                for words, alone in (("the value alone", True), ("with its interval and block values", False)):
+                    changed = moved(row.metrics, metric, sign * half_width(found), alone=alone)
+                    edited.setdefault((metric, words), []).append(not bench.follows(row._replace(metrics=changed)))
+                for size in SIZES:
+                    for how, forgery in forge(*row[:2], metric, size * half_width(found), bench.references, row.labels):
+                        share = _forged(bench, row, forgery, claimed)
+                        forged.setdefault((metric, how), {}).setdefault(size, []).append(share)
+            print(cell.label, {words: found[-1] for words, found in true.items()}, file=sys.stderr)
     print(f"Rows: {', '.join(f'{model} {steps} steps cfg {cfg:g}' for model, steps, cfg in ROWS)}.\n")
     print("| false row | contradicted, same device | other device |\n|---|---|---|")
-    for words, found in false.items():
-        print(f"| {words} | {_least([one for one, _ in found])} | {_least([other for _, other in found])} |")
-    print("\n| true row, drawn anew | contradicted, same device | other device | samples outside the tolerance |")
+    for words, chances in false.items():
+        print(f"| {words} | {_least([one for one, _ in chances])} | {_least([other for _, other in chances])} |")
+    print("\n| true row, drawn again | contradicted, same device | other device | samples outside the tolerance |")
     print("|---|---|---|---|")
     for words, rows in true.items():
-        same, other = max(row[0] for row in rows), max(row[1] for row in rows)
-        print(f"| {words} | {same:.2g} | {other:.2g} | at most {max(row[2] for row in rows):.2%} |")
-    print("\n| edited metric | contradicted |\n|---|---|")
-    for words, caught in edited.items():
-        print(f"| {words} | {sum(caught)} of {len(caught)} rows |")
+        same, other = (_counted(sum(row[i] for row in rows), TRIES * len(rows)) for i in (0, 1))
+        print(f"| {words} | {same} | {other} | at most {max(row[2] for row in rows):.2%} |")
+    tries = TRIES * sum(map(len, true.values()))
+    same, other = (_counted(sum(row[i] for rows in true.values() for row in rows), tries) for i in (0, 1))
+    print(f"| all | {same} | {other} | |")
+    print("\n| edited metric | the value alone | with its interval and block values |\n|---|---|---|")
+    for metric in dict.fromkeys(metric for metric, _ in edited):
+        told = [f"{sum(denied)} of {len(denied)} rows" for (name, _), denied in edited.items() if name == metric]
+        print(f"| {' | '.join([metric, *told, *([''] if len(told) == 1 else [])])} |")
+    sizes = " | ".join(f"{size} half width{'s' * (size > 1)}" for size in SIZES)
+    print(f"\n| metric | forged in the evidence | {sizes} |\n|---|---|{'---|' * len(SIZES)}")
+    for (metric, how), by_size in forged.items():
+        print(f"| {metric} | {how} | {' | '.join(_forged_cell(by_size[size]) for size in SIZES)} |")
+
+
+def _forged(bench: Bench, row: Row, forgery: Forgery, claimed: Outputs) -> float:
+    """Return the share of choices of 64 that contradict a forged row: all where its own evidence does."""
+    if not bench.follows(row._replace(metrics=forgery.rows, evidence=forgery.evidence)):
+        return 1.0
+    return bench.contradicted(forgery.evidence, claimed, True, FORGED_TRIES) / FORGED_TRIES
+
+
+def _forged_cell(found: list[float]) -> str:
+    """Return the median of the rows' shares, and the least."""
+    return f"{np.median(found):.0%} ({min(found):.0%})"
+
+
+def _counted(count: int, tries: int) -> str:
+    return f"{count} of {tries:,} (below {beta.ppf(0.95, count + 1, tries - count):.2%})"
 
 
 def _least(chances: list[float]) -> str:
     return f"{min(chances):.4%}" + ("" if len(chances) == len(ROWS) else f" ({len(chances)} rows)")
 
 
-def _caught(bench: Bench, stored: Outputs, drawn: Outputs) -> tuple[float, float]:
-    """Return the probability of contradicting a row of `stored` samples where `drawn` are its claimed ones.
+def _caught(bench: Bench, evidence: Evidence, drawn: Outputs) -> tuple[float, float]:
+    """Return the probability that too many of 64 samples moved, where `drawn` are a false row's claimed ones.
 
     By the tolerances of the same device, and of another.
     """
-    evidence = evidence_of(bench.context.protocol, stored)
     n = len(drawn["pick.score"])
     chances = []
     for same in (True, False):
-        tolerance = TOLERANCES["float32", same]
-        moved = int(moved_samples(evidence, drawn, np.arange(n), tolerance).sum())
-        chances.append(float(hypergeom.sf(allowed_moves(SAMPLES, tolerance), n, moved, SAMPLES)))
+        other = int(bench.redrawn(evidence, drawn, np.arange(n), same)[0].sum())
+        allowed = allowed_moves(SAMPLES, TOLERANCES["float32", same])
+        chances.append(float(hypergeom.sf(allowed, n, other, SAMPLES)))
     return chances[0], chances[1]
-
-
-def _moved(bench: Bench, stored: Outputs, drawn: Outputs) -> float:
-    evidence = evidence_of(bench.context.protocol, stored)
-    indices = np.arange(len(drawn["pick.score"]))
-    return float(moved_samples(evidence, drawn, indices, TOLERANCES["float32", True]).mean())
 
 
 def _false_rows(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[str, Outputs]]:
@@ -242,34 +335,6 @@ def _rounding(adapter: Adapter, size: float) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _edited(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[str, bool]]:
-    """Yield which metrics, made better by half of their interval or by 2%, whichever is more, the evidence denies."""
-    context = bench.context
-    labels = plan_labels(
-        context.protocol.label_plan, cell.num_samples, len(context.protocol.class_names), seed=cell.seed
-    )
-    rows = metric_rows(context, measure_arrays(context, claimed, labels))
-    evidence = evidence_of(context.protocol, claimed)
-    references = context.reference_features()
-
-    def denied(changed: list[dict[str, Any]]) -> bool:
-        found = follow(changed, evidence, context.protocol, references, labels)
-        return any(finding.verdict == "contradicted" for finding in found)
-
-    yield "none (a true row)", denied(rows)
-    for index, row in enumerate(rows):
-        half = 0.0 if row["high"] is None else (row["high"] - row["low"]) / 2
-        by = max(half, 0.02 * abs(row["value"])) * (1 if fact_of(row["metric"]).better == "higher" else -1)
-        alone = row | {"value": row["value"] + by}
-        yield f"{row['metric']}, the value alone", denied([*rows[:index], alone, *rows[index + 1 :]])
-        whole = dict(alone)
-        for key in ("low", "high", "corrected"):
-            whole[key] = None if row[key] is None else row[key] + by
-        for key in ("jackknife", "jackknife_reference"):
-            whole[key] = None if row[key] is None else [value + by for value in row[key]]
-        yield f"{row['metric']}, with its interval and block values", denied([*rows[:index], whole, *rows[index + 1 :]])
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ _METRICS = (
         array="inception.features",
         reference="features",
         place=50,
+        counted_from=("own", "cross"),
         options=_KID,
     ),
     MetricFact(
@@ -119,6 +120,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=60,
+        counted_from=("inside",),
         options=_NEIGHBOURS,
     ),
     MetricFact(
@@ -133,6 +135,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=70,
+        counted_from=("radius", "holder"),
         options=_NEIGHBOURS,
     ),
     MetricFact(
@@ -215,6 +218,7 @@ _METRICS = (
         reference="features",
         lowest=0.0,
         place=130,
+        counted_from=("around",),
         options=_DENSITY_NEIGHBOURS,
     ),
     MetricFact(
@@ -228,6 +232,7 @@ _METRICS = (
         lowest=0.0,
         highest=1.0,
         place=140,
+        counted_from=("holder",),
         options=_DENSITY_NEIGHBOURS,
     ),
     MetricFact(
@@ -322,6 +327,7 @@ _METRICS = (
         reference="features",
         lowest=0.0,
         place=200,
+        counted_from=("own", "cross"),
         options=(
             Option("cmmd_sigma", float, 10.0, "width of the Gaussian kernel", above=0),
             Option("cmmd_scale", float, 1000.0, "factor of the value", above=0),

@@ -9,6 +9,12 @@ probabilities of every split of the Inception Score (`marginals`, float32 [S, C]
 [2, 16], `mean` float32 [d], `factor` float32 [d, r] and `trace` float64 [1], so that the covariance is factor factor^T
 and a rest whose trace is what is missing from `trace`.
 
+Since version 2 also what metrics against a reference of M images are counted from, named `<metric>/<part>`: of a kernel
+distance each sample's mean kernel with the other samples (`own`, float32 [N]) and with the reference (`cross`, float32
+[N]); of precision whether a sample lies in some ball of the reference (`inside`, uint8 [N]); of density in how many
+(`around`, int32 [N]); of recall and coverage a sample that proves each reference image to be covered, -1 where there is
+none (`holder`, int32 [M]), and for recall the squared radius of each sample's ball (`radius`, float32 [N]).
+
 A cell of an older version has no evidence, and nothing but an audit asks for it.
 """
 
@@ -28,7 +34,9 @@ from results.errors import StoreError, one_line
 from results.files import read_regular, write_atomically
 
 NAME = "evidence.safetensors"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)
+"""Those that are read: 1 lacks what metrics are counted from."""
 SKETCH = 16
 """Dimensions of a sketch."""
 RANK = 48
@@ -48,9 +56,15 @@ PARTS: Mapping[str, tuple[type[np.generic], int]] = {
     "mean": (np.float32, 1),
     "factor": (np.float32, 2),
     "trace": (np.float64, 1),
+    "own": (np.float32, 1),
+    "cross": (np.float32, 1),
+    "inside": (np.uint8, 1),
+    "around": (np.int32, 1),
+    "radius": (np.float32, 1),
+    "holder": (np.int32, 1),
 }
 """Type and dimensions of each part."""
-OF_SAMPLES = ("score", "named", "certainty", "sketch")
+OF_SAMPLES = ("score", "named", "certainty", "sketch", "own", "cross", "inside", "around", "radius")
 """Parts with a row for every sample."""
 
 
@@ -78,13 +92,13 @@ class Grid(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """A cell's evidence: arrays by `<judge>.<array>/<part>`, and how many samples they are of."""
+    """A cell's evidence: arrays by `<judge>.<array>/<part>` or `<metric>/<part>`, and how many samples they are of."""
 
     arrays: Mapping[str, np.ndarray]
     samples: int
 
     def parts(self, array: str) -> dict[str, np.ndarray]:
-        """Return what is kept of a judge's output, by part."""
+        """Return what is kept of a judge's output, or of a metric, by part."""
         found = {}
         for name, values in self.arrays.items():
             owner, _, part = name.rpartition("/")
@@ -94,7 +108,7 @@ class Evidence(NamedTuple):
 
     @property
     def outputs(self) -> list[str]:
-        """The judges' outputs that something is kept of."""
+        """The judges' outputs and metrics that something is kept of."""
         return list(dict.fromkeys(name.rpartition("/")[0] for name in self.arrays))
 
 
@@ -150,7 +164,7 @@ def parse_evidence(payload: bytes) -> Evidence:
         version, samples = facts["version"], facts["samples"]
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise StoreError(f"not the evidence of a cell ({one_line(str(error), 80)})") from error
-    if version != VERSION:
+    if version not in VERSIONS:
         raise StoreError(f"evidence of version {one_line(str(version), 20)}, this program knows {VERSION}; upgrade it")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise StoreError("evidence of no count of samples")
@@ -163,6 +177,8 @@ def parse_evidence(payload: bytes) -> Evidence:
             raise StoreError(f"array '{one_line(name, 60)}' is {values.dtype} {values.shape} of {samples} samples")
         if not np.isfinite(values).all():
             raise StoreError(f"array '{one_line(name, 60)}' is not finite")
+        if part == "holder" and values.size and not -1 <= int(values.min()) <= int(values.max()) < samples:
+            raise StoreError(f"array '{one_line(name, 60)}' names samples that there are not")
     evidence = Evidence(arrays, samples)
     for output in evidence.outputs:
         _check_sketch(output, evidence.parts(output))

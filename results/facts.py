@@ -80,6 +80,8 @@ class MetricFact:
         mmhm: its column in tables of the fair benchmark, which MMHM is computed from; empty for all but four metrics.
         aliases: other names of that column that the fair benchmark's script accepts.
         options: the options that the metric reads.
+        counted_from: the parts of a cell's evidence, `<name>/<part>`, that the metric is counted from; empty where it
+            has none of its own.
         kind: `metric` of a cell, `composite` over the rows of a ranking, or `cost` of a cell.
     """
 
@@ -100,6 +102,7 @@ class MetricFact:
     mmhm: str = ""
     aliases: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
+    counted_from: tuple[str, ...] = ()
     kind: Literal["metric", "composite", "cost"] = "metric"
 
     def __post_init__(self) -> None:
@@ -134,7 +137,7 @@ class MetricFact:
     def row(self) -> dict[str, Any]:
         """Return the row of table `metric_facts`."""
         row = dataclasses.asdict(self)
-        del row["better"], row["aliases"], row["options"]
+        del row["better"], row["aliases"], row["options"], row["counted_from"]
         return {"metric": row.pop("name"), "higher_is_better": self.higher_is_better} | row
 
 

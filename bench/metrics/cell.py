@@ -61,6 +61,7 @@ class Cell:
         labels: class asked for, int64 [N], or None.
         blocks: number of the jackknife block of each sample, int64 [N]; None where there are too few samples.
         order: the order in which samples are split, int64 [N], where it is not that of their indices; else None.
+        kept: what metrics were counted from, `<metric>/<part>`: part of the cell's evidence.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Cell:
         self.outputs, self.references, self.labels = outputs, references, labels
         self.strata = label_strata(labels, outputs.n)
         self.order = order
+        self.kept: dict[str, np.ndarray] = {}
         self._wanted = blocks
         count = block_count(self.strata, blocks)
         self.blocks = blocks_by_label(self.strata, count) if count else None
@@ -174,7 +176,7 @@ class Cell:
         if (k, comparison) not in self._manifold:
             name = "inception.features"
             generated, real = self.array(name), self.reference_features(name)
-            real_balls = self.reference(name).keep(("balls", k), lambda: manifold.balls(real, k))
+            real_balls = self.reference(name).balls(k)
             blocks = self.one_block if self.blocks is None else self.blocks
             self._manifold[k, comparison] = manifold.precision_recall_leave_one_out(
                 generated, real, blocks, k, comparison, real_balls, self.reference_blocks(name)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench.metrics import inception, kernel
+from bench.metrics import inception, kernel, manifold
 from bench.metrics.cell import Cell, Unavailable
 from bench.metrics.frechet import frechet_infinity, frechet_per_class, rows_of
 from bench.metrics.records import MetricValue, PerClass
@@ -118,14 +118,15 @@ def _inception_score(cell: Cell, fact: MetricFact, options: Options) -> MetricVa
     return value._replace(corrected=None)
 
 
-def _kid_kernel(options: Options) -> kernel.PolynomialKernel:
+def kid_kernel(options: Options) -> kernel.PolynomialKernel:
+    """Return KID's kernel as the options have it."""
     return kernel.PolynomialKernel(options["kid_degree"], options["kid_gamma"], options["kid_coef0"])
 
 
 def _kid(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     array = fact.array
     generated, real = cell.array(array), cell.reference_features(array)
-    form = _kid_kernel(options)
+    form = kid_kernel(options)
     own, blocks_1 = _own_mean(cell, array, form, biased=False)
     result = kernel.kernel_distance(
         real, generated, kernel=form, blocks=cell.blocks, self_mean_1=own, blocks_1=blocks_1
@@ -137,16 +138,23 @@ def _own_mean(
     cell: Cell, array: str, form: kernel.Kernel, *, biased: bool
 ) -> tuple[kernel.SelfMean, np.ndarray | None]:
     """Return the reference's own term, computed once, and the blocks it was cut into."""
-    reference, real, blocks = cell.reference(array), cell.reference_features(array), cell.reference_blocks(array)
-    key = (form, biased, 0 if blocks is None else int(blocks.max()))
-    return reference.keep(key, lambda: kernel.kernel_self_mean(real, form, biased=biased, blocks=blocks)), blocks
+    blocks = cell.reference_blocks(array)
+    return cell.reference(array).self_mean(form, biased, blocks), blocks
 
 
 def _kernel_value(cell: Cell, fact: MetricFact, result: kernel.KernelDistance, how: str) -> MetricValue:
+    cell.kept[f"{fact.name}/own"] = result.own.astype(np.float32)
+    cell.kept[f"{fact.name}/cross"] = result.cross.astype(np.float32)
     return cell.value(
         fact, result.value, result.leave_one_out, how,
         reference=result.leave_reference_out, tails=tail_share(result.influence), interactions=result.interactions,
     )  # fmt: skip
+
+
+def subset_draws(options: Options) -> int:
+    """Return how many images are drawn in all for KID over subsets, as the options have it."""
+    draws: int = options["kid_subsets"] * options["kid_subset_size"]
+    return draws
 
 
 def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
@@ -154,7 +162,7 @@ def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     generated, real = cell.array(array), cell.reference_features(array)
     subsets, size = options["kid_subsets"], options["kid_subset_size"]
     result = kernel.kernel_distance_subsets(
-        generated, real, subsets=subsets, subset_size=size, kernel=_kid_kernel(options),
+        generated, real, subsets=subsets, subset_size=size, kernel=kid_kernel(options),
         rng_seed=options["kid_rng_seed"],
     )  # fmt: skip
     return cell.value(
@@ -165,10 +173,15 @@ def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     )
 
 
+def neighbours(options: Options) -> tuple[int, manifold.Comparison]:
+    """Return the k of the balls and whether their surface is inside, as a metric's options have them."""
+    return options["neighborhood" if "neighborhood" in options else "density_neighborhood"], options["comparison"]
+
+
 def _manifold(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
-    comparison = options["comparison"]
-    k = options["neighborhood" if "neighborhood" in options else "density_neighborhood"]
+    k, comparison = neighbours(options)
     found = cell.manifold(k, comparison)
+    cell.kept |= {f"{fact.name}/{part}": values for part, values in _counted(fact, found.held).items()}
     value = getattr(found.whole, fact.name)
     values, reference = (
         np.array([getattr(figures, fact.name) for figures in left]) for left in (found.without, found.without_real)
@@ -190,11 +203,27 @@ def _manifold(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     return result._replace(low=max(0.0, low), high=min(1.0, high), method=method)
 
 
+def _counted(fact: MetricFact, held: manifold.Held) -> dict[str, np.ndarray]:
+    """Return what a figure is counted from, by part of the evidence."""
+    parts: dict[str, np.ndarray] = {
+        "inside": (held.around > 0).astype(np.uint8),
+        "around": held.around.astype(np.int32),
+        "radius": held.radius.astype(np.float32),
+        "holder": (held.reached if "radius" in fact.counted_from else held.covering).astype(np.int32),
+    }
+    return {part: parts[part] for part in fact.counted_from}
+
+
+def cmmd_kernel(options: Options) -> kernel.UnitGaussianKernel:
+    """Return CMMD's kernel as the options have it."""
+    return kernel.UnitGaussianKernel(options["cmmd_sigma"])
+
+
 def _cmmd(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     array = fact.array
     sigma, scale = options["cmmd_sigma"], options["cmmd_scale"]
     generated, real = cell.array(array), cell.reference_features(array)
-    own, blocks_1 = _own_mean(cell, array, kernel.UnitGaussianKernel(sigma), biased=True)
+    own, blocks_1 = _own_mean(cell, array, cmmd_kernel(options), biased=True)
     result = kernel.clip_maximum_mean_discrepancy(
         real, generated, sigma=sigma, scale=scale, blocks=cell.blocks, self_mean_1=own, blocks_1=blocks_1
     )
@@ -221,7 +250,7 @@ def _kid_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[Pe
     reference = cell.reference(fact.array)
     if cell.labels is None or reference.features is None or reference.labels is None:
         return
-    generated, form = cell.array(fact.array), _kid_kernel(options)
+    generated, form = cell.array(fact.array), kid_kernel(options)
     for label in np.intersect1d(cell.labels, reference.labels):
         ours, real = np.flatnonzero(cell.labels == label), np.flatnonzero(reference.labels == label)
         if min(len(ours), len(real)) < 2:

@@ -111,6 +111,8 @@ class KernelDistance(NamedTuple):
         leave_one_out: the estimate without each block of set 2, float64 [K]; empty if no blocks were given.
         leave_reference_out: the estimate without each block of set 1, float64 [R]; empty likewise.
         interactions: what pairs of blocks add to the estimate; None if no blocks of set 2 were given.
+        own: mean kernel of each sample of set 2 with the others of the set, float64 [n2].
+        cross: mean kernel of each sample of set 2 with set 1, float64 [n2].
     """
 
     value: float
@@ -119,6 +121,8 @@ class KernelDistance(NamedTuple):
     leave_one_out: np.ndarray
     leave_reference_out: np.ndarray
     interactions: Interactions | None
+    own: np.ndarray
+    cross: np.ndarray
 
 
 class SelfMean(NamedTuple):
@@ -208,7 +212,8 @@ def kernel_distance(
     self_mean_2 = _self_mean(row_sum.sum(), diagonal.sum(), n2, biased)
     value = self_mean_1.whole + self_mean_2 - 2.0 * cross.sum() / (n1 * n2)
 
-    influence = 2.0 * ((row_sum - diagonal) / (n2 - 1) - cross / n1)
+    own = (row_sum - diagonal) / (n2 - 1)
+    influence = 2.0 * (own - cross / n1)
     influence -= influence.mean()
     standard_error = influence.std(ddof=1) / np.sqrt(n2)
 
@@ -227,7 +232,7 @@ def kernel_distance(
         if mixed is not None and blocks_1 is not None:
             across = -2.0 * _between(mixed, blocks_1, blocks).T
             interactions = interactions._replace(reference=self_mean_1.between, cross=across)
-    return KernelDistance(float(value), float(standard_error), influence, left, left_1, interactions)
+    return KernelDistance(float(value), float(standard_error), influence, left, left_1, interactions, own, cross / n1)
 
 
 def clip_maximum_mean_discrepancy(
@@ -244,7 +249,7 @@ def clip_maximum_mean_discrepancy(
     """Return CMMD, `scale` times the squared discrepancy of CLIP embeddings [n, d], Gaussian kernel on unit rows.
 
     Rows may be of any length but zero; published values keep the diagonals, sigma 10, scale 1000. Other arguments as
-    for `kernel_distance`; `self_mean_1` is that of `UnitGaussianKernel`.
+    for `kernel_distance`; `self_mean_1` is that of `UnitGaussianKernel`. The means `own` and `cross` are not scaled.
     """
     distance = kernel_distance(
         features_1,
@@ -262,6 +267,8 @@ def clip_maximum_mean_discrepancy(
         scale * distance.leave_one_out,
         scale * distance.leave_reference_out,
         Interactions.total([distance.interactions], [scale]),
+        distance.own,
+        distance.cross,
     )
 
 

@@ -36,12 +36,29 @@ class Manifold(NamedTuple):
     coverage: float
 
 
+class Held(NamedTuple):
+    """Who lies in whose ball, sample by sample: what the figures are counted from.
+
+    Attributes:
+        around: real balls around each generated sample, int64 [n].
+        radius: squared radius of each generated sample's ball, float64 [n].
+        reached: the nearest generated sample among those whose ball holds the real sample, -1 for none; int64 [m].
+        covering: the nearest generated sample inside the real sample's ball, -1 for none; int64 [m].
+    """
+
+    around: np.ndarray
+    radius: np.ndarray
+    reached: np.ndarray
+    covering: np.ndarray
+
+
 class LeaveOneOut(NamedTuple):
     """The figures of all samples, without each block of the generated and without each block of the real ones."""
 
     whole: Manifold
     without: list[Manifold]
     without_real: list[Manifold]
+    held: Held
 
 
 class Balls(NamedTuple):
@@ -145,6 +162,7 @@ def precision_recall_leave_one_out(
     around_by_block = np.zeros((n, real_count), dtype=np.int64)  # real balls of each block around each generated sample
     around_grown = np.zeros((n, real_count), dtype=np.int64)  # real balls that grew around it without the block
     holds_without = np.zeros((m, real_count), dtype=bool)  # real balls that hold a generated sample once grown
+    reached, covering = _Nearest(m), _Nearest(m)
     for i, x in _tiles(generated):
         member = blocks[i]
         for j, y in _tiles(real):
@@ -152,9 +170,11 @@ def precision_recall_leave_one_out(
             inside = _within(tile, inner.squared_radius[j], x, y, comparison)
             around_generated[i] += inside.sum(axis=1)
             in_real_ball[j] += _count(inside, member, count)
+            covering.take(tile, inside, i, j)
 
             held = _within(tile, outer.squared_radius[i, None], x, y, comparison)
             covers_real[j] += _count(held, member, count)
+            reached.take(tile, held, i, j)
             if count > 1:
                 row, column = np.nonzero(_within(tile, widest[i, None], x, y, comparison) & ~held)
                 distance = _pair_distances(x, y, row, column)
@@ -187,13 +207,32 @@ def precision_recall_leave_one_out(
         covered = in_real_ball[:, others].any(axis=1)
         left.append(_figures((rest > 0).mean(), recalled.mean(), rest.mean() / k, covered.mean()))
     left_real = []
-    reached, holds = (np.asarray(counts.any(axis=1)) for counts in (covers_real, in_real_ball))
+    reaches, holds = (np.asarray(counts.any(axis=1)) for counts in (covers_real, in_real_ball))
     for g in range(real_count if real_count > 1 else 0):
         around = around_generated - around_by_block[:, g] + around_grown[:, g]
         stays = real_member != g
         held_without = holds[stays] | holds_without[stays, g]
-        left_real.append(_figures((around > 0).mean(), reached[stays].mean(), around.mean() / k, held_without.mean()))
-    return LeaveOneOut(whole, left, left_real)
+        left_real.append(_figures((around > 0).mean(), reaches[stays].mean(), around.mean() / k, held_without.mean()))
+    return LeaveOneOut(
+        whole, left, left_real, Held(around_generated, outer.squared_radius, reached.index, covering.index)
+    )
+
+
+class _Nearest:
+    """The nearest generated sample of those marked, for each of m real ones, found tile by tile."""
+
+    def __init__(self, m: int) -> None:
+        self.index = np.full(m, -1, dtype=np.int64)
+        self._squared = np.full(m, np.inf)
+
+    def take(self, tile: np.ndarray, marked: np.ndarray, rows: slice, columns: slice) -> None:
+        """Take in squared distances [a, b] of generated `rows` to real `columns`, where `marked` [a, b]."""
+        squared = np.where(marked, tile, np.inf)
+        row = squared.argmin(axis=0)
+        least = squared[row, np.arange(len(row))]
+        nearer = least < self._squared[columns]
+        self._squared[columns] = np.where(nearer, least, self._squared[columns])
+        self.index[columns] = np.where(nearer, row + rows.start, self.index[columns])
 
 
 def _figures(precision: float, recall: float, density: float, coverage: float) -> Manifold:

@@ -52,7 +52,7 @@ def measure(
             whose indices mean nothing. That of the indices by default.
 
     Returns:
-        Values in the order of `metrics`, skipped metrics with reasons, and per-class values.
+        Values in the order of `metrics`, skipped metrics with reasons, per-class values, and what was counted.
 
     Raises:
         BenchError: an unknown metric, an unknown option or value of one, or labels of another length.
@@ -89,7 +89,7 @@ def measure(
         values.append(value)
         if metric.per_class is not None and labels is not None and options.get(PER_CLASS.name, PER_CLASS.default):
             by_class += metric.per_class(cell, metric.fact, settings)
-    return CellMetrics(values, skipped, by_class)
+    return CellMetrics(values, skipped, by_class, cell.kept)
 
 
 def _value(metric: Metric, cell: Cell, settings: Mapping[str, Any]) -> MetricValue:

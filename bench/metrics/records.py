@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.metrics.frechet import FrechetReference
+from bench.metrics.kernel import Kernel, SelfMean, kernel_self_mean
+from bench.metrics.manifold import Balls, balls
 from results.errors import BenchError
 
 
@@ -77,6 +79,20 @@ class ReferenceFeatures:
             raise ValueError("the reference has neither features nor a mean and covariance; build it for this judge")
         return FrechetReference.of(self.features)
 
+    def balls(self, k: int) -> Balls:
+        """The reference's k-nearest-neighbour balls. Raises ValueError where its features are unknown."""
+        if self.features is None:
+            raise ValueError("the reference's features are unknown")
+        features = self.features
+        return self.keep(("balls", k), lambda: balls(features, k))
+
+    def self_mean(self, form: Kernel, biased: bool, blocks: np.ndarray | None = None) -> SelfMean:
+        """The reference's own term of a kernel distance. Raises ValueError where its features are unknown."""
+        if self.features is None:
+            raise ValueError("the reference's features are unknown")
+        features, key = self.features, (form, biased, 0 if blocks is None else int(blocks.max()))
+        return self.keep(key, lambda: kernel_self_mean(features, form, biased=biased, blocks=blocks))
+
     def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Return `compute()`, computed once for each `key`."""
         if key not in self._kept:
@@ -138,3 +154,5 @@ class CellMetrics(NamedTuple):
     values: list[MetricValue]
     skipped: list[SkippedMetric]
     per_class: list[PerClass]
+    kept: Mapping[str, np.ndarray]
+    """What a metric was counted from, sample by sample, as `<metric>/<part>` (see `results.evidence`)."""

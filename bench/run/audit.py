@@ -28,6 +28,8 @@ from bench.run.halves import settled
 from bench.run.needs import needs_of_judging, needs_of_run, require
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import device_name
+from bench.run.record import reference_features
+from bench.run.redrawn import Redrawn
 from bench.run.shard import CellFailure, checked_sample, judge_batch, judged_pixels
 from bench.run.worker import adapter_faults, load_cell_adapter, load_judges
 from protocols import Protocol, find_protocol
@@ -130,12 +132,14 @@ def audit(record: Mapping[str, Any], evidence: Evidence | None, runs: Path, sett
     made = Audit(row["cell_id"], title(row), "cannot tell", (), seed=seed, signed_by=row.get("signed_by"))
     try:
         with fixed_threads(settings.device):
-            return _audit(made, record, evidence, runs, settings)
+            return _audit(made, seed, record, evidence, runs, settings)
     except _Untold as untold:
         return replace(made, reasons=(str(untold),))
 
 
-def _audit(made: Audit, record: Mapping[str, Any], evidence: Evidence | None, runs: Path, settings: Settings) -> Audit:
+def _audit(
+    made: Audit, seed: int, record: Mapping[str, Any], evidence: Evidence | None, runs: Path, settings: Settings
+) -> Audit:
     row = record["cell"]
     if row["status"] != "done":
         raise _Untold(f"the row is {row['status']}: there is nothing to hold against anything")
@@ -152,13 +156,10 @@ def _audit(made: Audit, record: Mapping[str, Any], evidence: Evidence | None, ru
     except BenchError as error:
         raise _Untold(one_line(str(error))) from error
     labels = _labels(row, protocol, reference)
-    findings = follow(record.get("metrics") or [], evidence, protocol, reference.features(), labels)
+    references = reference_features(reference)
+    findings = follow(record.get("metrics") or [], evidence, protocol, references, labels)
     made = replace(made, findings=tuple(findings))
-    denied = tuple(
-        f"{finding.metric}: {finding.reason}".removeprefix(": ")
-        for finding in findings
-        if finding.verdict == "contradicted"
-    )
+    denied = _denials(findings)
     changed = _changed(record, judges, reference)
     half = _judged_in_half(record)
     found = conditions(judges, reference)
@@ -170,13 +171,18 @@ def _audit(made: Audit, record: Mapping[str, Any], evidence: Evidence | None, ru
         cell = _cell(row, protocol, found, settings)
         if labels is None:
             raise _Untold("nobody says which classes the samples were asked for")
-        compared, moved = _compare(cell, protocol, judges, labels, evidence, tolerance, settings, made)
+        indices = choose(settings.samples, cell.num_samples, seed)
+        outputs = _draw(cell, protocol, judges, labels, evidence, indices, settings)
     except _Untold as untold:
         if denied:
             return replace(made, outcome="contradicted", reasons=denied)
         return replace(made, reasons=(str(untold),))
-    allowed = allowed_moves(compared, tolerance)
-    made = replace(made, compared=compared, moved=moved, allowed=allowed)
+    redrawn = Redrawn(evidence, protocol, references, outputs, indices, tolerance.size)
+    others = moved_samples(evidence, outputs, indices, tolerance) | redrawn.moved()
+    compared, moved, allowed = len(indices), int(others.sum()), allowed_moves(len(indices), tolerance)
+    findings = merged(findings, redrawn.denied(others))
+    denied = _denials(findings)
+    made = replace(made, compared=compared, moved=moved, allowed=allowed, findings=tuple(findings))
     said = f"{moved} of {compared} samples drawn again are other ones, a true row has at most {allowed}"
     if moved > allowed or denied:
         reasons = (*((said,) if moved > allowed else ()), *denied)
@@ -194,6 +200,22 @@ def _audit(made: Audit, record: Mapping[str, Any], evidence: Evidence | None, ru
             else "no metric can be told from the evidence",
         ),
     )
+
+
+def _denials(findings: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(
+        f"{finding.metric}: {finding.reason}".removeprefix(": ")
+        for finding in findings
+        if finding.verdict == "contradicted"
+    )
+
+
+def merged(findings: Sequence[Finding], denied: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with those of the samples drawn again in place of the same metrics' that found nothing."""
+    found = {finding.metric: finding for finding in denied}
+    kept = [f if f.verdict == "contradicted" else found.pop(f.metric, f) for f in findings]
+    seen = {finding.metric for finding in kept}
+    return [*kept, *(finding for name, finding in found.items() if name not in seen)]
 
 
 def allowed_moves(compared: int, tolerance: Tolerance) -> int:
@@ -318,19 +340,16 @@ def choose(samples: int, of: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def _compare(
+def _draw(
     cell: Cell,
     protocol: Protocol,
     judges: Mapping[str, Judge],
     labels: np.ndarray,
     evidence: Evidence,
-    tolerance: Tolerance,
+    indices: np.ndarray,
     settings: Settings,
-    made: Audit,
-) -> tuple[int, int]:
-    """Return how many samples were drawn again, and how many of them lie outside of the tolerance."""
-    assert made.seed is not None
-    indices = choose(settings.samples, cell.num_samples, made.seed)
+) -> dict[str, np.ndarray]:
+    """Return what the judges say of the samples `indices`, drawn again. Raises _Untold where they cannot be."""
     try:
         with adapter_faults(cell):
             adapter = load_cell_adapter(cell, protocol, settings.device)
@@ -344,7 +363,7 @@ def _compare(
         raise _Untold(f"the samples could not be drawn: {failure.reason}") from failure
     if not any(set(evidence.parts(name)) & {"sketch", "score", "certainty"} for name in outputs):
         raise _Untold("the evidence has nothing of what the judges say of a sample")
-    return len(indices), int(moved_samples(evidence, outputs, indices, tolerance).sum())
+    return outputs
 
 
 def judged_samples(

@@ -15,12 +15,18 @@ from protocols import Protocol
 from results.evidence import RANK, Evidence, Grid, projection
 
 
-def evidence_of(protocol: Protocol, arrays: Mapping[str, np.ndarray], order: np.ndarray | None = None) -> Evidence:
+def evidence_of(
+    protocol: Protocol,
+    arrays: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+    order: np.ndarray | None = None,
+) -> Evidence:
     """Return the evidence of judge outputs [N, ...] of a whole cell, `<judge>.<array>` each, under `protocol`.
 
-    Outputs that are not finite, or of other kinds, leave none. `order`: see `bench.metrics.measure.measure`.
+    Outputs that are not finite, or of other kinds, leave none. `kept`: what the metrics were counted from
+    (`CellMetrics.kept`). `order`: see `bench.metrics.measure.measure`.
     """
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {name: values for name, values in kept.items() if np.isfinite(values).all()}
     samples = len(next(iter(arrays.values()))) if arrays else 0
     for name, values in arrays.items():
         if name == "thumbnails" or not np.issubdtype(values.dtype, np.floating) or not _finite(values):

@@ -6,20 +6,36 @@ tr E = t, and s the trace of the reference's covariance off the span of F,
 
     base - 2 sqrt(t s) <= distance <= base = |m1 - m2|^2 + tr S1 + tr S2 - 2 |F^T L|_nuclear,    S2 = L L^T,
 
-since the fidelity of Gaussians grows with E and by no more than sqrt(t s). Of other metrics only the interval is held
-against the values without each block.
+since the fidelity of Gaussians grows with E and by no more than sqrt(t s). A kernel distance is a mean of what is kept
+of each sample; precision, recall, density and coverage are counts of it. Of other metrics, and of rows with evidence of
+version 1, only the interval is held against the values without each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bench.metrics.distances import FID, IS
+from bench.metrics.distances import (
+    CMMD,
+    FDR6,
+    FID,
+    FID_CORRECTED,
+    FID_INFINITY,
+    IS,
+    KID,
+    KID_SUBSETS,
+    PRECISION,
+    cmmd_kernel,
+    kid_kernel,
+    neighbours,
+    subset_draws,
+)
+from bench.metrics.kernel import Kernel
 from bench.metrics.records import ReferenceFeatures
-from bench.metrics.registry import find_metric
+from bench.metrics.registry import Metric, find_metric
 from bench.metrics.scores import ACCURACY, CLIP
 from bench.run.evidence import splits_of
 from protocols import Protocol
@@ -35,7 +51,11 @@ SURE = 6.0
 """Standard deviations of rounding noise that are let through."""
 BLOCK_DRIFT = 1.0
 """Standard errors by which the mean of the values without a block may lie off the value, beside its bias."""
+EXTRAPOLATED = 4.0
+"""Standard errors of a distance that its extrapolation may lie off its corrected value, beside its bias."""
 EQUAL = 1e-6
+KERNELS: Mapping[Any, Callable[[Mapping[str, Any]], Kernel]] = {KID.measure: kid_kernel, CMMD.measure: cmmd_kernel}
+"""The kernel distances, and the kernel of each as its options have it."""
 
 
 class Finding(NamedTuple):
@@ -56,13 +76,14 @@ def follow(
     """Return a finding for every stored metric (rows of table `metrics`), and for a sketch that denies its moments."""
     found = [finding for output in evidence.outputs for finding in _moments(output, evidence.parts(output))]
     for row in metrics:
-        own = _interval(row) or _of_evidence(row, evidence, protocol, references, labels)
+        own = _interval(row) or _of_evidence(row, metrics, evidence, protocol, references, labels)
         found.append((_drift(row) or own) if own.verdict == "cannot tell" else own)
     return found
 
 
 def _of_evidence(
     row: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
     evidence: Evidence,
     protocol: Protocol,
     references: Mapping[str, ReferenceFeatures],
@@ -85,6 +106,21 @@ def _of_evidence(
         return _inception_score(row["value"], parts, protocol)
     if metric.measure is FID.measure and "factor" in parts and array in references:
         return _frechet(name, row["value"], parts, references[array])
+    if metric.measure in (FID_CORRECTED.measure, FID_INFINITY.measure):
+        return _corrected(row, rows, extrapolated=metric.measure is FID_INFINITY.measure)
+    options = metric.settings({"num_classes": len(protocol.class_names), **protocol.metric_options})
+    if metric.measure is FDR6.measure:
+        return _ratios(row, metric, evidence, options, references)
+    source = KID.fact if metric.measure is KID_SUBSETS.measure else metric.fact
+    counted, real = evidence.parts(source.name), references.get(array)
+    whole = bool(source.counted_from) and set(source.counted_from) <= set(counted)
+    if whole and real is not None and real.features is not None:
+        if metric.measure in KERNELS:
+            return _kernel(row, counted, real, KERNELS[metric.measure](options), options.get("cmmd_scale"))
+        if metric.measure is KID_SUBSETS.measure:
+            return _subsets(row, counted, real, options)
+        if metric.measure is PRECISION.measure:
+            return _counted(row, counted, len(real.features), neighbours(options)[0])
     return Finding(name, "cannot tell", "the evidence lacks what it is computed from")
 
 
@@ -118,6 +154,14 @@ def _inception_score(value: float, parts: Mapping[str, np.ndarray], protocol: Pr
 
 
 def _frechet(name: str, value: float, parts: Mapping[str, np.ndarray], reference: ReferenceFeatures) -> Finding:
+    found = _frechet_bounds(name, parts, reference)
+    return found if isinstance(found, Finding) else _within(name, value, *found)
+
+
+def _frechet_bounds(
+    name: str, parts: Mapping[str, np.ndarray], reference: ReferenceFeatures
+) -> tuple[float, float] | Finding:
+    """Return between what a Frechet distance lies, or why the evidence is none of one."""
     real, mean, factor = reference.frechet, parts["mean"].astype(np.float64), parts["factor"].astype(np.float64)
     if mean.size != real.mu.size:
         return Finding(name, "contradicted", f"evidence of {mean.size} dimensions, the reference has {real.mu.size}")
@@ -134,7 +178,90 @@ def _frechet(name: str, value: float, parts: Mapping[str, np.ndarray], reference
         basis = np.linalg.svd(factor, full_matrices=False)[0]
         off = max(0.0, float(np.trace(real.sigma) - np.einsum("ij,jk,ki->", basis.T, real.sigma, basis)))
         low = base - 2 * float(np.sqrt(max(rest, 0.0) * off))
-    return _within(name, value, low - slack, base + slack)
+    return low - slack, base + slack
+
+
+def _corrected(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, extrapolated: bool) -> Finding:
+    """Hold a corrected distance against the values without each block of the one that it corrects.
+
+    One that is `extrapolated` is less the bias of the samples alone, as far as a line through random draws shows it.
+    """
+    name = str(row["metric"])
+    plain = next((other for other in rows if other["metric"] == FID.fact.name), None)
+    if plain is None or not plain.get("jackknife") or len(plain["jackknife"]) < 2:
+        return Finding(name, "cannot tell", f"the row has no {FID.fact.title} that it corrects")
+    reference = plain.get("jackknife_reference")
+    sides = (np.asarray(plain["jackknife"]), None if not reference else np.asarray(reference))
+    made = jackknife(plain["value"], sides[0], reference=None if extrapolated else sides[1])
+    wanted = made.corrected or 0.0
+    slack = EQUAL * max(abs(plain["value"]), abs(wanted))
+    if extrapolated:
+        slack += EXTRAPOLATED * (made.standard_error or 0.0) + abs(plain["value"] - wanted)
+    return _within(name, row["value"], wanted - slack, wanted + slack)
+
+
+def _ratios(
+    row: Mapping[str, Any],
+    metric: Metric,
+    evidence: Evidence,
+    options: Mapping[str, Any],
+    references: Mapping[str, ReferenceFeatures],
+) -> Finding:
+    """Hold a mean of Frechet distances, each as a multiple of the validation images', against the bounds of each."""
+    name, low, high = str(row["metric"]), 0.0, 0.0
+    for judge in metric.fact.judges:
+        parts = evidence.parts(f"{judge}.features")
+        if "factor" not in parts or f"{judge}.features" not in references:
+            return Finding(name, "cannot tell", f"the evidence lacks the features of '{judge}'")
+        found = _frechet_bounds(name, parts, references[f"{judge}.features"])
+        if isinstance(found, Finding):
+            return found
+        scale = 1 / (len(metric.fact.judges) * options[f"{name}_{judge}"])
+        low, high = low + scale * found[0], high + scale * found[1]
+    return _within(name, row["value"], low, high)
+
+
+def _kernel(
+    row: Mapping[str, Any],
+    parts: Mapping[str, np.ndarray],
+    reference: ReferenceFeatures,
+    form: Kernel,
+    scale: float | None,
+) -> Finding:
+    """Hold a kernel distance against the mean kernels of its samples; with a `scale` it is CMMD, which is biased."""
+    own, cross = parts["own"].astype(np.float64), parts["cross"].astype(np.float64)
+    n, biased = len(own), scale is not None
+    # The diagonal, which a biased estimate keeps, is zero: CMMD's kernel has 1 taken off.
+    inner = own.mean() * ((n - 1) / n if biased else 1.0)
+    real = reference.self_mean(form, biased).whole
+    slack = 2.0**-22 * (abs(real) + float(np.abs(own).mean()) + 2 * float(np.abs(cross).mean()))
+    value, times = real + inner - 2 * cross.mean(), 1.0 if scale is None else scale
+    return _within(str(row["metric"]), row["value"], times * (value - slack), times * (value + slack))
+
+
+def _subsets(
+    row: Mapping[str, Any], parts: Mapping[str, np.ndarray], reference: ReferenceFeatures, options: Mapping[str, Any]
+) -> Finding:
+    """Hold KID over random subsets against KID of all samples, from which it differs by the luck of the draws."""
+    own, cross = parts["own"].astype(np.float64), parts["cross"].astype(np.float64)
+    whole = reference.self_mean(kid_kernel(options), False).whole + own.mean() - 2 * cross.mean()
+    # Twice: the reference is drawn from too, and what pairs add is not in the samples' influence.
+    slack = SURE * 2 * float((2 * (own - cross)).std()) / np.sqrt(subset_draws(options))
+    return _within(str(row["metric"]), row["value"], whole - slack, whole + slack)
+
+
+def _counted(row: Mapping[str, Any], parts: Mapping[str, np.ndarray], real: int, k: int) -> Finding:
+    """Hold precision, recall, density or coverage against what is kept of each sample and of `real` images."""
+    name = str(row["metric"])
+    if "holder" in parts:
+        if len(parts["holder"]) != real:
+            return Finding(name, "contradicted", f"evidence of {len(parts['holder']):,} reference images, not {real:,}")
+        value = float((parts["holder"] >= 0).mean())
+    elif "around" in parts:
+        value = float(parts["around"].mean()) / k
+    else:
+        value = float((parts["inside"] > 0).mean())
+    return _within(name, row["value"], value - 1e-9, value + 1e-9)
 
 
 def _interval(row: Mapping[str, Any]) -> Finding | None:

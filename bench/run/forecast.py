@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bench.judges.base import judge_cost, judge_specs
 from bench.judges.costs import JudgeCost
+from bench.metrics.registry import fact_of
 from bench.models.files import model_files
 from bench.models.timing import PATIENCE
 from bench.run.needs import Needs
@@ -28,7 +31,7 @@ from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import NeededFile
 from results.cells import CellDirectory
 from results.evidence import NAME as EVIDENCE
-from results.evidence import RANK, SKETCH
+from results.evidence import PARTS, RANK, SKETCH
 from results.files import free_bytes
 from results.timing import FEWEST
 
@@ -319,6 +322,9 @@ def _bytes(ahead: Sequence[Planned], judged: Mapping[int, _Judging], lacking: Ne
             for cost, _ in judging.costs:
                 arrays += 4 * cost.numbers * n
                 evidence += 2 * n if cost.numbers == 1 else SKETCH * n + 4 * RANK * min(cost.numbers, 2048)
+            # As if a reference had as many images as the row has samples.
+            parts = (part for metric in protocol.metrics for part in fact_of(metric).counted_from)
+            evidence += sum(np.dtype(PARTS[part][0]).itemsize for part in parts) * n
         side = min(THUMBNAIL_SIDE, protocol.resolution)
         pictures = min(protocol.thumbnails, n) * side**2 * BYTES_OF_PIXEL
         results += BYTES_OF_RESULT + BYTES_OF_CLASS * len(protocol.class_names) + pictures

@@ -53,15 +53,20 @@ class Context:
     """Whether shards that other code or libraries made are taken."""
 
     def reference_features(self) -> dict[str, ReferenceFeatures]:
-        """Return the reference's features and, once computed, its factor, balls and self terms, kept in this process.
+        """Return the reference's features and what was computed of them; see `reference_features`."""
+        return reference_features(self.reference)
 
-        A context comes anew with every task of a worker; what it refers to stays.
-        """
-        key = (self.reference.digest, *map(str, self.reference.arrays.values()))
-        if key not in _references:
-            _references.clear()
-            _references[key] = self.reference.features()
-        return _references[key]
+
+def reference_features(reference: Reference) -> dict[str, ReferenceFeatures]:
+    """Return a reference's features and, once computed, its factor, balls and self terms, kept in this process.
+
+    A context comes anew with every task of a worker, and a reference with every row of an audit; this stays.
+    """
+    key = (reference.digest, *map(str, reference.arrays.values()))
+    if key not in _references:
+        _references.clear()
+        _references[key] = reference.features()
+    return _references[key]
 
 
 _references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
@@ -205,7 +210,7 @@ def finish_rows(
     """Join a cell's shards, measure them, keep their evidence and return the rows by table."""
     arrays = directory.assemble(ranges)
     measured = measure_arrays(context, arrays, labels)
-    write_evidence(directory.path, evidence_of(context.protocol, arrays))
+    write_evidence(directory.path, evidence_of(context.protocol, arrays, measured.kept))
     thumbnails = arrays.get("thumbnails")
     return {
         "metrics": metric_rows(context, measured, proof),

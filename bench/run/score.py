@@ -119,7 +119,7 @@ def _score(
         thumbnails = arrays.pop("thumbnails", None)
         order = order_of_content(np.concatenate(pixels.hashes), images.labels)
         measured = measure_arrays(context, arrays, images.labels, order)
-        write_evidence(directory.path, evidence_of(protocol, arrays, order))
+        write_evidence(directory.path, evidence_of(protocol, arrays, measured.kept, order))
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from results.catalog import CATALOG
 from results.errors import StoreError
-from results.evidence import NAME, RANK, Evidence, Grid, parse_evidence, projection, read_evidence, write_evidence
+from results.evidence import (
+    NAME,
+    PARTS,
+    RANK,
+    Evidence,
+    Grid,
+    parse_evidence,
+    projection,
+    read_evidence,
+    write_evidence,
+)
 
 
 def made(n=200, width=40):
@@ -43,9 +54,29 @@ def test_it_comes_back_as_it_was_written(tmp_path):
     assert set(again.parts("inception.features")) == {"sketch", "grid", "mean", "factor", "trace"}
 
 
-def test_fifty_thousand_samples_of_inception_take_about_a_megabyte(tmp_path):
-    write_evidence(tmp_path, made(50_000, 2048))
-    assert (tmp_path / NAME).stat().st_size < 1.7e6
+def test_fifty_thousand_samples_of_inception_take_less_than_three_megabytes(tmp_path):
+    n, width = 50_000, 2048
+    random = np.random.default_rng(0)
+    features = {
+        "sketch": random.integers(-127, 128, (n, 16)).astype(np.int8),
+        "grid": np.ones((2, 16), np.float32),
+        "mean": np.zeros(width, np.float32),
+        "factor": np.zeros((width, RANK), np.float32),
+        "trace": np.ones(1),
+    }
+    metrics = ("kid", "precision", "recall", "density", "coverage")
+    counted = {f"{name}/{part}": np.ones(n, PARTS[part][0]) for name in metrics for part in CATALOG[name].counted_from}
+    arrays = {f"inception.features/{part}": values for part, values in features.items()} | counted
+    arrays |= {f"{name}.score/score": np.ones(n, np.float16) for name in ("clip", "pick")}
+    arrays |= {"inception.logits/named": np.ones(n, np.int16), "inception.logits/certainty": np.ones(n, np.float16)}
+    write_evidence(tmp_path, Evidence(arrays, n))
+    assert 2.5e6 < (tmp_path / NAME).stat().st_size < 3e6
+    assert len(read_evidence(tmp_path).arrays) == len(arrays)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_both_versions_are_read(version):
+    assert parse_evidence(payload(made().arrays, {"version": version, "samples": 200})).samples == 200
 
 
 def test_a_sketch_names_the_level_that_a_projection_is_nearest_to():
@@ -81,7 +112,7 @@ def other(**changes):
         (b"\x80\x04K\x01.", "not the evidence of a cell"),
         (b"\xff" * 64, "not the evidence of a cell"),
         (save({"pick.score/score": np.zeros(2, np.float16)}), "not the evidence of a cell"),
-        (payload(made().arrays, {"version": 2, "samples": 200}), "of version 2"),
+        (payload(made().arrays, {"version": 3, "samples": 200}), "of version 3"),
         (payload(made().arrays, {"version": 1, "samples": True}), "no count of samples"),
         (payload(made().arrays, [1]), "not the evidence of a cell"),
         (payload(made().arrays, n=199), "of 199 samples"),
@@ -90,6 +121,8 @@ def other(**changes):
         (payload(other(**{"pick.score/score": np.full(200, np.inf, np.float16)})), "is not finite"),
         (payload(other(**{"inception.features/grid": np.zeros((2, 16), np.float32)})), "is not whole"),
         (payload(other(**{"inception.features/mean": np.zeros(3, np.float32)})), "is not whole"),
+        (payload(other(**{"recall/holder": np.full(9, 200, np.int32)})), "names samples that there are not"),
+        (payload(other(**{"kid/own": np.zeros(199, np.float32)})), "of 200 samples"),
         (payload({"a.b/sketch": np.zeros((200, 16), np.int8)}), "is not whole"),
     ],
 )

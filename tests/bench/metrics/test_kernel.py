@@ -6,6 +6,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from bench.metrics import kernel
 from bench.metrics.kernel import (
     GaussianKernel,
+    PolynomialKernel,
     clip_maximum_mean_discrepancy,
     kernel_distance,
     kernel_distance_subsets,
@@ -35,6 +36,9 @@ def test_tiles_do_not_change_the_value(monkeypatch, biased):
     a, b = pair()
     blocks = np.arange(len(b)) % 5
     whole = kernel_distance(a, b, biased=biased, blocks=blocks)
+    matrix = PolynomialKernel()(b.astype(float), b.astype(float))
+    assert whole.own == pytest.approx((matrix.sum(axis=1) - matrix.diagonal()) / (len(b) - 1), rel=1e-12)
+    assert whole.cross == pytest.approx(PolynomialKernel()(b.astype(float), a.astype(float)).mean(axis=1), rel=1e-12)
     monkeypatch.setattr(kernel, "TILE", 16)
     tiled = kernel_distance(a, b, biased=biased, blocks=blocks)
     assert tiled.value == pytest.approx(whole.value, rel=1e-10)

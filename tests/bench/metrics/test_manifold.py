@@ -60,7 +60,13 @@ def test_only_the_weak_comparison_counts_a_sample_on_the_surface():
 def test_leave_one_out_equals_measuring_without_the_block(k):
     generated, real = pair()
     blocks = np.arange(len(generated)) % 6
-    whole, left, _ = precision_recall_leave_one_out(generated, real, blocks, k, real_balls=balls(real, k))
+    whole, left, _, held = precision_recall_leave_one_out(generated, real, blocks, k, real_balls=balls(real, k))
+    apart = np.linalg.norm(generated[:, None].astype(float) - real[None], axis=2)
+    inside, covers = apart <= np.sqrt(balls(real, k).squared_radius), apart <= np.sqrt(held.radius)[:, None]
+    assert (held.around == inside.sum(axis=1)).all() and (held.radius == balls(generated, k).squared_radius).all()
+    for marked, holder in ((covers, held.reached), (inside, held.covering)):
+        nearest = np.where(marked, apart, np.inf).argmin(axis=0)
+        assert (holder == np.where(marked.any(axis=0), nearest, -1)).all()
     assert whole == precision_recall(generated, real, k)
     for g, figures in enumerate(left):
         assert figures == pytest.approx(precision_recall(generated[blocks != g], real, k))

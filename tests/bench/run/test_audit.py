@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from bench.cli import main
+from bench.metrics.measure import ReferenceFeatures, measure
+from bench.metrics.registry import fact_of
 from bench.run.audit import Settings, allowed_moves, audit
 from bench.run.evidence import evidence_of
+from bench.run.follows import follow
 from bench.run.plan import Request
 from bench.run.runner import run
 from bench.run.score import score_images
 from bench.run.worker import _adapters
 from protocols import find_protocol
 from results.cells import CellDirectory, cell_directories
-from results.evidence import read_evidence
+from results.evidence import projection, read_evidence
 from results.statistics import COUNTED_ONCE, influences
 
 SETTINGS = Settings(seed=5)
@@ -29,7 +32,7 @@ def runs(tmp_path_factory, quiet):
     path = tmp_path_factory.mktemp("audit") / "runs"
     for steps, cfg in ((2, 1.0), (3, 1.0), (2, 1.05)):
         request = Request(
-            find_protocol("digits"), models=("digits-flow-small",), steps=(steps,), cfg=(cfg,), num_samples=200
+            find_protocol("digits"), models=("digits-flow-small",), steps=(steps,), cfg=(cfg,), num_samples=250
         )
         run(request, path, progress=quiet(), workers=1)
     return path
@@ -89,14 +92,15 @@ def test_a_row_of_slightly_other_weights_is_contradicted(rows, runs):
         _adapters.clear()
 
 
-@pytest.mark.parametrize("metric", ["fid", "is", "clip", "pick", "accuracy"])
+@pytest.mark.parametrize("metric", find_protocol("digits").metrics)
 def test_a_metric_that_was_edited_with_its_interval_and_blocks_is_contradicted(rows, runs, metric):
     record, evidence = copy.deepcopy(rows[2, 1.0][0]), rows[2, 1.0][1]
     (row,) = (row for row in record["metrics"] if row["metric"] == metric)
-    by = 0.02 * row["value"] * (-1 if metric == "fid" else 1)
+    by = 0.02 * abs(row["value"]) * (-1 if fact_of(metric).better == "lower" else 1)
     for key in ("value", "low", "high", "corrected"):
         row[key] = None if row[key] is None else row[key] + by
-    row["jackknife"] = [value + by for value in row["jackknife"]]
+    for key in ("jackknife", "jackknife_reference"):
+        row[key] = None if row[key] is None else [value + by for value in row[key]]
     found = audit(record, evidence, runs, SETTINGS)
     assert found.outcome == "contradicted" and f"{metric}: " in said(found)
 
@@ -120,6 +124,67 @@ def test_a_standard_error_below_what_pairs_of_blocks_can_do_is_contradicted(rows
     row |= {"standard_error": share * full, "low": row["value"] - half, "high": row["value"] + half}
     found = audit(record, evidence, runs, SETTINGS)
     assert found.outcome == "contradicted" and "not that of its values without each block" in said(found)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("kid/own", lambda own: own - np.float32(0.2 * own.mean())),
+        ("kid/cross", lambda cross: cross + np.float32(0.1 * cross.std())),
+        ("precision/inside", lambda inside: 1 - inside),
+        ("recall/holder", lambda holder: np.where(holder < 0, np.arange(len(holder)) % 250, holder).astype(np.int32)),
+        ("recall/radius", lambda radius: 4 * radius),
+        ("inception.logits/named", lambda named: np.roll(named, 1)),
+        ("inception.features/mean", lambda mean: mean + hidden_from_the_sketch(len(mean))),
+    ],
+)
+def test_evidence_that_was_forged_for_a_metric_is_denied_by_the_samples_drawn_again(rows, runs, part, change):
+    record, evidence = rows[2, 1.0]
+    arrays = {**evidence.arrays, part: change(evidence.arrays[part])}
+    found = audit({**record, "metrics": []}, evidence._replace(arrays=arrays), runs, SETTINGS)
+    assert found.outcome == "contradicted" and "samples drawn again" in said(found)
+
+
+def hidden_from_the_sketch(width):
+    """Return a large step that the projection of a sketch does not see."""
+    seen = np.linalg.qr(projection("inception.features", width))[0]
+    step = np.ones(width) - seen @ (seen.T @ np.ones(width))
+    return (3 * step).astype(np.float32)
+
+
+def test_evidence_of_the_first_version_is_read_and_says_less(rows, runs):
+    record, evidence = rows[2, 1.0]
+    old = {
+        name: values
+        for name, values in evidence.arrays.items()
+        if name.partition("/")[0] not in find_protocol("digits").metrics
+    }
+    found = audit(record, evidence._replace(arrays=old), runs, SETTINGS)
+    assert found.outcome == "consistent"
+    untold = {finding.metric for finding in found.findings if finding.verdict == "cannot tell"}
+    assert untold == {"kid", "precision", "recall"}
+
+
+@pytest.mark.parametrize("metric", ["density", "coverage", "kid_subsets", "fid_infinity"])
+def test_metrics_that_the_digits_leave_out_follow_from_evidence_too(metric):
+    random = np.random.default_rng(0)
+    features, real = random.normal(size=(400, 12)), random.normal(0.1, 1.0, size=(300, 12))
+    options = {"kid_subset_size": 100, "fid_infinity_sizes": 5}
+    protocol = replace(find_protocol("digits"), metrics=("fid", "kid", metric), metric_options=options)
+    references = {"inception.features": ReferenceFeatures.of(real)}
+    measured = measure({"inception.features": features}, references, protocol.metrics, options=options)
+    evidence = evidence_of(protocol, {"inception.features": features}, measured.kept)
+    stored = [
+        {"metric": value.name, "value": value.value, "n": value.n, "method": value.method, "low": value.low,
+         "high": value.high, "standard_error": value.standard_error, "corrected": value.corrected,
+         "jackknife": None if value.jackknife is None else list(value.jackknife),
+         "jackknife_reference": None if value.jackknife_reference is None else list(value.jackknife_reference)}
+        for value in measured.values
+    ]  # fmt: skip
+    assert {found.verdict for found in follow(stored, evidence, protocol, references, None)} == {"follows"}
+    stored[2]["value"] += max(0.5, stored[2]["value"])
+    (denied,) = (f for f in follow(stored, evidence, protocol, references, None) if f.verdict == "contradicted")
+    assert denied.metric == metric
 
 
 def test_moments_that_the_sketch_denies_are_contradicted(rows, runs):
@@ -166,7 +231,7 @@ def test_images_made_elsewhere_keep_evidence_that_their_metrics_follow_from(tmp_
 
 def test_outputs_that_are_not_finite_leave_no_evidence():
     broken = {"pick.score": np.array([1.0, np.nan], np.float32), "clip.score": np.ones(2, np.float32)}
-    assert evidence_of(find_protocol("digits"), broken).outputs == ["clip.score"]
+    assert evidence_of(find_protocol("digits"), broken, {}).outputs == ["clip.score"]
 
 
 def test_the_allowed_number_of_samples_is_that_of_a_binomial():
