@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from results.comparing import Comparison, compare_settings
 from results.errors import BenchError
 from results.files import runs_directory
-from results.leaderboard import Row, rows
+from results.leaderboard import rows
+from results.rows import Row
 from results.seeds import Repeated
 from results.standings import Leaderboard, Standing, View
 from results.standings import leaderboard as _query

@@ -18,11 +18,11 @@ from results.budgets import Budget
 from results.derived import COMPOSITES
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
-from results.leaderboard import COMPOSITE, Row
 from results.marks import marks_of
 from results.numbers import counted
 from results.published import Claim, PublishedFigure, claims_of, claims_under
 from results.ranking import places_of
+from results.rows import COMPOSITE, Row
 from results.spaces import Agreement, agreements
 from results.teachers import Student, students
 from results.training import leave_out_trained, left_out_line

@@ -16,7 +16,7 @@ from report.data import record
 from report.text import number, rank, seconds, shortened, with_interval
 from results.convergence import FEWEST, MOST, Convergence
 from results.facts import MetricFact
-from results.leaderboard import Value
+from results.rows import Value
 from results.statistics import share_difference
 from results.teachers import setting_of
 

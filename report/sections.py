@@ -8,13 +8,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from report import figures, findings, samples, speed, students, tables, text
-from report.data import COMPOSITE, MOST_DRAWN, Measurements, cell_of
+from report.data import MOST_DRAWN, Measurements, cell_of
 from report.markup import Markup, element, escape, kept
 from results.budgets import Budget
 from results.catalog import FACTS
 from results.leaderboard import best_of_each
 from results.marks import caveats
 from results.ranking import places_of
+from results.rows import COMPOSITE
 
 GUIDED_AGAINST = ("accuracy", "clip", "is", "recall")
 """What guidance is traded against, in the order of preference."""

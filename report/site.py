@@ -29,21 +29,13 @@ from results.bundles import Bundle, read_bundle
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
 from results.files import disk_error, read_regular, writing
-from results.leaderboard import (
-    Row,
-    best_of_each,
-    by_ranking,
-    headline,
-    measured_facts,
-    missing_metrics,
-    rows,
-    sorted_rows,
-)
+from results.leaderboard import best_of_each, by_ranking, headline, measured_facts, missing_metrics, rows, sorted_rows
 from results.marks import INTERVALS, RANKS, caveats, marks_of
 from results.moving import merge
 from results.names import versions
 from results.numbers import with_interval
 from results.records import parsed
+from results.rows import Row
 from results.spaces import agreements, disputed, leaders
 from results.store import connect, dictionaries
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from report import text
-from results.leaderboard import Row
+from results.rows import Row
 from results.timing import conditions, share_of_peak, timed
 
 HEADINGS = (

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from report import figures, text
 from results.catalog import MetricFact
-from results.leaderboard import Row, within_budget
+from results.leaderboard import within_budget
+from results.rows import Row
 from results.teachers import Point, Student, setting_of
 
 CAPTION = (

@@ -20,7 +20,7 @@ from results.catalog import FACTS, MetricFact
 from results.documents import read_json
 from results.errors import BenchError, did_you_mean
 from results.files import write_atomically
-from results.leaderboard import Row
+from results.rows import Row
 from results.statistics import FEWEST_BLOCKS, influences, paired_half_width
 
 FORMAT = 2

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from results.leaderboard import Row, best_of_each, within_budget
+from results.leaderboard import best_of_each, within_budget
 from results.picks import tied_with_best
+from results.rows import Row
 from results.timing import Interval, timed
 
 Cost = Literal["nfe", "seconds", "latency_seconds"]

@@ -13,9 +13,10 @@ import numpy as np
 from results.catalog import MetricFact
 from results.cells import CellDirectory
 from results.errors import BenchError
-from results.leaderboard import Row, Value, measured_facts, rows
+from results.leaderboard import measured_facts, rows
 from results.names import NAMES, UNDER_ONE_NAME
 from results.numbers import counted
+from results.rows import Row, Value
 from results.statistics import (
     FEWEST_BLOCKS,
     Interval,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from results.leaderboard import Row, Value, setting_of
+from results.leaderboard import setting_of
+from results.rows import Row, Value
 
 FEWEST, MOST = 0.25, 4.0
 """Range of the prediction, in multiples of the N measured."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from results.leaderboard import Row, Value
+    from results.rows import Row, Value
 
 OFF_REGIME = "*"
 """Marks a row outside the step counts that its checkpoint was trained for."""

@@ -20,8 +20,9 @@ from results.comparing import (
     verdict_of,
 )
 from results.errors import BenchError
-from results.leaderboard import Row, measured_facts, rows, sorted_rows
+from results.leaderboard import measured_facts, rows, sorted_rows
 from results.rank_sets import simultaneous_differences
+from results.rows import Row
 from results.statistics import FEWEST_BLOCKS, PairedDifference
 from results.store import connect
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.leaderboard import Row
+    from results.rows import Row
 
 SEPARATOR = "#"
 LETTERS = 7

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from results.comparing import shared_blocks
-from results.leaderboard import Row, sorted_rows
+from results.leaderboard import sorted_rows
 from results.rank_sets import surely_beaten
+from results.rows import Row
 from results.statistics import FEWEST_BLOCKS
 
 Beaten = Mapping[str, frozenset[str]]

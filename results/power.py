@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from results.comparing import paired
 from results.errors import BenchError
-from results.leaderboard import Row, measured_facts
+from results.leaderboard import measured_facts
+from results.rows import Row
 from results.statistics import COVERAGE, FEWEST_BLOCKS
 
 POWER = 0.8

@@ -21,8 +21,9 @@ import duckdb
 from results.catalog import FACTS
 from results.comparing import find_cells
 from results.errors import StoreError
-from results.leaderboard import Row, rows, setting_of
+from results.leaderboard import rows, setting_of
 from results.numbers import counted
+from results.rows import Row
 from results.store import connect, dictionaries
 
 PUBLISHED_SAMPLES = 50_000

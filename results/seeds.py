@@ -9,7 +9,8 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 
-from results.leaderboard import COMPOSITE, Row, measured_facts, rankings, rows, setting_of
+from results.leaderboard import measured_facts, rankings, rows, setting_of
+from results.rows import COMPOSITE, Row
 from results.statistics import COVERAGE, FEWEST_BLOCKS, influences
 
 ALARM = 0.01

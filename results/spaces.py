@@ -12,7 +12,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from results.facts import MetricFact
-from results.leaderboard import Row, best_of_each, comparable, measured_facts
+from results.leaderboard import best_of_each, comparable, measured_facts
+from results.rows import Row
 
 FEWEST = 3
 """Rows between which a rank correlation is given."""

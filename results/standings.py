@@ -15,7 +15,6 @@ from results.errors import BenchError
 from results.leaderboard import (
     SPEED,
     Choice,
-    Row,
     best_of_each,
     by_ranking,
     check_metric,
@@ -29,6 +28,7 @@ from results.leaderboard import (
     sorted_rows,
     within_budget,
 )
+from results.rows import Row
 from results.seeds import Repeated, repeated_settings
 from results.spaces import Agreement, agreements
 from results.training import leave_out_trained, left_out_line

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from results.numbers import counted
 
 if TYPE_CHECKING:
-    from results.leaderboard import Row
+    from results.rows import Row
 
 NARROW = 0.05
 """Width of the interval, as a share of the median, at which a time counts as measured."""

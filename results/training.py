@@ -14,7 +14,7 @@ from results.errors import BenchError, unknown
 if TYPE_CHECKING:
     import duckdb
 
-    from results.leaderboard import Row
+    from results.rows import Row
 
 ANY = "any"
 """What is said for every feature space at once."""

@@ -24,7 +24,7 @@ from results.marks import TRAINED, caveats, marks_of
 
 if TYPE_CHECKING:
     from results.comparing import Comparison
-    from results.leaderboard import Row
+    from results.rows import Row
 
 
 def compare(

@@ -31,7 +31,8 @@ from results.marks import caveats, legend, marks_of
 from results.numbers import counted
 
 if TYPE_CHECKING:
-    from results.leaderboard import Choice, Row
+    from results.leaderboard import Choice
+    from results.rows import Row
     from results.seeds import OverSeeds
     from results.standings import Leaderboard, Standing, View
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from results.leaderboard import Row, Value
+    from results.rows import Row, Value
 
 RUNS_DIR = typer.Option(
     "--runs-dir", help="Directory of the results (default: BENCH_RUNS_DIR, else ./runs).", show_default=False

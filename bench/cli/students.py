@@ -18,7 +18,7 @@ from results.errors import BenchError
 from results.marks import caveats, marks_of
 
 if TYPE_CHECKING:
-    from results.leaderboard import Row
+    from results.rows import Row
     from results.teachers import Point, Student
 
 SIGNS = {"better": ">", "worse": "<", "tied": "="}

@@ -19,7 +19,7 @@ from bench.models.cards import cards, find_card
 from bench.models.registry import skeleton
 from bench.recordings.replay import run_case
 from results.errors import BenchError
-from results.leaderboard import Row
+from results.rows import Row
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("tvm-a", "piflow-imagenet-a", "gmflow-imagenet-a", "tim-a", "imm-a")

@@ -13,7 +13,7 @@ import pytest
 
 from bench import api
 from bench.cli import main
-from results.leaderboard import Row
+from results.rows import Row
 from results.standings import View
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "api.ipynb"

@@ -3,8 +3,9 @@ import pytest
 
 from results.budgets import budgets, pareto_front
 from results.comparing import paired, tied
-from results.leaderboard import Row, Value, best_of_each
+from results.leaderboard import best_of_each
 from results.rank_sets import rank_sets
+from results.rows import Row, Value
 
 K = 20
 NOISE = np.linspace(-1, 1, K)

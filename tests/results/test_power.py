@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from results.errors import BenchError
-from results.leaderboard import Row, Value
 from results.power import FEWEST_SAMPLES, power_of
+from results.rows import Row, Value
 from results.statistics import blocks_by_label, paired_difference
 
 K = 20

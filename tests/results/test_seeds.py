@@ -7,8 +7,8 @@ import pytest
 
 from bench.cli import main
 from bench.run.plan import make_plan
-from results.leaderboard import Row, Value
 from results.published import published_claims
+from results.rows import Row, Value
 from results.seeds import over_seeds, repeated
 
 CELL = {

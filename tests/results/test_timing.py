@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from results.budgets import pareto_front, unsure_of_front
-from results.leaderboard import Row, Value, within_budget
+from results.leaderboard import within_budget
+from results.rows import Row, Value
 from results.timing import Interval, checked_timing, described, remarks, timed, timing_of
 
 

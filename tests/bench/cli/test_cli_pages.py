@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bench.cli import main
 from bench.cli.output import leaderboard_table, plain_table, print_table
-from results.leaderboard import Row, Value
+from results.rows import Row, Value
 
 
 def row(model="a-model", metrics=("fid", "is", "clip", "pick", "accuracy"), **changes):

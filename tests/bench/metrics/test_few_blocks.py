@@ -5,7 +5,7 @@ import pytest
 
 from bench.metrics.measure import ReferenceFeatures, measure
 from results.comparing import paired
-from results.leaderboard import Row, Value
+from results.rows import Row, Value
 
 METRICS = ["fid", "kid", "precision", "recall", "density", "coverage", "clip", "accuracy"]
 RANDOM = np.random.default_rng(0)
