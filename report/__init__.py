@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.errors import ReportError
 
 if TYPE_CHECKING:
+    from report.samples import RealImages
     from report.site import Written
-
-RealImages = Callable[[str, Collection[int]], Mapping[int, Sequence[bytes]]]
-"""A protocol's name and labels to PNG files of real images of each label."""
 
 
 def write_report(
@@ -65,4 +63,4 @@ def write_site(
     return write(directory, bundles, audits=audits, title=title, allowed=allowed)
 
 
-__all__ = ["RealImages", "ReportError", "write_figures", "write_report", "write_site"]
+__all__ = ["ReportError", "write_figures", "write_report", "write_site"]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from report import RealImages, findings, tables, text
+from report import findings, tables, text
 from report.data import Measurements
 from report.markup import Markup, element
+from report.samples import RealImages
 from report.sections import Page, scroll, section, select
 from results import matrix, numbers
 from results.cells import CellDirectory

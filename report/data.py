@@ -15,12 +15,13 @@ import pandas as pd
 from results import budgets as costs
 from results import convergence, leaderboard, picks, store
 from results.budgets import Budget
+from results.claims import Claim, claims_of
 from results.derived import COMPOSITES
 from results.errors import ReportError, StoreError
 from results.facts import MetricFact
 from results.marks import marks_of
 from results.numbers import counted
-from results.published import Claim, PublishedFigure, claims_of, claims_under
+from results.published import PublishedFigure, claims_under
 from results.ranking import places_of
 from results.rows import COMPOSITE, Row
 from results.spaces import Agreement, agreements

@@ -12,9 +12,9 @@ from report.data import Measurements, cell_of, record
 from report.text import budget, counted, known, listed, number, seconds, with_interval
 from results import comparing, spaces
 from results.budgets import Budget
+from results.claims import Claim
 from results.convergence import Convergence
 from results.facts import MetricFact
-from results.published import Claim
 from results.rows import COMPOSITE, Row
 from results.statistics import share_difference
 

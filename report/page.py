@@ -16,9 +16,10 @@ from typing import Any, Literal
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from report import RealImages, choices, classes, findings, tables, text
+from report import choices, classes, findings, tables, text
 from report.data import Measurements, cell_of, decoded, read_rankings, record
 from report.markup import Markup, element, escape, kept, script_json
+from report.samples import RealImages
 from report.sections import Page, section
 from results.budgets import Cost
 from results.errors import BenchError, ReportError

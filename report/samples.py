@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pandas as pd
 
 from report.markup import Markup, element, escape
 from results.numbers import counted
 
+RealImages = Callable[[str, Collection[int]], Mapping[int, Sequence[bytes]]]
+"""A protocol's name and labels to PNG files of real images of each label."""
 LARGEST = 5_000_000
 """Characters that the pictures of a page may take; beyond it later sample indices are left out."""
 TAG = 250

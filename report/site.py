@@ -26,6 +26,7 @@ from report.markup import Markup, command, element, escape, kept
 from report.page import write as write_page
 from report.tables import TRAINED_TIP, definitions, plain_table
 from results.bundles import Bundle, read_bundle
+from results.database import dictionaries
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
 from results.files import disk_error, read_regular, writing
@@ -37,7 +38,7 @@ from results.numbers import with_interval
 from results.records import parsed
 from results.rows import Row
 from results.spaces import agreements, disputed, leaders
-from results.store import connect, dictionaries
+from results.store import connect
 
 MARK = "fewstep-bench site"
 """Stands in the `data/index.json` of a site; a directory without it is not replaced."""

@@ -13,9 +13,9 @@ from report.markup import Markup, command, element, escape, kept
 from results import numbers, timing
 from results.budgets import Budget, Cost
 from results.catalog import FACTS
+from results.claims import Claim
 from results.marks import CLIPPED, OFF_REGIME, REMARKED, ROUGH, TRAINED
 from results.names import SEPARATOR
-from results.published import Claim
 from results.spaces import Agreement
 
 

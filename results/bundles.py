@@ -16,18 +16,18 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from results.cells import LARGEST_RECORD, RESULT, CellDirectory
+from results.cells import LARGEST_RECORD, RESULT
 from results.errors import BenchError, StoreError, one_line
 from results.evidence import LARGEST as LARGEST_EVIDENCE
 from results.evidence import NAME as EVIDENCE
-from results.evidence import Evidence, evidence_bytes, parse_evidence
-from results.moving import Incoming, fits, read_source, title
+from results.evidence import Evidence, parse_evidence
+from results.names import title
 from results.records import checked, is_cell_id, parsed
-from results.remote import Entry, write_to
+from results.remote import Entry
 from results.signatures import sign, verify
 
 FORMAT, VERSION = "fewstep-bench bundle", 1
@@ -67,44 +67,13 @@ class Bundle(NamedTuple):
     signed: bool
 
 
-def write_bundle(runs: Path, names: Sequence[str], output: str | Path, key: Path | None = None) -> Bundle:
-    """Write the finished rows of `runs` that `names` stand for (see `results.moving.fits`) and return what was written.
+def pack(cells: Mapping[str, Packed], key: Path | None = None) -> tuple[bytes, Bundle]:
+    """Return the bytes of a bundle of these rows, by id, and what is in it; `key` is a private key to sign it with.
 
-    Args:
-        runs: a runs directory.
-        names: beginnings of ids, MODEL, MODEL@STEPS, MODEL@STEPS@CFG.
-        output: the file, or its URL in some storage (see `results.remote`).
-        key: a private SSH or minisign key to sign it with.
-
-    Raises:
-        BenchError: a name that fits no finished row, a key that cannot sign, or a file that cannot be written.
+    Raises BenchError for more rows than a bundle may have, and for a key that cannot sign.
     """
-    found, faults = read_source(runs)
-    chosen: dict[str, Incoming] = {}
-    for name in names:
-        fitting = {cell: row for cell, row in found.items() if fits(row.record["cell"], name)}
-        done = {cell: row for cell, row in fitting.items() if row.record["cell"]["status"] == "done"}
-        if not done:
-            broken = next((fault for fault in faults if fault.cell.startswith(name)), None)
-            if broken is not None:
-                raise StoreError(broken.reason)
-            what = "is not finished" if fitting else "is not there"
-            raise BenchError(f"row '{one_line(name, 80)}' {what} in {runs}; 'bench leaderboard --all' lists the rows")
-        chosen |= done
-    if len(chosen) > MOST_CELLS:
-        raise BenchError(f"{len(chosen):,} rows are more than the {MOST_CELLS:,} of a bundle; name fewer")
-    packed: dict[str, Packed] = {}
-    for cell, row in sorted(chosen.items()):
-        record = json.loads(json.dumps(row.record, default=str))
-        record["cell"].pop("signed_by", None)
-        checked(record, cell)
-        packed[cell] = Packed(record, evidence_bytes(CellDirectory(runs, cell).path))
-    payload, bundle = _packed(packed, key)
-    write_to(str(output), payload, "--output")
-    return bundle
-
-
-def _packed(cells: Mapping[str, Packed], key: Path | None) -> tuple[bytes, Bundle]:
+    if len(cells) > MOST_CELLS:
+        raise BenchError(f"{len(cells):,} rows are more than the {MOST_CELLS:,} of a bundle; name fewer")
     members: dict[str, bytes] = {}
     listed: dict[str, Any] = {}
     for cell, row in cells.items():

@@ -12,6 +12,7 @@ import numpy as np
 
 from results.catalog import MetricFact
 from results.cells import CellDirectory
+from results.database import dictionaries
 from results.errors import BenchError
 from results.leaderboard import measured_facts, rows
 from results.names import NAMES, UNDER_ONE_NAME
@@ -25,7 +26,7 @@ from results.statistics import (
     paired_difference,
     win_rate,
 )
-from results.store import connect, dictionaries
+from results.store import connect
 
 TIED = "tied"
 WAYS = "use one cell id, MODEL@STEPS@CFG, MODEL#VERSION, or --seed"

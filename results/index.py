@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from results.cells import CellDirectory, cell_directories
+from results.database import fault_of, now, write_ahead_log
 from results.errors import (
     BenchError,
     BenchWarning,
@@ -22,8 +23,8 @@ from results.errors import (
 )
 from results.files import remove, sweep, writing
 from results.ranking import rank
-from results.records import checked, is_cell_id, records_of
-from results.store import connect, fault_of, finish_runs, now, write_ahead_log, write_cell
+from results.records import checked, is_cell_id
+from results.store import connect, finish_runs, records_of, write_cell
 
 
 class Fault(NamedTuple):
@@ -45,6 +46,12 @@ class Rebuilt(NamedTuple):
     """Such rows that were asked to be dropped."""
     aside: list[Path]
     """Where an unreadable old database went."""
+
+
+def rank_all(database: Path) -> None:
+    """Rank every group of comparable rows anew; see `results.ranking.rank`."""
+    with connect(database, write=True, retry=True) as connection:
+        rank(connection)
 
 
 def index_cells(

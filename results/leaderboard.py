@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import duckdb
 
 from results.catalog import FACTS, MMHM_METRICS, read_facts
+from results.database import dictionaries
 from results.errors import StoreError
 from results.facts import MetricFact, ordered
 from results.names import NAMES, UNDER_ONE_NAME
 from results.rows import COMPOSITE, Row, Value
-from results.store import dictionaries
 from results.timing import timed
 from results.training import OF_CELL, READS_THEM, SPACES, WAIVED
 

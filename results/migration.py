@@ -14,12 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from results.digests import measurement_digest
-from results.errors import StoreError
-from results.files import remove, writing
-from results.ranking import rank
-from results.records import columns_of
-from results.store import (
+from results.database import (
     RANKING_TABLES,
     TABLES,
     create_schema,
@@ -28,6 +23,11 @@ from results.store import (
     transaction,
     write_ahead_log,
 )
+from results.digests import measurement_digest
+from results.errors import StoreError
+from results.files import remove, writing
+from results.ranking import rank
+from results.records import columns_of
 
 WORKED_OUT = ("schema_version", "published", *RANKING_TABLES)
 """Tables that are made, not copied."""

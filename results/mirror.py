@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from results.cells import RESULT, CellDirectory
+from results.errors import BenchError
 from results.evidence import NAME as EVIDENCE
-from results.files import disk_error
+from results.files import disk_error, write_atomically
 from results.records import is_cell_id
-from results.remote import Entry, Storage, entry_of, pull, push, read_manifest
+from results.remote import MANIFEST, Entry, Storage, entry_of, is_file_name, local_path, pull, push, read_manifest
 
 CELLS = "cells"
 
@@ -64,3 +67,42 @@ def _wanted(name: str, manifest: Mapping[str, Entry], arrays: bool) -> bool:
     if name in (RESULT, EVIDENCE):
         return True
     return arrays and name.endswith(".npy") if RESULT in manifest else name.startswith("shard-")
+
+
+@contextmanager
+def local_copies(places: Sequence[str], limit: int) -> Iterator[list[Path]]:
+    """Yield a path for each place while the block lasts: itself where it is one, else a copy of the file or runs there.
+
+    `limit` is the size of a file that is fetched. An error that names a copy names its URL instead.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-remote-") as scratch:
+        paths: list[Path] = []
+        copies: dict[str, str] = {}
+        for index, place in enumerate(places):
+            path = local_path(place)
+            if path is not None and any(path.glob(f"*/*/{MANIFEST}")):  # a copy, though it lies here
+                place, path = path.absolute().as_uri(), None
+            if path is None:
+                path = _fetched(Storage(place), Path(scratch) / str(index), limit)
+                copies[str(path)] = place
+            paths.append(path)
+        try:
+            yield paths
+        except BenchError as error:
+            said = str(error)
+            for copy, place in copies.items():
+                said = said.replace(copy, place)
+            if said == str(error):
+                raise
+            raise type(error)(said) from error
+
+
+def _fetched(storage: Storage, folder: Path, limit: int) -> Path:
+    if storage.exists():
+        name = storage.path.rpartition("/")[2]
+        path = folder / (name if is_file_name(name) else "file")
+        write_atomically(path, storage.read(limit))
+        return path
+    if pull_cells(storage, folder, arrays=True) == 0:
+        raise BenchError(f"{storage.url}: neither a file nor a copy of a runs directory is there; check the name")
+    return folder

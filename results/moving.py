@@ -1,4 +1,4 @@
-"""Cells that come from another runs directory or database, and cells that go: whole, with their directories."""
+"""Cells that come from another runs directory, database or bundle, and cells that go: whole, with their directories."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from results.bundles import Bundle, Packed, is_bundle, pack, read_bundle
 from results.cells import CellDirectory, alone, cell_directories, is_array_name
+from results.database import check_foreign, dictionaries, now, transaction
 from results.errors import BenchError, StoreError, one_line
 from results.evidence import NAME as EVIDENCE
 from results.evidence import evidence_bytes
 from results.files import disk_error, mark, remove, write_atomically
 from results.index import Fault, reindex
-from results.names import called
-from results.numbers import counted
+from results.names import fits, title
 from results.ranking import rank
-from results.records import checked, is_cell_id, records_of
-from results.store import check_foreign, connect, dictionaries, finish_runs, now, transaction, write_record
+from results.records import checked, is_cell_id
+from results.remote import write_to
+from results.store import connect, finish_runs, records_of, write_record
 
 
 class Incoming(NamedTuple):
@@ -43,8 +45,6 @@ def read_source(source: Path, allowed: Path | None = None) -> tuple[dict[str, In
 
     Raises StoreError when `source` is none of them, and for a bundle that is not whole.
     """
-    from results.bundles import is_bundle, read_bundle
-
     if not source.exists():
         raise StoreError(f"{source}: no such file; name a bundle, a runs directory or its bench.duckdb")
     if source.is_file() and is_bundle(source):
@@ -228,6 +228,41 @@ def _stage(staged: Path, name: str, cell: Incoming) -> None:
     directory.write_result(json.loads(json.dumps(cell.record)))
 
 
+def write_bundle(runs: Path, names: Sequence[str], output: str | Path, key: Path | None = None) -> Bundle:
+    """Write the finished rows of `runs` that `names` stand for (see `results.names.fits`) and return what was written.
+
+    Args:
+        runs: a runs directory.
+        names: beginnings of ids, MODEL, MODEL@STEPS, MODEL@STEPS@CFG.
+        output: the file, or its URL in some storage (see `results.remote`).
+        key: a private SSH or minisign key to sign it with.
+
+    Raises:
+        BenchError: a name that fits no finished row, a key that cannot sign, or a file that cannot be written.
+    """
+    found, faults = read_source(runs)
+    chosen: dict[str, Incoming] = {}
+    for name in names:
+        fitting = {cell: row for cell, row in found.items() if fits(row.record["cell"], name)}
+        done = {cell: row for cell, row in fitting.items() if row.record["cell"]["status"] == "done"}
+        if not done:
+            broken = next((fault for fault in faults if fault.cell.startswith(name)), None)
+            if broken is not None:
+                raise StoreError(broken.reason)
+            what = "is not finished" if fitting else "is not there"
+            raise BenchError(f"row '{one_line(name, 80)}' {what} in {runs}; 'bench leaderboard --all' lists the rows")
+        chosen |= done
+    packed: dict[str, Packed] = {}
+    for cell, row in sorted(chosen.items()):
+        record = json.loads(json.dumps(row.record, default=str))
+        record["cell"].pop("signed_by", None)
+        checked(record, cell)
+        packed[cell] = Packed(record, evidence_bytes(CellDirectory(runs, cell).path))
+    payload, bundle = pack(packed, key)
+    write_to(str(output), payload, "--output")
+    return bundle
+
+
 class Found(NamedTuple):
     """A cell that is to go."""
 
@@ -258,34 +293,6 @@ def find_rows(runs: Path, names: Sequence[str]) -> list[Found]:
         for cell in sorted(fitting, key=lambda cell: (cell["model"], cell["steps"] or 0, cell["cfg"] or 0)):
             found[cell["cell_id"]] = Found(cell["cell_id"], title(cell))
     return list(found.values())
-
-
-def fits(cell: Mapping[str, Any], name: str) -> bool:
-    """Tell whether a row of `cells` is meant by the beginning of its id, or MODEL[#VERSION][@STEPS[@CFG]]."""
-    if not name:
-        return False
-    names = called(cell)
-    if name in names or cell["cell_id"].startswith(name):
-        return True
-    for parts in (1, 2):
-        model, *rest = name.rsplit("@", parts)
-        if model not in names or len(rest) != parts:
-            continue
-        try:
-            wanted = (int(rest[0]), *map(float, rest[1:]))
-        except ValueError:
-            continue
-        if wanted == (cell["steps"], cell["cfg"])[:parts]:
-            return True
-    return False
-
-
-def title(cell: Mapping[str, Any]) -> str:
-    """Return a row's setting and status for people."""
-    steps = "images" if cell["steps"] is None else f"{counted(cell['steps'], 'step')}, cfg {cell['cfg']:g}"
-    status = "" if cell["status"] == "done" else f", {cell['status']}"
-    samples = counted(cell["num_samples"], "sample")
-    return f"{cell['model']}, {steps}, {cell['protocol']}, {samples}, seed {cell['seed']}{status}"
 
 
 def forget(runs: Path, cells: Sequence[str]) -> None:

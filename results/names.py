@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from results.rows import Row
+from results.numbers import counted
+from results.rows import Row
 
 SEPARATOR = "#"
 LETTERS = 7
@@ -57,3 +57,31 @@ def versions(shown: Sequence[Row]) -> list[str]:
         listed = ", ".join(f"{SEPARATOR}{version} of {date}" for version, date in reversed(found.items()))
         lines.append(f"{name} has several versions, each a row of its own; here: {listed}")
     return lines
+
+
+def fits(cell: Mapping[str, Any], name: str) -> bool:
+    """Tell whether a row of `cells` is meant by the beginning of its id, or MODEL[#VERSION][@STEPS[@CFG]]."""
+    if not name:
+        return False
+    names = called(cell)
+    if name in names or cell["cell_id"].startswith(name):
+        return True
+    for parts in (1, 2):
+        model, *rest = name.rsplit("@", parts)
+        if model not in names or len(rest) != parts:
+            continue
+        try:
+            wanted = (int(rest[0]), *map(float, rest[1:]))
+        except ValueError:
+            continue
+        if wanted == (cell["steps"], cell["cfg"])[:parts]:
+            return True
+    return False
+
+
+def title(cell: Mapping[str, Any]) -> str:
+    """Return a row's setting and status for people."""
+    steps = "images" if cell["steps"] is None else f"{counted(cell['steps'], 'step')}, cfg {cell['cfg']:g}"
+    status = "" if cell["status"] == "done" else f", {cell['status']}"
+    samples = counted(cell["num_samples"], "sample")
+    return f"{cell['model']}, {steps}, {cell['protocol']}, {samples}, seed {cell['seed']}{status}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
@@ -27,6 +26,7 @@ from results.composite import (
     table_array,
     utilities_of,
 )
+from results.database import RANKING_TABLES, dictionaries, insert, insert_many, transaction
 from results.digests import digest_of
 from results.errors import BenchError, unknown_key
 from results.facts import MetricFact
@@ -34,18 +34,11 @@ from results.names import UNDER_ONE_NAME
 from results.published import published_rows
 from results.rank_sets import Better, rank_sets
 from results.statistics import FEWEST_BLOCKS, jackknife
-from results.store import RANKING_TABLES, connect, dictionaries, insert_many, replace_rankings
 
 INCOMPLETE = "MMHM needs FID, IS, CLIP score and PickScore over all samples of a row; no row has all four"
 Tables = dict[str, list[dict[str, Any]]]
 Measured = Mapping[str, Mapping[str, Any]]
 """The metrics of one row: name -> value, jackknife ..."""
-
-
-def rank_all(database: Path) -> None:
-    """Rank every group of comparable rows anew; see `rank`."""
-    with connect(database, write=True, retry=True) as connection:
-        rank(connection)
 
 
 def rank(connection: duckdb.DuckDBPyConnection) -> None:
@@ -55,7 +48,27 @@ def rank(connection: duckdb.DuckDBPyConnection) -> None:
     its FID would be one of another N; and in MMHM's when it has all four so. Bounds, eps and clipping are those of the
     protocol that the rows were measured under. A ranking whose MMHM cannot be computed says why in its `note`.
     """
-    replace_rankings(connection, _ranked(connection), [fact.row() for fact in FACTS.values()], published_rows())
+    _replace(connection, _ranked(connection), [fact.row() for fact in FACTS.values()], published_rows())
+
+
+def _replace(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Sequence[Mapping[str, Any]],
+    published: Sequence[Mapping[str, Any]],
+) -> None:
+    """Replace all rankings by `tables` (name in RANKING_TABLES -> rows) and the built-in facts, in one transaction.
+
+    Facts of metrics that are not among `facts`, those of plug-ins, stay.
+    """
+    with transaction(connection):
+        for table in RANKING_TABLES:
+            connection.execute(f"DELETE FROM {table}")
+            insert_many(connection, table, tables[table])
+        for fact in facts:
+            insert(connection, "metric_facts", fact, replace=True)
+        connection.execute("DELETE FROM published")
+        insert_many(connection, "published", published)
 
 
 def rank_without(connection: duckdb.DuckDBPyConnection, cells: Sequence[str]) -> None:

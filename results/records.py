@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from results.catalog import CATALOG
 from results.digests import measurement_digest
 from results.errors import StoreError, one_line
 from results.timing import checked_timing
@@ -291,57 +290,6 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def records_of(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, Any]]:
-    """Return the records of all cells of a database, by id and not checked.
-
-    Every record names the references that its metrics were measured against, or all where it does not say.
-    """
-    from results.store import dictionaries
-
-    def rows(table: str) -> list[dict[str, Any]]:
-        documents = {column.name for column in columns_of(table) if column.type == "JSON"}
-        found = []
-        for row in dictionaries(connection, f'SELECT * FROM "{table}"'):
-            found.append({key: parsed_or_none(row[key]) if key in documents else as_json(row[key]) for key in row})
-        return found
-
-    records: dict[str, dict[str, Any]] = {}
-    keyed = {table: {row[key]: row for row in rows(table)} for table, key in KEYS.items()}
-    for cell in rows("cells"):
-        record: dict[str, Any] = {"cell": cell}
-        for part, table, column in (
-            ("run", "runs", "run_id"),
-            ("model", "models", "checkpoint"),
-            ("protocol", "protocols", "protocol_digest"),
-        ):
-            if cell.get(column) in keyed[table]:
-                record[part] = keyed[table][cell[column]]
-        records[str(cell["cell_id"])] = record
-    for table in CELL_TABLES:
-        for row in rows(table):
-            record = records.get(str(row.pop("cell_id")), {})
-            record.setdefault(table, []).append(row)
-    references, facts = keyed["references"], keyed["metric_facts"]
-    for record in records.values():
-        metrics = record.get("metrics", [])
-        named = {row["reference_digest"] for row in metrics} & set(references)
-        record["references"] = [references[digest] for digest in sorted(named)] or list(references.values())
-        record["metric_facts"] = [
-            facts[row["metric"]] for row in metrics if row["metric"] in facts and row["metric"] not in CATALOG
-        ]
-    return records
-
-
-KEYS = {
-    "runs": "run_id",
-    "models": "model",
-    "protocols": "digest",
-    "references": "digest",
-    "metric_facts": "metric",
-}
-"""Tables whose rows cells share, and their keys."""
 
 
 def parsed_or_none(text: Any) -> Any:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -304,44 +303,3 @@ def write_to(place: str, data: bytes, option: str) -> None:
         write_atomically(path, data, option)
     else:
         Storage(place).write(data)
-
-
-@contextmanager
-def local_copies(places: Sequence[str], limit: int) -> Iterator[list[Path]]:
-    """Yield a path for each place while the block lasts: itself where it is one, else a copy of the file or runs there.
-
-    `limit` is the size of a file that is fetched. An error that names a copy names its URL instead.
-    """
-    with tempfile.TemporaryDirectory(prefix="bench-remote-") as scratch:
-        paths: list[Path] = []
-        copies: dict[str, str] = {}
-        for index, place in enumerate(places):
-            path = local_path(place)
-            if path is not None and any(path.glob(f"*/*/{MANIFEST}")):  # a copy, though it lies here
-                place, path = path.absolute().as_uri(), None
-            if path is None:
-                path = _fetched(Storage(place), Path(scratch) / str(index), limit)
-                copies[str(path)] = place
-            paths.append(path)
-        try:
-            yield paths
-        except BenchError as error:
-            said = str(error)
-            for copy, place in copies.items():
-                said = said.replace(copy, place)
-            if said == str(error):
-                raise
-            raise type(error)(said) from error
-
-
-def _fetched(storage: Storage, folder: Path, limit: int) -> Path:
-    if storage.exists():
-        name = storage.path.rpartition("/")[2]
-        path = folder / (name if is_file_name(name) else "file")
-        write_atomically(path, storage.read(limit))
-        return path
-    from results.mirror import pull_cells
-
-    if pull_cells(storage, folder, arrays=True) == 0:
-        raise BenchError(f"{storage.url}: neither a file nor a copy of a runs directory is there; check the name")
-    return folder

@@ -10,11 +10,11 @@ import duckdb
 
 from results.budgets import cost_of, pareto_front
 from results.comparing import Ratio, ratio, verdict
+from results.database import dictionaries
 from results.errors import StoreError
 from results.leaderboard import best_of_each, by_ranking, comparable, headline, within_budget
 from results.numbers import counted
 from results.rows import Row
-from results.store import dictionaries
 
 RATIO_METRIC = "fid"
 """The metric that students are held against their teachers by, where it was measured and no other was asked for."""

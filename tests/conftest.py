@@ -191,7 +191,7 @@ class Synthetic:
         return cell_id
 
     def write(self):
-        from results.ranking import rank_all
+        from results.index import rank_all
         from results.store import connect, write_cell
 
         with connect(self.path, write=True) as connection:

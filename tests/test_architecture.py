@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +120,9 @@ def test_a_room_that_no_floor_lists_is_found(complaints):
     assert (
         "bench.attic" in complaints["the floors of the harness"] or "attic" in complaints["the floors of the harness"]
     )
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Also by an import within a function: a file that is read needs no file that needs it."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()

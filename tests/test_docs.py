@@ -12,7 +12,7 @@ from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard, WeightsSource
 from bench.models.cards import cards
 from protocols import protocol_files
-from results.store import TABLES
+from results.database import TABLES
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]}

@@ -194,8 +194,9 @@ def _settings(card: Any) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
-    from results.moving import fits, title
-    from results.store import connect, dictionaries
+    from results.database import dictionaries
+    from results.names import fits, title
+    from results.store import connect
     from results.training import mark_tables
 
     database = runs / "bench.duckdb"

@@ -173,7 +173,7 @@ def _print_comparison(outcome: Comparison) -> None:
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:
     from results import numbers
-    from results.published import published_claims
+    from results.claims import published_claims
 
     found, elsewhere = published_claims(database, name, seed)
     if as_json:

@@ -38,8 +38,8 @@ def export(
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
     """Write one table of the database to a file."""
+    from results.export import export as export_table
     from results.files import output_file
-    from results.store import export as export_table
 
     path = output or Path(f"{table}.{format}")
     database = runs_directory(runs_dir) / "bench.duckdb"
@@ -67,7 +67,7 @@ def merge(
     --shards', are put together and measured.
     """
     from results.bundles import LARGEST_BUNDLE
-    from results.remote import local_copies
+    from results.mirror import local_copies
 
     with local_copies(sources, LARGEST_BUNDLE) as paths:
         _merge(runs_directory(runs_dir), paths, allowed, runs_dir, workers, allow_mixed)

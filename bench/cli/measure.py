@@ -11,7 +11,7 @@ import typer
 from bench.cli.check import check
 from bench.cli.compare import compare
 from bench.cli.fetching import get
-from bench.cli.leaderboard import leaderboard, unreported
+from bench.cli.leaderboard import leaderboard
 from bench.cli.licences import ACCEPT, tell
 from bench.cli.output import (
     DRY_RUN,
@@ -24,9 +24,10 @@ from bench.cli.output import (
     runs_directory,
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
+from bench.cli.preview import print_preview
 from bench.cli.reporting import report
-from bench.cli.seeds import print_over_seeds
 from bench.cli.shares import ALLOW_MIXED, SHARDS, parse_share, sample_share
+from bench.cli.summary import print_summary
 from bench.cli.workers import WORKER, WORKER_PYTHON, use_worker
 from results.errors import BenchError
 from results.marks import legend
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from bench.run.mirroring import Mirror
     from bench.run.plan import Request
-    from bench.run.runner import Summary
     from protocols import Protocol
 
 COUNT_OF_SAMPLES = typer.Option(min=2, max=LARGEST_COUNT, help="Samples per setting (default: the protocol's).")
@@ -117,7 +117,6 @@ def run(
     Without arguments: the embedded default, which takes minutes on a CPU.
     """
     from bench import api
-    from bench.cli.planning import print_preview
     from bench.cli.progress import RunProgress
     from bench.run.executors import batch_of
     from bench.run.needs import cards_of, needs_of_run, require
@@ -255,55 +254,8 @@ def asked(
     return [_compiled_or_not(request, out) for request in requests] if compile == "auto" else requests
 
 
-def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:
-    """Print what a run did: the best setting of each model, where it lies and what comes next."""
-    from results.leaderboard import best_of_each, chosen_on, headline, missing_metrics, rankings, rows
-    from results.seeds import repeated_settings
-    from results.store import connect
-
-    out = console()
-    with connect(summary.database, retry=True) as connection:
-        wanted = {cell.cell_id for cell in [*summary.measured, *summary.reused]}
-        found = [row for row in rows(connection, protocol=protocol) if row.cell["cell_id"] in wanted]
-        missing = missing_metrics(connection, found)
-        repeated = repeated_settings(connection, sorted(wanted), without=select_on)
-        facts = rankings(connection)
-    counts = f"{len(summary.measured)} measured, {len(summary.reused)} reused"
-    if summary.unsupported:
-        counts += f", {len(summary.unsupported)} unsupported"
-    if summary.failed:
-        counts += f", {len(summary.failed)} failed"
-    if found:
-        choices = []
-        if select_on is not None and any(row.cell["seed"] == select_on for row in found):
-            choices = chosen_on(found, select_on)
-        reported = [row for row in found if row.cell["seed"] != select_on]
-        how, shown = "", best_of_each(reported)
-        if choices:
-            how = f", chosen on seed {select_on} alone"
-            shown = best_of_each([row for choice in choices for row in choice.reported])
-        each = " on each seed" if len({row.cell["seed"] for row in reported}) > 1 else ""
-        by = found[0].fact(headline(found)).short
-        out.print(f"\nBest setting of each model{each} by {by}{how}, ± 95% interval ({counts}):\n")
-        print_table(out, leaderboard_table(shown, room(out)))
-        lines = unreported([choice.chosen for choice in choices if not choice.reported])
-        clip = next((facts[row.cell["ranking"]]["clip"] for row in shown if row.cell["ranking"] in facts), None)
-        print_lines(out, [*lines, *legend(shown, clip), *missing])
-        if repeated:
-            out.print("")
-            print_over_seeds(out, repeated)
-    else:
-        out.print(f"\n{counts}")
-    if not wanted:
-        out.print("Nothing was measured: no setting of this plan gave a row", markup=False)
-        return
-    suffix = f" --runs-dir {given}" if given is not None else ""
-    out.print(f"\nDatabase: {summary.database}", markup=False, soft_wrap=True)
-    out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False, soft_wrap=True)
-
-
 def _preview_score(images: Path, protocol: Protocol, first_label: int | None, device: str, runs: Path) -> None:
-    from bench.cli.planning import print_judging
+    from bench.cli.preview import print_judging
     from bench.models.loading import parse_device
     from bench.run.judging import judging
     from bench.run.score import images_to_score

@@ -108,7 +108,7 @@ def build(
 
 def _preview(request: BuildRequest, asked: list[Protocol], device: str, as_json: bool) -> None:
     """Print what the build would judge, by whom, and what is missing; no judge is loaded and no image decoded."""
-    from bench.cli.planning import print_judging
+    from bench.cli.preview import print_judging
     from bench.references.build import open_source
     from bench.references.stored import built_references, references_directory
     from bench.run.judging import judging

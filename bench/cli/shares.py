@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from bench.cli.output import console
+from bench.cli.summary import print_summary
 from results.errors import BenchError
 from results.numbers import counted
 
@@ -62,7 +63,6 @@ def whole_plans(runs: Path, sources: Sequence[Path], allow_mixed: bool) -> list[
 
 def measure_plan(plan: Gathered, runs: Path, given: Path | None, workers: int, allow_mixed: bool) -> bool:
     """Measure a plan whose shards are all there, print its table, and tell whether a cell failed."""
-    from bench.cli.measure import print_summary
     from bench.cli.progress import RunProgress
     from bench.run.gathering import finish
     from bench.run.provenance import typed_command

@@ -54,7 +54,8 @@ def audit(
     from bench.run.audit import Settings
     from bench.run.audit import audit as audit_row
     from results.bundles import LARGEST_BUNDLE
-    from results.remote import is_remote, local_copies
+    from results.mirror import local_copies
+    from results.remote import is_remote
 
     settings = Settings(
         samples=samples,
@@ -83,7 +84,8 @@ def _rows(runs: Path, names: Sequence[str]) -> list[tuple[Mapping[str, Any], Evi
     from results.bundles import is_bundle, read_bundle
     from results.cells import CellDirectory
     from results.evidence import read_evidence
-    from results.moving import fits, read_source
+    from results.moving import read_source
+    from results.names import fits
 
     found: dict[str, tuple[Mapping[str, Any], Evidence | None]] = {}
     there = None
@@ -134,8 +136,8 @@ def bundle(
 
     It contains results, evidence, provenance, cards and digests, and no code.
     """
-    from results.bundles import write_bundle
     from results.files import output_file
+    from results.moving import write_bundle
     from results.remote import local_path
 
     runs = runs_directory(runs_dir)
@@ -168,7 +170,7 @@ def site(
     """
     from report import write_site
     from results.bundles import LARGEST_BUNDLE
-    from results.remote import local_copies
+    from results.mirror import local_copies
 
     with local_copies(bundles, LARGEST_BUNDLE) as paths:
         written = write_site(directory, paths, audits=audits or [], title=title, allowed=allowed)

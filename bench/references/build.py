@@ -32,9 +32,9 @@ from bench.references.statistics import Moments, Statistics, read_statistics
 from bench.references.stored import OUTPUTS, BuiltReference, built_references, check_fit, references_directory
 from protocols import Protocol as BenchProtocol
 from protocols.schema import digest_of
+from results.database import now
 from results.errors import BenchError
 from results.files import abandoned, disk_error, remove, write_atomically, writing
-from results.store import now
 
 BATCH = 64
 FORMAT = 1

@@ -36,7 +36,7 @@ from protocols import Protocol, find_protocol
 from protocols.labels import plan_labels
 from results.errors import BenchError, one_line
 from results.evidence import DEVIATIONS, LEVELS, Evidence, Grid
-from results.moving import title
+from results.names import title
 
 Outcome = Literal["consistent", "cannot tell", "contradicted"]
 

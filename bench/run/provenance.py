@@ -16,7 +16,7 @@ from typing import Any
 
 import bench
 from bench.contracts.plugins import BUILT_IN, distributions_with_plugins
-from results.store import now
+from results.database import now
 
 PACKAGES = (
     "torch", "numpy", "scipy", "torch-fidelity", "open-clip-torch", "transformers", "diffusers", "pillow",

@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any
 
 from bench.run.plan import Cell
+from results.database import dictionaries
 from results.errors import StoreError
-from results.store import connect, dictionaries
+from results.store import connect
 from results.timing import timed
 
 QUERY = """

@@ -30,10 +30,10 @@ from bench.run.timing import time_task
 from bench.run.work import Ahead, Earlier, Work, cell_labels, has_metrics
 from bench.run.worker import load_judges
 from results.cells import CellDirectory, run_lock, sweep_runs
+from results.database import now
 from results.errors import BenchWarning, DatabaseInUseError
-from results.index import Indexer, index_cells
-from results.ranking import rank_all
-from results.store import connect, finish_runs, now
+from results.index import Indexer, index_cells, rank_all
+from results.store import connect, finish_runs
 
 
 class Progress(Interface):

@@ -42,12 +42,12 @@ from bench.run.worker import load_judges
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
 from results.cells import CellDirectory, sweep_if_idle
+from results.database import now
 from results.errors import BenchError, StoreError
 from results.evidence import write_evidence
 from results.files import mark, real_path
-from results.index import index_cells
-from results.ranking import rank_all
-from results.store import connect, finish_runs, now
+from results.index import index_cells, rank_all
+from results.store import connect, finish_runs
 
 BATCH = 64
 """Images judged at once: as many as the protocols of 256 pixels take, so that memory stays theirs."""

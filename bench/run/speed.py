@@ -27,10 +27,11 @@ from bench.run.provenance import run_record
 from bench.run.record import model_row
 from bench.run.timing import sampling, timed_facts
 from results.cells import CellDirectory, run_lock
+from results.database import now
 from results.errors import BenchError, one_line
 from results.index import index_cells
 from results.leaderboard import SPEED
-from results.store import connect, finish_runs, now
+from results.store import connect, finish_runs
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from bench.run.shard import COST_FACTS, SHARD_FACTS, Layout, shard_ranges
 from protocols import Protocol
 from protocols.labels import plan_labels
 from results.cells import CellDirectory
+from results.database import now
 from results.errors import BenchWarning
-from results.store import now
 
 
 @dataclass(eq=False)

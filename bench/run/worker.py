@@ -28,9 +28,9 @@ from bench.run.shard import CellFailure, sample_shard
 from bench.weights.cache import cache_directory
 from protocols import Protocol
 from results.cells import CellDirectory
+from results.database import now
 from results.digests import digest_of
 from results.errors import BenchError, one_line, trace
-from results.store import now
 
 T = TypeVar("T")
 BATCHES_OF_COSTS = 10

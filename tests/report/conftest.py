@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from results.catalog import read_facts
+from results.database import SCHEMA_VERSION, insert_many
 from results.ranking import contenders, rank_by_metrics
-from results.store import SCHEMA_VERSION, insert_many
 
 SCHEMA = Path(__file__).parents[2] / "results" / "schema.sql"
 BLOCKS = 20

@@ -12,7 +12,7 @@ import pytest
 from test_browser import CHROMIUM, browser
 
 import report
-from results.bundles import write_bundle
+from results.moving import write_bundle
 
 PLACES = (os.environ.get("AXE_CORE", ""), "node_modules/axe-core/axe.min.js")
 AXE = next((Path(place) for place in PLACES if place and Path(place).is_file()), None)

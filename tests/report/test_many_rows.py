@@ -19,7 +19,7 @@ import pytest
 from test_browser import CHROMIUM
 
 import report
-from results.store import SCHEMA_VERSION
+from results.database import SCHEMA_VERSION
 
 MODELS, SETTINGS = 40, int(os.environ.get("BENCH_PAGE_SETTINGS", "30"))
 BLOCKS = 20

@@ -7,8 +7,8 @@ import pytest
 
 from bench.cli import main
 from report.site import slug, write_site
-from results.bundles import write_bundle
 from results.errors import BenchError
+from results.moving import write_bundle
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from results.bundles import FORMAT, MANIFEST, read_bundle, write_bundle
+from results.bundles import FORMAT, MANIFEST, read_bundle
 from results.cells import CellDirectory
 from results.errors import BenchError, StoreError
 from results.evidence import Evidence, read_evidence, write_evidence
-from results.moving import merge
+from results.moving import merge, write_bundle
 from results.store import connect
 
 NEEDS_SSH = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")

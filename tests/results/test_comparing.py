@@ -7,10 +7,10 @@ import pytest
 
 from bench.cli import main
 from results.cells import CellDirectory
+from results.claims import published_claims
 from results.comparing import compare_cells, compare_settings
 from results.errors import BenchError
 from results.matrix import compare_several
-from results.published import published_claims
 
 LEFT = np.linspace(-1, 1, 20)
 
@@ -98,7 +98,7 @@ def test_collected_figures_answer_where_the_card_has_none(synthetic, monkeypatch
     from results.published import figures_of
 
     known = figures_of({"soflow-xl-2"})
-    monkeypatch.setattr("results.published.figures_of", lambda models: known if models == {"digits-flow"} else [])
+    monkeypatch.setattr("results.claims.figures_of", lambda models: known if models == {"digits-flow"} else [])
     database = synthetic()
     database.protocol["resolution"] = 256  # as the figures'
     database.add("digits-flow", {"fid": 3.0}, steps=2)

@@ -15,9 +15,10 @@ from bench.cli.output import leaderboard_table
 from report import tables
 from report.data import read_measurements
 from results.comparing import tied
+from results.database import SCHEMA_VERSION
 from results.leaderboard import rankings, rows, sorted_rows
 from results.picks import tied_with_best
-from results.store import SCHEMA_VERSION, connect
+from results.store import connect
 
 OLD = Path(__file__).parent / "databases" / "version1.duckdb.gz"
 

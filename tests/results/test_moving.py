@@ -12,11 +12,12 @@ import pytest
 
 from bench.cli import main
 from results.cells import CellDirectory, alone
+from results.database import transaction, write_ahead_log
 from results.errors import DatabaseInUseError, StoreError
 from results.files import mark
 from results.index import Indexer, reindex
 from results.moving import differs, find_rows, forget, merge
-from results.store import connect, transaction, write_ahead_log
+from results.store import connect
 
 
 def command(*words):
@@ -166,7 +167,7 @@ def test_litter_of_the_dead_is_swept_and_the_living_keep_theirs(tmp_path, runs_w
 
 
 def test_a_reader_holds_up_the_database_and_not_the_run(tmp_path, monkeypatch, runs_with, record, cells):
-    monkeypatch.setattr("results.store.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("results.database.WAIT_SECONDS", 0.2)
     runs = runs_with(tmp_path, "a")
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); sys.stdin.read()"
     holder = subprocess.Popen(

@@ -4,6 +4,7 @@ import pytest
 
 from bench.models.cards import cards
 from results.errors import StoreError
+from results.index import rank_all
 from results.published import (
     claims_under,
     figures_of,
@@ -12,7 +13,6 @@ from results.published import (
     parse_figures,
     published_figures,
 )
-from results.ranking import rank_all
 from results.store import connect, write_cell
 
 METRICS = metric_columns()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from protocols import find_protocol
+from results.index import rank_all
 from results.leaderboard import best_of_each, by_ranking, rankings, rows
 from results.marks import legend
-from results.ranking import rank_all
 from results.store import connect, write_cell
 
 METRICS = ("fid", "is", "clip", "pick")

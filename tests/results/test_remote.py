@@ -17,8 +17,8 @@ from bench.cli import main
 from results.bundles import read_bundle
 from results.cells import CellDirectory
 from results.errors import BenchError, StoreError
-from results.mirror import pull_cells, push_cell
-from results.remote import MANIFEST, Storage, is_remote, local_copies, local_path, pull, push, read_manifest
+from results.mirror import local_copies, pull_cells, push_cell
+from results.remote import MANIFEST, Storage, is_remote, local_path, pull, push, read_manifest
 from results.store import connect
 
 fsspec = pytest.importorskip("fsspec")

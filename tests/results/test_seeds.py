@@ -7,7 +7,7 @@ import pytest
 
 from bench.cli import main
 from bench.run.plan import make_plan
-from results.published import published_claims
+from results.claims import published_claims
 from results.rows import Row, Value
 from results.seeds import over_seeds, repeated
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from results.database import insert_many
 from results.errors import BenchError
+from results.export import export
 from results.leaderboard import rankings, rows
 from results.ranking import rank
 from results.spaces import agreements, disputed, leaders, space_of
-from results.store import connect, export, insert_many, write_cell
+from results.store import connect, write_cell
 from results.training import leave_out_trained, trained_rows
 
 BLOCKS = 10

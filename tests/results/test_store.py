@@ -6,10 +6,12 @@ import sys
 import duckdb
 import pytest
 
+from results.database import SCHEMA_VERSION
 from results.errors import StoreError
+from results.export import export
 from results.leaderboard import best_of_each, rows, sorted_rows
 from results.moving import merge
-from results.store import SCHEMA_VERSION, connect, export, write_cell
+from results.store import connect, write_cell
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_a_database_without_permission_is_not_called_damaged(tmp_path, monkeypat
     def refuse(*arguments, **keywords):
         raise duckdb.IOException('IO Error: Cannot open file "bench.duckdb": Permission denied')
 
-    monkeypatch.setattr("results.store.duckdb.connect", refuse)
+    monkeypatch.setattr("results.database.duckdb.connect", refuse)
     (tmp_path / "bench.duckdb").write_text("")
     with pytest.raises(StoreError, match="permission denied; ask its owner"), connect(tmp_path / "bench.duckdb"):
         pass

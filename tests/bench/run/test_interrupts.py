@@ -90,17 +90,18 @@ def test_ctrl_c_in_a_query_is_an_interruption(tmp_path, capsys, monkeypatch, req
     """DuckDB turns the KeyboardInterrupt of a signal that arrives in a query into a RuntimeError."""
     import duckdb
 
-    import results.store
+    import results.database
+    import results.export
     from bench.cli import main
 
     def slow(*arguments, **options):
         threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
         query = "SELECT count(*) FROM range(2000) a, range(1000000) b WHERE a.range * b.range % 7 = 3"
-        duckdb.connect(config=results.store.ALONE).execute(query).fetchall()
+        duckdb.connect(config=results.database.ALONE).execute(query).fetchall()
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell starts with it ignored
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    monkeypatch.setattr(results.store, "export", slow)
+    monkeypatch.setattr(results.export, "export", slow)
     with pytest.raises(SystemExit) as stop:
         main(["export", "cells", "--output", str(tmp_path / "x"), "--runs-dir", str(tmp_path)])
     assert stop.value.code == 130

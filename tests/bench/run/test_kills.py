@@ -60,13 +60,13 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("command", "module", "name", "calls"),
     [
-        ("run", "results.store", "insert_many", 12),
+        ("run", "results.database", "insert_many", 12),
         pytest.param("run", "os", "fsync", 3, marks=THOROUGH),
-        pytest.param("score", "results.store", "insert_many", 10, marks=THOROUGH),
+        pytest.param("score", "results.database", "insert_many", 10, marks=THOROUGH),
         pytest.param("score", "os", "fsync", 2, marks=THOROUGH),
-        ("merge", "results.store", "insert_many", 12),
+        ("merge", "results.database", "insert_many", 12),
         pytest.param("merge", "os", "fsync", 2, marks=THOROUGH),
-        ("reindex", "results.store", "insert_many", 12),
+        ("reindex", "results.database", "insert_many", 12),
         ("reindex", "results.index", "remove", 3),
     ],
 )
