@@ -12,10 +12,11 @@ factor of a reference's covariance, or its centred samples themselves where thos
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,10 +69,11 @@ class Moments:
         origin = np.zeros(dimension) if shift is None else np.asarray(shift, dtype=np.float64)
         total = np.zeros(dimension)
         outer = np.zeros((dimension, dimension))
+        shifted = algebra.array(origin)
         for block in row_blocks(features):
-            x = block - origin
-            total += x.sum(axis=0)
-            outer += algebra.product(x.T, x)
+            x = algebra.array(block) - shifted
+            total += algebra.host(x.sum(axis=0))
+            outer += algebra.host(x.T @ x)
         return cls(len(features), total, outer, origin)
 
     def about(self, shift: np.ndarray) -> Moments:
@@ -114,20 +116,31 @@ class _ProjectedSums(NamedTuple):
 
     Attributes:
         n: number of samples.
-        sum: sum of x, [d].
+        sum: sum of x, [d], an `algebra.array`.
         squares: sum of |x|^2.
-        outer: sum of (L^T x)(L^T x)^T, [r, r].
+        outer: sum of (L^T x)(L^T x)^T, [r, r], likewise.
     """
 
     n: int
-    sum: np.ndarray
+    sum: Any
     squares: float
-    outer: np.ndarray
+    outer: Any
 
     def without(self, part: _ProjectedSums) -> _ProjectedSums:
         return _ProjectedSums(
             self.n - part.n, self.sum - part.sum, self.squares - part.squares, self.outer - part.outer
         )
+
+    @property
+    def trace(self) -> float:
+        """Trace of the covariance of x."""
+        mean = self.sum / self.n
+        return (self.squares - self.n * float(mean @ mean)) / (self.n - 1)
+
+    def covariance(self, root: Any) -> Any:
+        """Return the covariance of L^T x, [r, r] an `algebra.array`, of the same L [d, r]."""
+        mean = (self.sum / self.n) @ root
+        return (self.outer - self.n * (mean[:, None] * mean)) / (self.n - 1)
 
 
 class FrechetSide(NamedTuple):
@@ -159,31 +172,33 @@ def sides_without_blocks(features: np.ndarray, blocks: np.ndarray) -> list[Frech
     return sides
 
 
-def distances_to_sides(features: np.ndarray, sides: Iterable[FrechetSide]) -> np.ndarray:
+def distances_to_sides(features: np.ndarray, sides: Sequence[FrechetSide]) -> np.ndarray:
     """Return the distances of the samples `features` [n, d] to each side, float64 [K]: K eigenvalue problems."""
     n, d = features.shape
     if n > d:
         moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
-        mean, covariance = moments.mean, moments.covariance
-        trace = float(np.trace(covariance))
-
-        def root_trace(root: np.ndarray) -> float:
-            values = algebra.eigvalsh(algebra.sandwich(root, covariance))
-            return float(np.sqrt(np.clip(values, 0.0, None)).sum())
+        mean, covariance = moments.mean, algebra.array(moments.covariance)
+        trace = float(np.trace(moments.covariance))
+        products = (algebra.sandwich(side.root, covariance) for side in sides)
+        root_traces = (_root_sum(values) for values in algebra.eigenvalues(products))
     else:
         b = np.asarray(features, dtype=np.float64)
         mean = b.mean(axis=0)
         b = b - mean
         trace = float((b * b).sum()) / (n - 1)
-
-        def root_trace(root: np.ndarray) -> float:
-            return float(algebra.singular_values(algebra.product(b, root)).sum()) / float(np.sqrt(n - 1))
-
+        centred = algebra.array(b)
+        products = (centred @ algebra.array(side.root) for side in sides)
+        root_traces = (norm / float(np.sqrt(n - 1)) for norm in algebra.nuclear_norms(products))
     found = []
-    for side in sides:
+    for side, root_trace in zip(sides, root_traces, strict=True):
         difference = mean - side.mu
-        found.append(float(difference @ difference) + side.trace + trace - 2.0 * root_trace(side.root))
+        found.append(float(difference @ difference) + side.trace + trace - 2.0 * root_trace)
     return np.array(found)
+
+
+def _root_sum(values: np.ndarray) -> float:
+    """Return the sum of the roots of eigenvalues [d], rounding below zero left out."""
+    return float(np.sqrt(np.clip(values, 0.0, None)).sum())
 
 
 class FrechetReference:
@@ -213,7 +228,7 @@ class FrechetReference:
         """A factor L [d, r] of the covariance, L L^T = sigma: Cholesky, or by eigenvalues if sigma is singular."""
         sigma = (self.sigma + self.sigma.T) / 2
         try:
-            return np.linalg.cholesky(sigma)
+            return algebra.cholesky(sigma)
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(sigma)
             return vectors * np.sqrt(np.clip(values, 0.0, None))
@@ -222,7 +237,7 @@ class FrechetReference:
         """Return the squared Frechet distance to `moments` (n > d is assumed for accuracy; at n <= d it is close)."""
         covariance = moments.covariance
         values = algebra.eigvalsh(algebra.sandwich(self.root, covariance))
-        return self._assemble(moments.mean, np.trace(covariance), np.sqrt(np.clip(values, 0.0, None)).sum())
+        return self._assemble(moments.mean, np.trace(covariance), _root_sum(values))
 
     def distance_from_features(self, features: np.ndarray) -> float:
         """Return the squared Frechet distance to the samples `features` [n, d], exact for any n >= 2."""
@@ -234,7 +249,7 @@ class FrechetReference:
         b = np.asarray(features, dtype=np.float64)
         mean = b.mean(axis=0)
         b = b - mean
-        nuclear = algebra.singular_values(algebra.product(b, self.root)).sum()
+        nuclear = next(algebra.nuclear_norms([algebra.array(b) @ algebra.array(self.root)]))
         return self._assemble(mean, (b * b).sum() / (n - 1), nuclear / np.sqrt(n - 1))
 
     def leave_one_out(self, features: np.ndarray, blocks: np.ndarray) -> tuple[float, np.ndarray]:
@@ -249,47 +264,50 @@ class FrechetReference:
         """
         count = int(blocks.max()) + 1
         members = [np.flatnonzero(blocks == k) for k in range(count)]
+        mu, root = algebra.array(self.mu), algebra.array(self.root)
         if len(features) - max(map(len, members)) > features.shape[1]:
-            all_sums = self._sums(features)
-            rest = (all_sums.without(self._sums(rows_of(features, rows))) for rows in members)
-            return self._distance(all_sums), np.array([self._distance(sums) for sums in rest])
+            facts: list[tuple[np.ndarray, float]] = []
+
+            def covariances() -> Iterator[Any]:  # one after the other, for all of them are too much to hold
+                whole = self._sums(features, mu, root)
+                rest = (whole.without(self._sums(rows_of(features, rows), mu, root)) for rows in members)
+                for sums in chain([whole], rest):
+                    facts.append((self.mu + algebra.host(sums.sum / sums.n), sums.trace))
+                    yield sums.covariance(root)
+
+            roots = [_root_sum(values) for values in algebra.eigenvalues(covariances())]
+            found = [self._assemble(*fact, root_trace) for fact, root_trace in zip(facts, roots, strict=True)]
+            return found[0], np.array(found[1:])
 
         # Few samples: eigenvalues of the centred Gram matrix of B L. Centring makes the smallest one exactly zero, and
         # the root of its rounding error is the only thing that would spoil the value, so it is dropped.
-        x = np.asarray(features, dtype=np.float64) - self.mu
-        projected = x @ self.root
+        x = algebra.array(features) - mu
+        projected = x @ root
         gram = projected @ projected.T
-        total, squares = x.sum(axis=0), (x * x).sum(axis=1)
+        total, squares = algebra.host(x.sum(axis=0)), algebra.host((x * x).sum(axis=1))
+        kept = [np.delete(np.arange(len(x)), rows) for rows in members]
 
-        def without(rows: np.ndarray) -> float:
-            rest = np.delete(np.arange(len(x)), rows)
-            n, mean = len(rest), (total - x[rows].sum(axis=0)) / len(rest)
+        def centred(rest: np.ndarray) -> Any:
             g = gram[np.ix_(rest, rest)]
-            g = g - g.mean(axis=0) - g.mean(axis=1)[:, None] + g.mean()
-            values = algebra.eigvalsh(g)[1:]
-            root_trace = np.sqrt(np.clip(values, 0.0, None)).sum() / np.sqrt(n - 1)
+            return g - g.mean(axis=0) - g.mean(axis=1)[:, None] + g.mean()
+
+        left = []
+        for rows, rest, values in zip(members, kept, algebra.eigenvalues(map(centred, kept)), strict=True):
+            n, mean = len(rest), (total - algebra.host(x[rows].sum(axis=0))) / len(rest)
             trace = (squares[rest].sum() - n * (mean @ mean)) / (n - 1)
-            return self._assemble(self.mu + mean, float(trace), root_trace)
+            left.append(self._assemble(self.mu + mean, float(trace), _root_sum(values[1:]) / np.sqrt(n - 1)))
+        return self.distance_from_features(features), np.array(left)
 
-        return self.distance_from_features(features), np.array([without(rows) for rows in members])
-
-    def _sums(self, features: np.ndarray) -> _ProjectedSums:
-        total, squares = np.zeros(self.mu.size), 0.0
-        outer = np.zeros((self.root.shape[1], self.root.shape[1]))
+    def _sums(self, features: np.ndarray, mu: Any, root: Any) -> _ProjectedSums:
+        """Return the sums of `features` [n, d]; `mu` and `root` are this side's as an `algebra.array`."""
+        total, squares, outer = algebra.array(np.zeros(len(mu))), 0.0, algebra.array(np.zeros((root.shape[1],) * 2))
         for block in row_blocks(features):
-            x = block - self.mu
-            y = algebra.product(x, self.root)
+            x = algebra.array(block) - mu
+            y = x @ root
             total += x.sum(axis=0)
-            squares += float(np.vdot(x, x))
-            outer += algebra.product(y.T, y)
+            squares += algebra.squares(x)
+            outer += y.T @ y
         return _ProjectedSums(len(features), total, squares, outer)
-
-    def _distance(self, sums: _ProjectedSums) -> float:
-        n, mean = sums.n, sums.sum / sums.n
-        projected_mean = mean @ self.root
-        values = algebra.eigvalsh((sums.outer - n * np.outer(projected_mean, projected_mean)) / (n - 1))
-        trace = (sums.squares - n * float(mean @ mean)) / (n - 1)
-        return self._assemble(self.mu + mean, trace, np.sqrt(np.clip(values, 0.0, None)).sum())
 
     def _assemble(self, mean: np.ndarray, trace: float, root_trace: float) -> float:
         difference = mean - self.mu
@@ -301,7 +319,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     first = FrechetReference(mu1, sigma1)
     second = FrechetReference(mu2, sigma2)
     values = algebra.eigvalsh(algebra.sandwich(first.root, second.sigma))
-    return first._assemble(second.mu, np.trace(second.sigma), np.sqrt(np.clip(values, 0.0, None)).sum())
+    return first._assemble(second.mu, np.trace(second.sigma), _root_sum(values))
 
 
 def frechet_distance_from_features(a: np.ndarray, b: np.ndarray) -> float:

@@ -51,7 +51,7 @@ def frechet_interactions(
     if min(sizes) < FEWEST_PER_DIMENSION * dimension or root.shape != (dimension, dimension):
         return None
     moments = Moments.of(features, shift=reference.mu)
-    values, vectors = np.linalg.eigh(algebra.sandwich(root, moments.covariance))
+    values, vectors = algebra.eigh(algebra.sandwich(root, moments.covariance))
     kept = values > SMALLEST_VALUE * values[-1]
     if not kept.any():
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,20 @@ from bench.run.record import Context
 from bench.run.schedule import Schedule, Span
 from bench.run.shard import CellFailure
 from bench.run.work import Work
-from bench.run.worker import Sampled, draw_task, idle_task, keep_shard, measure_task, proof_of, sample_task
+from bench.run.worker import (
+    Sampled,
+    draw_task,
+    idle_task,
+    keep_shard,
+    measure_beside,
+    measure_task,
+    proof_of,
+    sample_task,
+)
 from results.errors import BenchError
+
+MEASURED_BESIDE = 2
+"""Finished cells that may wait for their metrics while the next ones are sampled."""
 
 
 class Outcomes(Interface):
@@ -51,7 +63,8 @@ class Dispatch:
 
     Where a worker dies, what ran goes again in fresh ones, one task at a time: the one that dies again is the culprit.
     Shards go in the order of the plan, which names a checkpoint's cells one after the other: a worker loads each
-    checkpoint's weights once.
+    checkpoint's weights once. Beside an accelerator a cell is measured in a thread, while the next model's weights are
+    loaded and its samples drawn.
     """
 
     pool: Executor
@@ -60,9 +73,19 @@ class Dispatch:
     outcomes: Outcomes
     failed: set[str] = field(default_factory=set)
     running: dict[Future[Any], _Task] = field(default_factory=dict)
+    thread: ThreadPoolExecutor | None = None
 
     def run(self, work: Sequence[Work]) -> None:
         """Sample what is missing of `work` and measure what is whole, until nothing is left that can be done."""
+        if self.pool.beside:
+            self.thread = ThreadPoolExecutor(1, thread_name_prefix="measuring")
+        try:
+            self._run(work)
+        finally:
+            if self.thread is not None:
+                self.thread.shutdown(cancel_futures=True)
+
+    def _run(self, work: Sequence[Work]) -> None:
         schedule = Schedule(work, self.pool.workers, proving=self.context.halves, measures=self.outcomes.measures)
         died: list[_Task] = []
         suspects: list[_Task] = []
@@ -80,7 +103,7 @@ class Dispatch:
             if suspects and not self.running:
                 self._start(suspects.pop(0), schedule)
             elif not suspects and not died and not any(task.alone for task in self.running.values()):
-                while (begun := schedule.next(len(self.running))) is not None:
+                while (begun := schedule.next(self._busy())) is not None:
                     self._start(_Task(*begun), schedule)
             if not self.running:
                 break
@@ -100,9 +123,19 @@ class Dispatch:
                     self.outcomes.measured(item)
                     continue
                 if isinstance(found, Sampled):
-                    keep_shard(self.context, item.cell, item.labels, *task.span, self.runs, found)
+                    about = (self.context, item.cell, item.labels, *task.span)
+                    proof = keep_shard(*about, self.runs, found)
+                    if proof:
+                        self.running[submit(self.pool, draw_task, *about, proof)] = task
+                        continue
                 left = schedule.sampled(item, task.span)
                 self.outcomes.sampled(item, item.total - left, task.span)
+
+    def _busy(self) -> int:
+        """Return how many tasks keep the workers: none of those in the thread, as long as they are few."""
+        measuring = sum(task.span is None for task in self.running.values())
+        few = self.thread is not None and measuring < MEASURED_BESIDE
+        return len(self.running) - (measuring if few else 0)
 
     def _start(self, task: _Task, schedule: Schedule[Work]) -> None:
         item, span = task.item, task.span
@@ -112,7 +145,9 @@ class Dispatch:
             if following is not None:
                 read_ahead(following.cell)
         about = (self.context, item.cell, item.labels)
-        if span is None:
+        if span is None and self.thread is not None:
+            future = self.thread.submit(measure_beside, *about, item.ranges, self.runs, item.row)
+        elif span is None:
             future = submit(self.pool.near, measure_task, *about, item.ranges, self.runs, item.row)
         elif self.pool.near is self.pool:
             future = submit(self.pool, sample_task, *about, *span, self.runs)

@@ -44,6 +44,8 @@ class Executor(ABC):
     """What a future raises whose worker ended before its task did."""
     own_accelerators: bool = False
     """Whether each worker has an accelerator to itself, so that what is timed on several at once is timed alone."""
+    beside: bool = False
+    """Whether a finished cell is measured in a thread of this process, while the next one is sampled."""
 
     @property
     def near(self) -> Executor:
@@ -67,9 +69,12 @@ class Executor(ABC):
 
 
 class InProcess(Executor):
-    """Runs each task when it is submitted."""
+    """Runs each task when it is submitted; beside an accelerator, cells are measured in a thread."""
 
     workers = 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.beside = device.startswith("cuda")
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run the task and return its finished future."""
@@ -162,7 +167,7 @@ class Opened(AbstractContextManager["Opened"]):
 def local(workers: int, device: str) -> Executor:
     """Return `workers` processes on this machine (0: as many as fit the device), or this process alone for one."""
     workers = workers or default_workers(device)
-    return Processes(workers) if workers > 1 else InProcess()
+    return Processes(workers) if workers > 1 else InProcess(device)
 
 
 EXECUTORS: Group[Callable[..., Any]] = Group(

@@ -1,8 +1,8 @@
-"""Half-precision judges prove themselves on each cell's first shard, or the cell is judged in float32.
+"""Half-precision judges prove themselves on the first samples of each cell, or the cell is judged in float32.
 
-Both precisions judge the first shard. What half precision moves a metric by is held against the half width that the
-metric's interval will have at all N samples, the shard's own times sqrt(n / N). Where any metric of a judge moves by
-more than TOLERATED of that, or it cannot be told, the judge's float32 outputs stand for the whole cell.
+Both precisions judge the first PROOF samples of the first shard. What half precision moves a metric by is held against
+the half width that the metric's interval will have at all N samples, that of the n samples times sqrt(n / N). Where any
+metric of a judge moves by more than TOLERATED of that, or it cannot be told, it judges the whole cell in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from bench.metrics.registry import fact_of
 from results.errors import BenchWarning
 
 TOLERATED = 0.1
+PROOF = 64
+"""Samples judged in both precisions, rounded up to whole batches. The two see the same images, so that few tell what
+moves between them: a score's difference spreads by 5e-4 of the score's own spread (ViT-H/14, float16)."""
 STRICT = "strict:"
 """Prefix of a judge's float32 outputs beside its half ones."""
 
@@ -30,9 +33,9 @@ def halves(judges: Mapping[str, Judge]) -> list[str]:
     return [name for name, judge in judges.items() if judge.half is not None]
 
 
-def with_strict(judges: Mapping[str, Judge]) -> dict[str, Judge]:
-    """Return the judges and, for each that computes in half precision, its float32 form as `strict:NAME` beside it."""
-    return {**judges, **{f"{STRICT}{name}": judges[name].strict() for name in halves(judges)}}
+def strict_beside(judges: Mapping[str, Judge]) -> dict[str, Judge]:
+    """Return the float32 form of each judge that computes in half precision, as `strict:NAME`."""
+    return {f"{STRICT}{name}": judges[name].strict() for name in halves(judges)}
 
 
 def strict_judges(arrays: Judged) -> list[str]:
@@ -49,22 +52,24 @@ def settled(judges: Mapping[str, Judge], proof: Mapping[str, Any]) -> dict[str, 
 
 def prove(
     arrays: Judged, measured: Callable[[Judged], CellMetrics], samples: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the outputs that stand and what was found, from a first shard judged in both precisions.
+) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+    """Return the outputs that stand and what was found, from a first shard partly judged in both precisions.
 
     Args:
-        arrays: outputs of `with_strict`, [n, ...] each; others stay as they are.
-        measured: outputs to metrics.
+        arrays: outputs of the judges, and of `strict_beside` for the first n samples, [n, ...] each.
+        measured: outputs of n samples to metrics.
         samples: N of the whole cell.
 
     Returns:
-        Outputs by name, and for each half judge `kept` (`half` or `float32`) and `effects`: for each of its metrics the
-        change `moved` and the `half_width` expected at N (None: not known).
+        Outputs by name (None: a judge falls back, and its float32 outputs of the other samples are not there), and for
+        each half judge `kept` (`half` or `float32`) and `effects`: for each of its metrics the change `moved` and the
+        `half_width` expected at N (None: not known).
     """
     exact = {name.removeprefix(STRICT): values for name, values in arrays.items() if name.startswith(STRICT)}
-    rounded = {name: values for name, values in arrays.items() if not name.startswith(STRICT)}
-    before, after = ({value.name: value for value in measured(said).values} for said in (rounded | exact, rounded))
+    whole = {name: values for name, values in arrays.items() if not name.startswith(STRICT)}
     n = len(next(iter(exact.values())))
+    rounded = {name: values[:n] for name, values in whole.items()}
+    before, after = ({value.name: value for value in measured(said).values} for said in (rounded | exact, rounded))
     proof: dict[str, Any] = {}
     for judge in sorted({name.partition(".")[0] for name in exact}):
         broken = any(
@@ -80,11 +85,10 @@ def prove(
             effects[name] = {"moved": moved, "half_width": width}
         held = all(_tolerable(effect["moved"], effect["half_width"]) for effect in effects.values())
         proof[judge] = {"kept": "half" if held and not broken else "float32", "effects": effects, "n": n}
-    kept = {
-        name: exact[name] if name in exact and proof[name.partition(".")[0]]["kept"] == "float32" else values
-        for name, values in rounded.items()
-    }
-    return kept, proof
+    fallen = {name for name in exact if proof[name.partition(".")[0]]["kept"] == "float32"}
+    if any(len(whole[name]) > n for name in fallen):
+        return None, proof
+    return {name: exact[name] if name in fallen else values for name, values in whole.items()}, proof
 
 
 def _tolerable(moved: float | None, half_width: float | None) -> bool:

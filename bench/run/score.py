@@ -23,7 +23,7 @@ from bench.metrics.registry import fact_of
 from bench.references.source import ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
 from bench.run.evidence import evidence_of
-from bench.run.halves import halves, prove, settled, warn_of_float32, with_strict
+from bench.run.halves import PROOF, halves, prove, settled, strict_beside, warn_of_float32
 from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
 from bench.run.provenance import run_record, typed_command
@@ -173,7 +173,7 @@ def _judge_images(
     """Judge the images in order, write a shard for each range; return the SHA-256 of all pixels, and a proof."""
     protocol, device = context.protocol, context.device
     doubted, proof = halves(judges), dict[str, Any]()
-    asked = with_strict(judges)
+    asked: Mapping[str, Judge] = {**judges, **strict_beside(judges)}
     content = hashlib.sha256()
     ends = {stop: start for start, stop in ranges}
     parts: dict[str, list[np.ndarray]] = {}
@@ -191,13 +191,16 @@ def _judge_images(
             parts.setdefault(name, []).append(values)
         if first < protocol.thumbnails:
             parts.setdefault("thumbnails", []).append(shrink(pixels[: protocol.thumbnails - first]).numpy())
+        if doubted and (last >= PROOF or last in ends):
+            both = {name: np.concatenate(values) for name, values in parts.items()}
+            part = None if images.labels is None else images.labels[:last]
+            stand, proof = prove(both, partial(_measured, context, doubted, part), len(images))
+            assert stand is not None  # both precisions have judged all that was judged
+            parts = {name: [values] for name, values in stand.items()}
+            warn_of_float32("these images", proof)
+            asked, doubted = settled(judges, proof), []
         if last in ends:
             arrays = {name: np.concatenate(values) for name, values in parts.items()}
-            if doubted:
-                part = None if images.labels is None else images.labels[ends[last] : last]
-                arrays, proof = prove(arrays, partial(_measured, context, doubted, part), len(images))
-                warn_of_float32("these images", proof)
-                asked, doubted = settled(judges, proof), []
             directory.write_shard(ends[last], last, arrays, {"start": ends[last], "stop": last})
             parts = {}
     return content.hexdigest(), proof

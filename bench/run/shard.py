@@ -21,6 +21,7 @@ from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, Stamp, clock, seconds, stamp
 from bench.run.containment import TimedOut, contained, time_limit
 from bench.run.devices import LOST
+from bench.run.halves import PROOF
 from bench.run.plan import Cell
 from bench.run.quantise import quantise
 from protocols import Protocol
@@ -79,11 +80,13 @@ def sample_shard(
     start: int,
     stop: int,
     timeout: float | None = None,
+    beside: Mapping[str, Judge] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return (arrays, facts) of samples [start, stop), in batches aligned to the sample index.
 
     `labels` int64 [N] are those of the whole cell. Arrays are `<judge>.<name>` [stop - start, ...] and `thumbnails`
-    uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Raises CellFailure when the adapter raises, ends, takes
+    uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Judges `beside` the others see the batches in which the
+    first PROOF samples are, and no more. Raises CellFailure when the adapter raises, ends, takes
     longer, replaces functions of others, or returns a wrong shape, dtype or value.
     """
     facts: dict[str, Any] = {"start": start, "stop": stop, "batch_size": cell.batch_size}
@@ -100,7 +103,8 @@ def sample_shard(
             sampled, peak = stamp(device), memory.read()
             broken = ~images.isfinite().flatten(1).all(dim=1)
             native, pixels = judged_pixels(images, protocol)
-            said = judged_tensors(judges, pixels, batch_labels, native)
+            asked = {**judges, **(beside or {})} if first - start < PROOF else judges
+            said = judged_tensors(asked, pixels, batch_labels, native)
             host = Host({**said, BROKEN: broken, PIXELS: pixels})
             del images, native, pixels, said, broken  # the next batch takes their memory
             again = warm == (cell.cell_id, last - first)

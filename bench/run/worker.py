@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.precision import full_precision
 from bench.judges.base import Judge, judge_specs, load_judge
 from bench.judges.threads import fix_threads
+from bench.metrics.measure import CellMetrics
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
 from bench.run.costs import Operations, sample_operations
 from bench.run.devices import LOST, losses
-from bench.run.halves import halves, prove, settled, strict_judges, warn_of_float32, with_strict
+from bench.run.halves import halves, prove, settled, strict_beside, strict_judges, warn_of_float32
 from bench.run.plan import Cell
 from bench.run.provenance import differences, made_by
 from bench.run.record import Context, cell_record, cost_facts, finish_rows, measure_arrays, model_row, pixel_facts
@@ -87,7 +89,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         arrays: as `bench.run.shard.sample_shard` returns them; where half-precision judges are to prove themselves
-            also their float32 outputs, under `strict:NAME`.
+            also their float32 outputs of the first samples, under `strict:NAME`.
         facts: what is told of the shard.
     """
 
@@ -101,24 +103,29 @@ def draw_task(
 ) -> CellFailure | Sampled:
     """Sample and judge samples [start, stop) and return the shard, or why the cell failed; no file of a run is read.
 
-    `proof` is what the cell's first shard showed of half-precision judges. Raises BenchError where this process has
-    other code or libraries than the one that leads the run, unless it allows that.
+    `proof` is what the cell's first samples showed of half-precision judges, empty while they have not. Raises
+    BenchError where this process has other code or libraries than the one that leads the run, unless it allows that.
     """
     made = made_by()
     if not context.allow_mixed and (other := differences(made, context.made_by)):
         raise BenchError(f"{platform.node()}: {other}; install the same there, or allow it with --allow-mixed")
     fix_threads(context.device)
     judges = load_judges(context.protocol, context.device)
+    beside: Mapping[str, Judge] = {}
     if halves(judges):
-        judges = settled(judges, proof) if start > 0 else with_strict(judges)
+        proving = start == 0 and not proof
+        judges, beside = (judges, strict_beside(judges)) if proving else (settled(judges, proof), {})
     try:
         with adapter_faults(cell):
             adapter = load_cell_adapter(cell, context.protocol, context.device)
         with full_precision():
-            arrays, facts = sample_shard(cell, context.protocol, adapter, judges, labels, start, stop, context.timeout)
+            arrays, facts = sample_shard(
+                cell, context.protocol, adapter, judges, labels, start, stop, context.timeout, beside
+            )
         facts["made_by"] = dict(made)
         if start == 0:
             facts["costs"] = _costs(context, cell, adapter, labels)
+            facts |= {"precision": dict(proof)} if proof else {}
     except CellFailure as failure:
         return failure
     return Sampled(arrays, facts)
@@ -136,17 +143,26 @@ def _costs(context: Context, cell: Cell, adapter: Adapter, labels: np.ndarray) -
 
 def keep_shard(
     context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path, sampled: Sampled
-) -> None:
-    """Write a shard, after what half-precision judges have to prove on it."""
+) -> Mapping[str, Any]:
+    """Write a shard, after what half-precision judges have to prove on it.
+
+    Return nothing, or the proof with which it is to be drawn again because a judge falls back to float32.
+    """
     arrays, facts = sampled
     doubted = strict_judges(arrays)
     if doubted:
-        part = labels[start:stop]
-        arrays, facts["precision"] = prove(
-            arrays, lambda said: measure_arrays(context, said, part, judges=doubted), cell.num_samples
-        )
-        warn_of_float32(cell.label, facts["precision"])
+
+        def measured(said: Mapping[str, np.ndarray]) -> CellMetrics:
+            count = len(next(iter(said.values())))
+            return measure_arrays(context, said, labels[start : start + count], judges=doubted)
+
+        kept, proof = prove(arrays, measured, cell.num_samples)
+        warn_of_float32(cell.label, proof)
+        if kept is None:
+            return proof
+        arrays, facts["precision"] = kept, proof
     CellDirectory(runs, cell.cell_id).write_shard(start, stop, arrays, facts)
+    return {}
 
 
 @_reporting_losses
@@ -154,16 +170,19 @@ def sample_task(
     context: Context, cell: Cell, labels: np.ndarray, start: int, stop: int, runs: Path
 ) -> CellFailure | None:
     """Sample and judge samples [start, stop) and write the shard. Return None, or why the cell failed."""
-    found = draw_task(context, cell, labels, start, stop, proof_of(context, cell, runs) if start > 0 else {})
-    if isinstance(found, CellFailure):
-        return found
-    keep_shard(context, cell, labels, start, stop, runs, found)
-    return None
+    proof = proof_of(context, cell, runs) if start > 0 else {}
+    while True:
+        found = draw_task(context, cell, labels, start, stop, proof)
+        if isinstance(found, CellFailure):
+            return found
+        proof = keep_shard(context, cell, labels, start, stop, runs, found)
+        if not proof:
+            return None
 
 
 def proof_of(context: Context, cell: Cell, runs: Path) -> Mapping[str, Any]:
-    """Return what the cell's first shard showed of half-precision judges, where there are some; it is sampled before
-    the others."""
+    """Return what the cell's first samples showed of half-precision judges, where there are some; the first shard is
+    sampled before the others."""
     facts = (CellDirectory(runs, cell.cell_id).first_facts() or {}) if context.halves else {}
     found: Mapping[str, Any] = facts.get("precision", {})
     return found
@@ -194,6 +213,12 @@ def measure_task(
     }
     directory.write_result(cell_record(context, cell_row, rows) | {"model": model_row(cell.card)})
     directory.remove_shards()
+
+
+def measure_beside(context: Context, *about: Any) -> None:
+    """Do what `measure_task` does in a thread: its work on an accelerator does not queue behind the sampler's."""
+    with torch.cuda.stream(torch.cuda.Stream(context.device) if context.device.startswith("cuda") else None):
+        measure_task(context, *about)
 
 
 @contextmanager
