@@ -45,7 +45,10 @@ class PhiloxNoise(NoiseSource):
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
         self.seed = seed
-        self.indices = torch.as_tensor(indices, dtype=torch.int64, device=device)
+        if isinstance(indices, range):  # made on the device: a copy to it would wait for what it has to do
+            self.indices = torch.arange(indices.start, indices.stop, indices.step, dtype=torch.int64, device=device)
+        else:
+            self.indices = torch.as_tensor(indices, dtype=torch.int64, device=device)
 
     def __len__(self) -> int:
         return len(self.indices)

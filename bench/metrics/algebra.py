@@ -47,13 +47,59 @@ def array(values: Any) -> Any:
         return np.asarray(host(values), dtype=np.float64)
     import torch
 
-    values = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
-    return values.to(place, torch.float64)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values if values.flags.writeable else values.copy())
+    return values.to(place).to(torch.float64)  # widened there: half as much to copy
 
 
 def host(values: Any) -> np.ndarray:
     """Return an `array`, or what operators made of it, as numpy's."""
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def smallest(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k smallest of each row of an `array` [n, m], in any order, and their columns, [n, k] each."""
+    if not isinstance(matrix, np.ndarray):
+        values, column = matrix.topk(k, dim=1, largest=False)
+        return host(values), host(column)
+    column = np.argpartition(matrix, k - 1, axis=1)[:, :k]
+    return np.take_along_axis(matrix, column, axis=1), column
+
+
+def least(matrix: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least of what a mask marks in each column of an `array` [n, m] (infinity: nothing) and its row, [m]."""
+    if not isinstance(matrix, np.ndarray):
+        values, row = matrix.masked_fill(~mask, np.inf).min(dim=0)
+        return host(values), host(row)
+    marked = np.where(mask, matrix, np.inf)
+    row = marked.argmin(axis=0)
+    return marked[row, np.arange(len(row))], row
+
+
+def places(mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column of what is true in a mask [n, m] of `array`s, row by row."""
+    row, column = np.nonzero(mask) if isinstance(mask, np.ndarray) else map(host, mask.nonzero(as_tuple=True))
+    return row, column
+
+
+def put(mask: Any, row: np.ndarray, column: np.ndarray, values: np.ndarray) -> None:
+    """Set places of a mask to `values`."""
+    if isinstance(mask, np.ndarray):
+        mask[row, column] = values
+        return
+    import torch
+
+    there = [torch.from_numpy(part).to(mask.device) for part in (row, column, np.ascontiguousarray(values))]
+    mask[there[0], there[1]] = there[2]
+
+
+def count_by(mask: Any, member: np.ndarray, groups: int) -> np.ndarray:
+    """Return how many rows of each group are true in each column of a mask [n, m]; group of each row int [n]: [m, G]."""
+    if isinstance(mask, np.ndarray):
+        row, column = np.nonzero(mask)
+        columns = mask.shape[1]
+        return np.bincount(column * groups + member[row], minlength=columns * groups).reshape(columns, groups)
+    return host((mask.T.double() @ array(np.eye(groups)[member])).long())
 
 
 def squares(x: Any) -> float:
@@ -73,9 +119,9 @@ def sandwich(root: np.ndarray, middle: Any) -> Any:
     return (found + found.T) / 2
 
 
-def cholesky(matrix: np.ndarray) -> np.ndarray:
+def cholesky(matrix: Any) -> np.ndarray:
     """Return the lower Cholesky factor of a symmetric matrix [d, d]. Raises numpy.linalg.LinAlgError if singular."""
-    return _either(lambda: np.linalg.cholesky(matrix), lambda torch: torch.linalg.cholesky(array(matrix)))
+    return _either(lambda: np.linalg.cholesky(host(matrix)), lambda torch: torch.linalg.cholesky(array(matrix)))
 
 
 def eigh(matrix: Any) -> tuple[np.ndarray, np.ndarray]:

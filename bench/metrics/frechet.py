@@ -58,22 +58,25 @@ class Moments:
     """
 
     n: int
-    sum: np.ndarray
-    outer: np.ndarray
-    shift: np.ndarray
+    sum: Any
+    outer: Any
+    shift: Any
 
     @classmethod
     def of(cls, features: np.ndarray, shift: np.ndarray | None = None) -> Moments:
         """Accumulate `features` [n, d] (any float dtype, memory maps welcome) in blocks; `shift` is zero by default."""
-        dimension = features.shape[1]
-        origin = np.zeros(dimension) if shift is None else np.asarray(shift, dtype=np.float64)
-        total = np.zeros(dimension)
-        outer = np.zeros((dimension, dimension))
-        shifted = algebra.array(origin)
+        there = cls.where_computed(features, np.zeros(features.shape[1]) if shift is None else shift)
+        return cls(there.n, algebra.host(there.sum), algebra.host(there.outer), algebra.host(there.shift))
+
+    @classmethod
+    def where_computed(cls, features: np.ndarray, shift: Any) -> Moments:
+        """Do what `of` does, and leave the arrays where the algebra runs."""
+        origin = algebra.array(shift)
+        total, outer = algebra.array(np.zeros(len(origin))), algebra.array(np.zeros((len(origin),) * 2))
         for block in row_blocks(features):
-            x = algebra.array(block) - shifted
-            total += algebra.host(x.sum(axis=0))
-            outer += algebra.host(x.T @ x)
+            x = algebra.array(block) - origin
+            total += x.sum(axis=0)
+            outer += x.T @ x
         return cls(len(features), total, outer, origin)
 
     def about(self, shift: np.ndarray) -> Moments:
@@ -94,12 +97,12 @@ class Moments:
         return Moments(self.n - other.n, self.sum - other.sum, self.outer - other.outer, self.shift)
 
     @property
-    def mean(self) -> np.ndarray:
+    def mean(self) -> Any:
         """Mean, [d] float64."""
         return self.shift + self.sum / self.n
 
     @property
-    def covariance(self) -> np.ndarray:
+    def covariance(self) -> Any:
         """Covariance with divisor n - 1, [d, d] float64, symmetric.
 
         Raises:
@@ -107,7 +110,7 @@ class Moments:
         """
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {self.n}")
-        covariance = (self.outer - np.outer(self.sum, self.sum) / self.n) / (self.n - 1)
+        covariance = (self.outer - self.sum[:, None] * self.sum / self.n) / (self.n - 1)
         return (covariance + covariance.T) / 2
 
 
@@ -157,28 +160,40 @@ def sides_without_blocks(features: np.ndarray, blocks: np.ndarray) -> list[Frech
     Two passes over the features and K factorisations, K d^2 numbers where n > d.
     """
     members = [np.flatnonzero(blocks == k) for k in range(int(blocks.max()) + 1)]
-    dimension = features.shape[1]
-    shift = np.asarray(features[0], dtype=np.float64)
     sides = []
     whole = None
     for rows in members:
-        if len(features) - len(rows) <= dimension:
-            side = FrechetReference.of(rows_of(features, np.delete(np.arange(len(features)), rows)))
+        n = len(features) - len(rows)
+        if n <= features.shape[1]:
+            x = np.asarray(rows_of(features, np.delete(np.arange(len(features)), rows)), dtype=np.float64)
+            mean = x[0] + (x - x[0]).sum(axis=0) / n
+            x -= mean
+            sides.append(FrechetSide(mean, float(np.vdot(x, x)) / (n - 1), x.T / np.sqrt(n - 1)))
         else:
-            whole = whole or Moments.of(features, shift)
-            rest = whole - Moments.of(rows_of(features, rows), shift)
-            side = FrechetReference(rest.mean, rest.covariance)
-        sides.append(FrechetSide(side.mu, float(np.trace(side.sigma)), side.root))
+            whole = whole or Moments.where_computed(features, np.asarray(features[0], dtype=np.float64))
+            rest = whole - Moments.where_computed(rows_of(features, rows), whole.shift)
+            covariance = rest.covariance
+            sides.append(FrechetSide(algebra.host(rest.mean), float(covariance.trace()), _root(covariance)))
     return sides
+
+
+def _root(covariance: Any) -> np.ndarray:
+    """Return a factor L [d, r] of a covariance, L L^T: Cholesky, or by eigenvalues if it is singular."""
+    sigma = (covariance + covariance.T) / 2
+    try:
+        return algebra.cholesky(sigma)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(algebra.host(sigma))
+        return vectors * np.sqrt(np.clip(values, 0.0, None))
 
 
 def distances_to_sides(features: np.ndarray, sides: Sequence[FrechetSide]) -> np.ndarray:
     """Return the distances of the samples `features` [n, d] to each side, float64 [K]: K eigenvalue problems."""
     n, d = features.shape
     if n > d:
-        moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
-        mean, covariance = moments.mean, algebra.array(moments.covariance)
-        trace = float(np.trace(moments.covariance))
+        moments = Moments.where_computed(features, np.asarray(features[0], dtype=np.float64))
+        mean, covariance = algebra.host(moments.mean), moments.covariance
+        trace = float(covariance.trace())
         products = (algebra.sandwich(side.root, covariance) for side in sides)
         root_traces = (_root_sum(values) for values in algebra.eigenvalues(products))
     else:
@@ -226,12 +241,7 @@ class FrechetReference:
     @cached_property
     def root(self) -> np.ndarray:
         """A factor L [d, r] of the covariance, L L^T = sigma: Cholesky, or by eigenvalues if sigma is singular."""
-        sigma = (self.sigma + self.sigma.T) / 2
-        try:
-            return algebra.cholesky(sigma)
-        except np.linalg.LinAlgError:
-            values, vectors = np.linalg.eigh(sigma)
-            return vectors * np.sqrt(np.clip(values, 0.0, None))
+        return _root(self.sigma)
 
     def distance(self, moments: Moments) -> float:
         """Return the squared Frechet distance to `moments` (n > d is assumed for accuracy; at n <= d it is close)."""

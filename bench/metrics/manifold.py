@@ -13,7 +13,7 @@ vectors then gives the same bits in every place, so that `<=` and `<` differ exa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -87,21 +87,22 @@ def balls(features: np.ndarray, k: int = 3) -> Balls:
     if not 1 <= k < n:
         raise ValueError(f"{k} nearest neighbours need at least {k + 1} samples, got {n}")
     kept = min(k + SPARE, n - 1)
-    centre = _centre(features)
+    centre = algebra.array(_centre(features))
     squared, neighbours = np.empty((n, kept)), np.empty((n, kept), dtype=np.int64)
-    for i, x in _tiles(features):
+    for mine in _tiles(features, centre):
+        i, x = mine.rows, np.asarray(features[mine.rows], dtype=np.float64)
         best = np.full((len(x), 0), np.inf)
         index = np.zeros((len(x), 0), dtype=np.int64)
-        for j, y in _tiles(features):
-            tile = _squared_distances(x, y, centre)
-            if i == j:
-                np.fill_diagonal(tile, np.inf)
+        for other in _tiles(features, centre):
+            tile = _squared_distances(mine, other)
+            if i == other.rows:
+                np.fill_diagonal(tile, np.inf) if isinstance(tile, np.ndarray) else tile.fill_diagonal_(np.inf)
             if tile.shape[1] > kept:
-                column = np.argpartition(tile, kept - 1, axis=1)[:, :kept]
+                near, column = algebra.smallest(tile, kept)
             else:
-                column = np.broadcast_to(np.arange(tile.shape[1]), tile.shape)
-            best = np.concatenate([best, np.take_along_axis(tile, column, axis=1)], axis=1)
-            index = np.concatenate([index, column + j.start], axis=1)
+                near, column = algebra.host(tile), np.broadcast_to(np.arange(tile.shape[1]), tile.shape)
+            best = np.concatenate([best, near], axis=1)
+            index = np.concatenate([index, column + other.rows.start], axis=1)
             if best.shape[1] > kept:
                 nearest = np.argpartition(best, kept - 1, axis=1)[:, :kept]
                 best, index = np.take_along_axis(best, nearest, axis=1), np.take_along_axis(index, nearest, axis=1)
@@ -153,7 +154,7 @@ def precision_recall_leave_one_out(
     real_count = int(real_member.max()) + 1
     real_radius_without = _radii_without(inner, real_member, real_count)  # [m, R]
     real_widest = np.maximum(inner.squared_radius, real_radius_without.max(axis=1))
-    centre = _centre(real)
+    centre = algebra.array(_centre(real))
 
     around_generated = np.zeros(n, dtype=np.int64)  # real balls around each generated sample
     in_real_ball = np.zeros((m, count), dtype=np.int64)  # generated samples of each block inside each real ball
@@ -163,20 +164,21 @@ def precision_recall_leave_one_out(
     around_grown = np.zeros((n, real_count), dtype=np.int64)  # real balls that grew around it without the block
     holds_without = np.zeros((m, real_count), dtype=bool)  # real balls that hold a generated sample once grown
     reached, covering = _Nearest(m), _Nearest(m)
-    for i, x in _tiles(generated):
-        member = blocks[i]
-        for j, y in _tiles(real):
-            tile = _squared_distances(x, y, centre)
+    for x in _tiles(generated, centre):
+        i, member = x.rows, blocks[x.rows]
+        for y in _tiles(real, centre):
+            j = y.rows
+            tile = _squared_distances(x, y)
             inside = _within(tile, inner.squared_radius[j], x, y, comparison)
-            around_generated[i] += inside.sum(axis=1)
-            in_real_ball[j] += _count(inside, member, count)
+            around_generated[i] += algebra.host(inside.sum(axis=1))
+            in_real_ball[j] += algebra.count_by(inside, member, count)
             covering.take(tile, inside, i, j)
 
             held = _within(tile, outer.squared_radius[i, None], x, y, comparison)
-            covers_real[j] += _count(held, member, count)
+            covers_real[j] += algebra.count_by(held, member, count)
             reached.take(tile, held, i, j)
             if count > 1:
-                row, column = np.nonzero(_within(tile, widest[i, None], x, y, comparison) & ~held)
+                row, column = algebra.places(_within(tile, widest[i, None], x, y, comparison) & ~held)
                 distance = _pair_distances(x, y, row, column)
                 grown = _compare(distance[:, None], radius_without[i][row], comparison)
                 grown[np.arange(len(row)), member[row]] = False
@@ -184,8 +186,8 @@ def precision_recall_leave_one_out(
                 covered_without[column[pair] + j.start, block] = True
             if real_count > 1:
                 own = real_member[j]
-                around_by_block[i] += _count(inside.T, own, real_count)
-                row, column = np.nonzero(_within(tile, real_widest[j], x, y, comparison) & ~inside)
+                around_by_block[i] += algebra.count_by(inside.T, own, real_count)
+                row, column = algebra.places(_within(tile, real_widest[j], x, y, comparison) & ~inside)
                 distance = _pair_distances(x, y, row, column)
                 grown = _compare(distance[:, None], real_radius_without[j][column], comparison)
                 grown[np.arange(len(row)), own[column]] = False
@@ -225,11 +227,9 @@ class _Nearest:
         self.index = np.full(m, -1, dtype=np.int64)
         self._squared = np.full(m, np.inf)
 
-    def take(self, tile: np.ndarray, marked: np.ndarray, rows: slice, columns: slice) -> None:
+    def take(self, tile: Any, marked: Any, rows: slice, columns: slice) -> None:
         """Take in squared distances [a, b] of generated `rows` to real `columns`, where `marked` [a, b]."""
-        squared = np.where(marked, tile, np.inf)
-        row = squared.argmin(axis=0)
-        least = squared[row, np.arange(len(row))]
+        least, row = algebra.least(tile, marked)
         nearer = least < self._squared[columns]
         self._squared[columns] = np.where(nearer, least, self._squared[columns])
         self.index[columns] = np.where(nearer, row + rows.start, self.index[columns])
@@ -246,19 +246,36 @@ def _centre(features: np.ndarray) -> np.ndarray:
     return np.asarray(features[::stride], dtype=np.float64).mean(axis=0)
 
 
-def _tiles(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+class _Tile(NamedTuple):
+    """Some rows of `features`, about the centre where the algebra runs."""
+
+    features: np.ndarray
+    rows: slice
+    centred: Any
+    squares: Any
+    """Squared length of each centred row."""
+    largest: float
+    """Largest squared length of a row as it is."""
+
+    def chosen(self, index: np.ndarray) -> np.ndarray:
+        """Return rows of the tile as float64."""
+        return np.asarray(self.features[self.rows][index], dtype=np.float64)
+
+
+def _tiles(features: np.ndarray, centre: Any) -> Iterator[_Tile]:
     for start in range(0, len(features), TILE):
         rows = slice(start, min(start + TILE, len(features)))
-        yield rows, np.asarray(features[rows], dtype=np.float64)
+        x = algebra.array(features[rows])
+        largest, centred = float((x * x).sum(axis=1).max()), x - centre
+        yield _Tile(features, rows, centred, (centred * centred).sum(axis=1), largest)
         release(features)
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    x, y = x - centre, y - centre
-    squared = algebra.product(x, y.T)
+def _squared_distances(x: _Tile, y: _Tile) -> Any:
+    squared = x.centred @ y.centred.T
     squared *= -2.0
-    squared += (x * x).sum(axis=1)[:, None]
-    squared += (y * y).sum(axis=1)
+    squared += x.squares[:, None]
+    squared += y.squares
     return squared
 
 
@@ -267,36 +284,28 @@ def _exact_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (difference * difference).sum(axis=-1)
 
 
-def _pair_distances(x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+def _pair_distances(x: _Tile, y: _Tile, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return squared distances by difference, always by the processor: the same bits for the same pair of vectors."""
     squared = np.empty(len(row))
     for start in range(0, len(row), TILE):
         part = slice(start, start + TILE)
-        squared[part] = _exact_squared(x[row[part]], y[column[part]])
+        squared[part] = _exact_squared(x.chosen(row[part]), y.chosen(column[part]))
     return squared
 
 
-def _compare(squared: np.ndarray, squared_radius: np.ndarray, comparison: Comparison) -> np.ndarray:
+def _compare(squared: Any, squared_radius: Any, comparison: Comparison) -> Any:
     return squared <= squared_radius if comparison == "<=" else squared < squared_radius
 
 
-def _within(
-    tile: np.ndarray, squared_radius: np.ndarray, x: np.ndarray, y: np.ndarray, comparison: Comparison
-) -> np.ndarray:
+def _within(tile: Any, squared_radius: np.ndarray, x: _Tile, y: _Tile, comparison: Comparison) -> Any:
     """Compare a tile of squared distances [a, b] with radii [b] or [a, 1], settling near ties by difference."""
-    inside = _compare(tile, squared_radius, comparison)
-    rounding = 1e-12 * ((x * x).sum(axis=1).max() + (y * y).sum(axis=1).max())
-    row, column = np.nonzero(np.abs(tile - squared_radius) <= rounding)
+    there = algebra.array(squared_radius)
+    inside = _compare(tile, there, comparison)
+    row, column = algebra.places(abs(tile - there) <= 1e-12 * (x.largest + y.largest))
     if len(row):
         radius = np.broadcast_to(squared_radius, tile.shape)[row, column]
-        inside[row, column] = _compare(_pair_distances(x, y, row, column), radius, comparison)
+        algebra.put(inside, row, column, _compare(_pair_distances(x, y, row, column), radius, comparison))
     return inside
-
-
-def _count(inside: np.ndarray, member: np.ndarray, count: int) -> np.ndarray:
-    """Number of true rows in each column of `inside` [a, b] for each block of the row's sample, int [b, count]."""
-    row, column = np.nonzero(inside)
-    columns = inside.shape[1]
-    return np.bincount(column * count + member[row], minlength=columns * count).reshape(columns, count)
 
 
 def _radii_without(outer: Balls, blocks: np.ndarray, count: int) -> np.ndarray:

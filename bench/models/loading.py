@@ -51,7 +51,7 @@ def build_adapter(
         load_pipeline(adapter, card, weights)
         adapter.to(device, DTYPES[dtype])
         return compile_networks(adapter) if compile else adapter
-    adapter = empty(card)
+    adapter = empty(card, filled=not random_weights and card.weights is None)
     if isinstance(adapter, WorkerAdapter):
         _place(adapter, card, weights, random_weights)
     elif random_weights:

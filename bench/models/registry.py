@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
@@ -71,10 +74,30 @@ def outline(card: ModelCard) -> Adapter:
     return _outlines[id(card)][1]
 
 
-def empty(card: ModelCard) -> Adapter:
+class _Unfilled(TorchFunctionMode):
+    """Leaves parameters as they are where a constructor would draw them at random: 7 s of a transformer of 675M."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, inputs: tuple[Any, ...] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        drawn = inputs[0] if inputs else named.get("tensor")
+        if function in DRAWS and isinstance(drawn, nn.Parameter):
+            return drawn
+        return function(*inputs, **named)
+
+
+DRAWS = {
+    torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_,
+    nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_,
+}  # fmt: skip
+
+
+def empty(card: ModelCard, *, filled: bool = True) -> Adapter:
     """Return the adapter of `card` with its networks on the CPU, not yet loaded.
 
-    Raises BenchError as `skeleton` does, and when they are larger than the machine's memory.
+    Their parameters are as the constructors fill them or, unless `filled`, partly not filled at all, for whoever writes
+    every one of them anyway. Raises BenchError as `skeleton` does, and when they are larger than the machine's memory.
     """
     drawn = outline(card)
     networks = (drawn.network, drawn.guide, drawn.autoencoder)
@@ -89,7 +112,8 @@ def empty(card: ModelCard) -> Adapter:
             f"{card.name} takes {size >> 30:,} GiB, more than this machine's memory; take a larger machine, or "
             f"{_remedy(card)}"
         )
-    return _built(card)
+    with nullcontext() if filled else _Unfilled():
+        return _built(card)
 
 
 def _built(card: ModelCard) -> Adapter:
