@@ -5,7 +5,7 @@
     python benchmarks/evaluation.py --algebra          (the trace and per-class FID against scipy's sqrtm)
 
 Every variant runs in a process of its own and is timed without its start (imports, loading of networks, the
-reference, which all of them keep):
+reference, which all of them keep; on an accelerator also its first batch, with which libraries load their kernels):
 
 floor        one forward pass of each judge's network over each image, nothing else
 ours         `bench score`: FID, IS, CLIP score, PickScore, KID, precision and recall, each with its interval; stored
@@ -64,6 +64,11 @@ class Setting(NamedTuple):
         return self.root / f"images-{self.num}.npz"
 
     @property
+    def few(self) -> Path:
+        """One batch of other images."""
+        return self.root / f"images-{BATCH}-first.npz"
+
+    @property
     def reference(self) -> Path:
         """The reference images."""
         return self.root / "reference.npz"
@@ -117,6 +122,8 @@ def prepare(setting: Setting, references: int, images: bool = True) -> None:
     (plugin / "entry_points.txt").write_text(ENTRY_POINTS)
     if images and not setting.images.exists():
         write_images(setting.images, setting.num, setting.resolution, len(NAMES), seed=setting.num)
+    if not setting.few.exists():
+        write_images(setting.few, BATCH, setting.resolution, len(NAMES), seed=1)
     if setting.reference.exists():
         return
     write_images(setting.reference, references, setting.resolution, len(NAMES), seed=0)
@@ -166,7 +173,8 @@ blocks = 20
 """)
 
 
-Work = Callable[[], dict[str, float]]
+Work = Callable[[Path], dict[str, float]]
+"""Evaluates the images of a file."""
 
 
 def floor(setting: Setting) -> Work:
@@ -185,16 +193,16 @@ def floor(setting: Setting) -> Work:
         "pick": (judges["pick"].towers.image_features, pixels),
     }
 
-    def work() -> dict[str, float]:
-        seconds = {}
+    def work(path: Path) -> dict[str, float]:
+        seconds, count = {}, BATCH if path == setting.few else setting.num
         with torch.inference_mode(), full_precision():
             for name, (network, batch) in networks.items():
                 half = judges[name].half
                 precision = torch.autocast(batch.device.type, dtype=half or torch.float16, enabled=half is not None)
                 began = time.perf_counter()
-                for start in range(0, setting.num, BATCH):
+                for start in range(0, count, BATCH):
                     with precision:
-                        network(batch[: min(BATCH, setting.num - start)])
+                        network(batch[: min(BATCH, count - start)])
                 setting.synchronise()
                 seconds[name] = time.perf_counter() - began
         return seconds
@@ -215,8 +223,8 @@ def ours(setting: Setting, name: str = "ours") -> Work:
     judges = load_judges(protocol, setting.device)
     prepare_reference(protocol, judges, runs)
 
-    def work() -> dict[str, float]:
-        cell_id = score_images(setting.images, protocol, runs, name=f"{name}-{setting.num}", device=setting.device)
+    def work(path: Path) -> dict[str, float]:
+        cell_id = score_images(path, protocol, runs, name=f"{name}-{path.stem}", device=setting.device)
         with connect(runs / "bench.duckdb") as connection:
             query = "SELECT metric, value FROM metrics WHERE cell_id = ?"
             return dict(connection.execute(query, [cell_id]).fetchall())
@@ -244,21 +252,21 @@ def fidelity(setting: Setting) -> Work:
     extractor = SETS[setting.models].classifier
     if extractor == "small":
         torch_fidelity.register_feature_extractor("small", SmallClassifier)
-    images = Stored(setting.images)
+    images = {path: Stored(path) for path in (setting.few, setting.images)}
+    reference = Stored(setting.reference)
     options = {
         "cuda": setting.accelerated, "batch_size": BATCH, "feature_extractor": extractor,
         "feature_extractor_weights_path": str(setting.classifier), "fid": True, "isc": True, "kid": True, "prc": True,
-        "kid_subset_size": min(1000, setting.num, len(stored_images(str(setting.reference)).images)),
         "feature_layer_prc": "pool" if extractor == "small" else "2048",
-        "cache_root": str(setting.root / "fidelity"), "input2": Stored(setting.reference),
+        "cache_root": str(setting.root / "fidelity"), "input2": reference,
         "input2_cache_name": "reference", "verbose": False,
     }  # fmt: skip
-    few = torch.utils.data.Subset(images, range(min(setting.num, BATCH)))
-    torch_fidelity.calculate_metrics(input1=few, **(options | {"kid": False}))
 
-    def work() -> dict[str, float]:
-        return torch_fidelity.calculate_metrics(input1=images, **options)
+    def work(path: Path) -> dict[str, float]:
+        size = min(1000, len(images[path]), len(reference))
+        return torch_fidelity.calculate_metrics(input1=images[path], kid_subset_size=size, **options)
 
+    work(setting.few)  # the reference's features come into the cache
     return work
 
 
@@ -271,24 +279,26 @@ def loop(setting: Setting) -> Work:
     device, path = torch.device(setting.device), str(setting.classifier)
     if SETS[setting.models].classifier == "small":
         options = {"feature_extractor_weights_path": path}
-        fid = FrechetInceptionDistance(Layer(SmallClassifier("small", ["pool"], **options), 256))
+        fid = FrechetInceptionDistance(Layer(SmallClassifier("small", ["pool"], **options), 256), False)
         score = InceptionScore(Layer(SmallClassifier("small", ["logits"], **options), 100))
     else:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        fid = FrechetInceptionDistance(feature_extractor_weights_path=path)
+        fid = FrechetInceptionDistance(reset_real_features=False, feature_extractor_weights_path=path)
         score = InceptionScore(NoTrainInceptionV3("inception-v3-compat", ["logits_unbiased"], path))
     fid, score = fid.to(device), score.to(device)
     names = ("alignment", "preference")
     models = [CLIPModel.from_pretrained(setting.clip(name)).to(device).eval() for name in names]
     processors = [CLIPProcessor.from_pretrained(setting.clip(name)) for name in names]
-    images, labels = stored_images(str(setting.images))
+    loaded = {path: stored_images(str(path)) for path in (setting.few, setting.images)}
     with torch.inference_mode():
         for batch in stored_images(str(setting.reference)).images.split(BATCH):
             fid.update(batch.to(device), real=True)
 
     @torch.inference_mode()
-    def work() -> dict[str, float]:
+    def work(path: Path) -> dict[str, float]:
+        fid.reset(), score.reset()
+        images, labels = loaded[path]
         scores: list[list[torch.Tensor]] = [[], []]
         for batch, label in zip(images.split(BATCH), labels.split(BATCH), strict=True):
             fid.update(batch.to(device), real=False)
@@ -323,8 +333,11 @@ MAKERS: dict[str, Callable[[Setting], Work]] = {
 def measure(variant: str, setting: Setting) -> dict[str, Any]:
     """Run one variant in this process: seconds of its work, and the peak memory of process or device."""
     work = MAKERS[variant](setting)
+    if setting.accelerated:
+        work(setting.few)
+        setting.synchronise()
     began, cpu = time.perf_counter(), time.process_time()
-    values = work()
+    values = work(setting.images)
     setting.synchronise()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {"seconds": seconds, "cpu_seconds": cpu, "peak": peak_memory(), "values": values}

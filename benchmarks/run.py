@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from results.cells import CellDirectory
+
 
 class Measured(NamedTuple):
     """Seconds of one run."""
@@ -28,7 +30,7 @@ class Measured(NamedTuple):
     wall: float
     """From the command to its end."""
     start: float
-    """From the command to the first shard's file: imports, judges, reference, weights and a shard's samples."""
+    """From the command to the first batch: imports, judges, reference and weights."""
     sampling: float
     """Of all workers, in network and decoder."""
     judging: float
@@ -44,6 +46,15 @@ class Measured(NamedTuple):
         )
 
 
+def first_shard(runs: Path) -> float | None:
+    """Return how long sampling and judging the first shard took; None while it is not there."""
+    for shard in runs.glob("cells/*/shard-*.safetensors"):
+        facts = CellDirectory(runs, shard.parent.name).first_facts() or {}
+        if facts:
+            return float(facts["network_seconds"] + facts["decode_seconds"] + facts["judge_seconds"])
+    return None
+
+
 def measure(arguments: list[str], workers: int, limit: float, environment: dict[str, str]) -> Measured:
     """Run `bench run` with `workers` workers and return what it took. Raises SystemExit when it fails."""
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
@@ -55,8 +66,8 @@ def measure(arguments: list[str], workers: int, limit: float, environment: dict[
             first = None
             try:
                 while process.poll() is None:
-                    if first is None and next(runs.glob("cells/*/shard-*.safetensors"), None) is not None:
-                        first = time.time() - began
+                    if first is None and (took := first_shard(runs)) is not None:
+                        first = time.time() - began - took
                     if time.time() - began > limit:
                         sys.exit(f"bench run was ended after {limit:.0f} s")
                     time.sleep(0.02)
@@ -83,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", default=None)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workers", default="1", help="numbers of workers, e.g. 1,2")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="yes", help="as `bench run` takes it, e.g. auto")
     parser.add_argument("--judges", default=None, help="small, full or published: evaluation.py's, not a protocol's")
     parser.add_argument("--references", type=int, default=1024, help="reference images of --judges")
     parser.add_argument("--files", type=Path, default=None, help="where evaluation.py --files keeps its weights")
@@ -106,10 +117,10 @@ def compare(given: argparse.Namespace, files: Path) -> None:
     arguments = ["--protocol", protocol, "--device", given.device, "--dtype", given.dtype, "--random-weights"]
     for name, value in (("model", given.model), ("num-samples", given.num), ("steps", given.steps)):
         arguments += [] if value is None else [f"--{name}", str(value)]
-    arguments += ["--compile"] if given.compile else []
+    arguments += [] if given.compile is None else ["--compile", *([given.compile] if given.compile != "yes" else [])]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"bench run {' '.join(arguments)}; {cores} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| workers | images | wall s | first shard s | sampling s | judging s | wall / work | then | images/s |")
+    print("| workers | images | wall s | first batch s | sampling s | judging s | wall / work | then | images/s |")
     print("|" + " -: |" * 9)
     found = {}
     for workers in map(int, given.workers.split(",")):

@@ -67,7 +67,7 @@ def smallest(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def least(matrix: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least of what a mask marks in each column of an `array` [n, m] (infinity: nothing) and its row, [m]."""
+    """Return the least of what a mask marks in each column of an `array` [n, m], and its row, [m]; infinity: nothing."""
     if not isinstance(matrix, np.ndarray):
         values, row = matrix.masked_fill(~mask, np.inf).min(dim=0)
         return host(values), host(row)
@@ -94,7 +94,7 @@ def put(mask: Any, row: np.ndarray, column: np.ndarray, values: np.ndarray) -> N
 
 
 def count_by(mask: Any, member: np.ndarray, groups: int) -> np.ndarray:
-    """Return how many rows of each group are true in each column of a mask [n, m]; group of each row int [n]: [m, G]."""
+    """Return how many rows of each group (`member`, int [n]) are true in each column of a mask [n, m], [m, G]."""
     if isinstance(mask, np.ndarray):
         row, column = np.nonzero(mask)
         columns = mask.shape[1]

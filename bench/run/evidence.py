@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
+from bench.metrics import algebra
 from bench.metrics.frechet import Moments, row_blocks
 from bench.metrics.inception import split_of_rows
 from bench.metrics.registry import find_metric
@@ -111,7 +112,7 @@ def _sketch_parts(name: str, features: np.ndarray) -> dict[str, np.ndarray]:
     grid = Grid.of(projected)
     moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
     covariance = moments.covariance
-    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = algebra.eigh(covariance)
     rank = min(len(values), RANK)
     factor = vectors[:, -rank:] * np.sqrt(np.clip(values[-rank:], 0.0, None))
     return {

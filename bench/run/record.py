@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,12 @@ def reference_features(reference: Reference) -> dict[str, ReferenceFeatures]:
 _references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
 
 
+def reducing(context: Context, outputs: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
+    """Reduce `outputs` [N, ...] inside the block on the accelerator, where there is one and features are wide."""
+    wide = any(array.ndim == 2 and array.shape[1] >= WIDE for array in outputs.values())
+    return algebra.on(accelerator(context.device) if wide else None)
+
+
 def measure_arrays(
     context: Context,
     arrays: Mapping[str, np.ndarray],
@@ -90,8 +97,7 @@ def measure_arrays(
     if judges is not None:
         metrics = tuple(name for name in metrics if fact_of(name).judge in judges)
         options[PER_CLASS.name] = False
-    wide = any(array.ndim == 2 and array.shape[1] >= WIDE for array in outputs.values())
-    with algebra.on(accelerator(context.device) if wide else None):
+    with reducing(context, outputs):
         return measure(
             outputs,
             context.reference_features(),
@@ -210,7 +216,8 @@ def finish_rows(
     """Join a cell's shards, measure them, keep their evidence and return the rows by table."""
     arrays = directory.assemble(ranges)
     measured = measure_arrays(context, arrays, labels)
-    write_evidence(directory.path, evidence_of(context.protocol, arrays, measured.kept))
+    with reducing(context, arrays):
+        write_evidence(directory.path, evidence_of(context.protocol, arrays, measured.kept))
     thumbnails = arrays.get("thumbnails")
     return {
         "metrics": metric_rows(context, measured, proof),

@@ -35,6 +35,7 @@ from bench.run.record import (
     metric_rows,
     per_class_rows,
     ranking_of,
+    reducing,
     thumbnail_rows,
 )
 from bench.run.shard import Host, judged_tensors, shard_ranges, shrink
@@ -119,7 +120,8 @@ def _score(
         thumbnails = arrays.pop("thumbnails", None)
         order = order_of_content(np.concatenate(pixels.hashes), images.labels)
         measured = measure_arrays(context, arrays, images.labels, order)
-        write_evidence(directory.path, evidence_of(protocol, arrays, measured.kept, order))
+        with reducing(context, arrays):
+            write_evidence(directory.path, evidence_of(protocol, arrays, measured.kept, order))
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)
