@@ -121,3 +121,29 @@ def test_a_full_accelerator_leaves_the_metrics_to_the_processor(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigvalsh", full)
     with algebra.on(torch.device("cpu")), pytest.warns(UserWarning, match="too little free memory"):
         assert algebra.eigvalsh(matrix).tolist() == [1.0, 2.0]
+
+
+def test_eigenvalues_of_several_matrices_at_once_come_in_their_order(monkeypatch):
+    random = np.random.default_rng(3)
+    halves = [random.standard_normal((size, size)) for size in (6, 6, 6, 4, 4, 6, 6)]
+    matrices = [half @ half.T for half in halves]
+    expected = list(algebra.eigenvalues(matrices))
+    stacks = []
+    alone = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda stack: stacks.append(len(stack)) or alone(stack))
+    monkeypatch.setattr(algebra, "AT_ONCE", 2 * 36)
+    with algebra.on(torch.device("cpu")):
+        found = list(algebra.eigenvalues(iter(matrices)))
+    assert stacks == [2, 1, 2, 2], "of one size, one after the other, as many as memory takes"
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [11, 3], ids=["full but one", "few"])
+def test_nuclear_norms_keep_their_digits_whatever_the_rank(rank):
+    random = np.random.default_rng(4)
+    left, right = random.standard_normal((30, rank)), random.standard_normal((rank, 12))
+    matrices = [left @ right, (left @ right).T]
+    expected = list(algebra.nuclear_norms(matrices))
+    with algebra.on(torch.device("cpu")):
+        np.testing.assert_allclose(list(algebra.nuclear_norms(matrices)), expected, rtol=1e-12)

@@ -347,6 +347,23 @@ def test_one_worker_runs_in_this_process_and_more_in_their_own():
         open_executor("clouds", 1, "cpu")
 
 
+def test_a_cell_measured_in_a_thread_has_the_same_numbers(digits_request, tmp_path, quiet, monkeypatch):
+    """As beside an accelerator, which samples the next cell meanwhile."""
+    request = digits_request(steps=(1, 2), num_samples=100)
+    plain = metrics_of(bench.run.runner.run(request, tmp_path / "plain", progress=quiet(), workers=1))
+    threads, finish = [], bench.run.worker.finish_rows
+
+    def told(*about):
+        threads.append(threading.current_thread().name)
+        return finish(*about)
+
+    monkeypatch.setattr(bench.run.worker, "finish_rows", told)
+    monkeypatch.setattr(InProcess, "__init__", lambda executor, device: setattr(executor, "beside", True))
+    beside = metrics_of(bench.run.runner.run(request, tmp_path / "beside", progress=quiet(), workers=1))
+    assert [name.split("_")[0] for name in threads] == ["measuring", "measuring"]
+    assert beside == plain and len(plain) == 2
+
+
 def test_kill_minus_nine_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "bench", "run", "--model", "digits-flow-small", "--steps", "32", "--cfg", "1,1.5"]
     command += ["--num-samples", "1000", "--batch-size", "50", "--workers", "1", "--runs-dir"]
