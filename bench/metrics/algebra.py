@@ -67,7 +67,7 @@ def smallest(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def least(matrix: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least of what a mask marks in each column of an `array` [n, m], and its row, [m]; infinity: nothing."""
+    """Return the least of what a mask marks in each column of an `array` [n, m] (infinity: none), and its row, [m]."""
     if not isinstance(matrix, np.ndarray):
         values, row = matrix.masked_fill(~mask, np.inf).min(dim=0)
         return host(values), host(row)
