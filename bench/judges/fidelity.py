@@ -45,7 +45,8 @@ EXTRACTORS: Group[type] = Group(
 def required_files(spec: JudgeSpec, root: Path) -> list[NeededFile]:
     """Return the weights: the local file the protocol names, or the published one for Inception, or none."""
     check_options(spec, OPTIONS)
-    _extractor_class(spec)
+    if _extractor_name(spec) != INCEPTION:  # which is there: importing the library takes seconds
+        _extractor_class(spec)
     weights = option_path(spec.options, "weights", root)
     if weights is not None:
         return [NeededFile("weights", path=weights)]
