@@ -10,7 +10,6 @@ random choices; an upper bound of a share of which none was seen is Clopper and 
 
 from __future__ import annotations
 
-import copy
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from bench.contracts.precision import full_precision
 from bench.judges.threads import fixed_threads
 from bench.metrics.records import ReferenceFeatures
 from bench.metrics.registry import fact_of
+from bench.models.loading import build_adapter
 from bench.references.stored import conditions, prepare_reference
 from bench.run.audit import TOLERANCES, allowed_moves, judged_samples, moved_samples
 from bench.run.evidence import evidence_of
@@ -82,6 +82,7 @@ class Bench(NamedTuple):
     context: Context
     judges: Mapping[str, Any]
     found: str
+    dtype: str = "float32"
 
     @property
     def references(self) -> Mapping[str, ReferenceFeatures]:
@@ -90,7 +91,7 @@ class Bench(NamedTuple):
 
     def cell(self, model: str, steps: int, cfg: float, **more: Any) -> Cell:
         """Return the cell of a setting."""
-        request = Request(self.context.protocol, models=(model,), steps=(steps,), cfg=(cfg,), **more)
+        request = Request(self.context.protocol, models=(model,), steps=(steps,), cfg=(cfg,), dtype=self.dtype, **more)
         return make_plan(request, self.found)[0]
 
     def draw(self, cell: Cell, adapter: Adapter | None = None, first: int = 0, count: int = REDRAWN) -> Outputs:
@@ -115,7 +116,7 @@ class Bench(NamedTuple):
 
     def redrawn(self, evidence: Evidence, outputs: Outputs, indices: np.ndarray, same: bool) -> tuple[np.ndarray, bool]:
         """Return which samples moved, bool [n], and whether the others deny the evidence."""
-        tolerance = TOLERANCES["float32", same]
+        tolerance = TOLERANCES[self.dtype, same]
         redrawn = Redrawn(evidence, self.context.protocol, self.references, outputs, indices, tolerance.size)
         found = moved_samples(evidence, outputs, indices, tolerance) | redrawn.moved()
         return found, bool(redrawn.denied(found))
@@ -123,7 +124,7 @@ class Bench(NamedTuple):
     def contradicted(self, evidence: Evidence, outputs: Outputs, same: bool, tries: int) -> int:
         """Return how many of so many choices of 64 of the `outputs` (of samples 0, 1, ...) contradict a row."""
         draws = np.random.Generator(np.random.PCG64(0))
-        allowed, count = allowed_moves(SAMPLES, TOLERANCES["float32", same]), 0
+        allowed, count = allowed_moves(SAMPLES, TOLERANCES[self.dtype, same]), 0
         for _ in range(tries):
             indices = np.sort(draws.choice(len(outputs["pick.score"]), SAMPLES, replace=False))
             chosen = {name: values[indices] for name, values in outputs.items()}
@@ -167,6 +168,7 @@ def main() -> None:
                         share = _forged(bench, row, forgery, claimed)
                         forged.setdefault((metric, how), {}).setdefault(size, []).append(share)
             print(cell.label, {words: found[-1] for words, found in true.items()}, file=sys.stderr)
+        halves = [_half_precision(bench._replace(dtype=dtype)) for dtype in ("bfloat16", "float16")]
     print(f"Rows: {', '.join(f'{model} {steps} steps cfg {cfg:g}' for model, steps, cfg in ROWS)}.\n")
     print("| false row | contradicted, same device | other device |\n|---|---|---|")
     for words, chances in false.items():
@@ -183,6 +185,36 @@ def main() -> None:
     for metric in dict.fromkeys(metric for metric, _ in edited):
         told = [f"{sum(denied)} of {len(denied)} rows" for (name, _), denied in edited.items() if name == metric]
         print(f"| {' | '.join([metric, *told, *([''] if len(told) == 1 else [])])} |")
+    _print_forged(forged)
+    _print_halves(halves)
+
+
+def _half_precision(bench: Bench) -> tuple[dict[str, int], dict[str, list[float]], int]:
+    """Return contradictions of true rows in half precision, the chances of false ones, and tries of each true row."""
+    true: dict[str, int] = {}
+    false: dict[str, list[float]] = {}
+    for model, steps, cfg in ROWS:
+        cell = bench.cell(model, steps, cfg)
+        claimed = bench.draw(cell)
+        evidence = bench.row(cell, claimed).evidence
+        for words, outputs in _other_machines(bench, cell):
+            if "rounding" not in words:
+                true[words] = true.get(words, 0) + bench.contradicted(evidence, outputs, True, TRIES)
+        for words, outputs in _false_rows(bench, cell, claimed):
+            false.setdefault(words, []).append(_caught(bench, bench.row(cell, outputs).evidence, claimed)[0])
+    return true, false, TRIES * len(ROWS)
+
+
+def _print_halves(found: list[tuple[dict[str, int], dict[str, list[float]], int]]) -> None:
+    print("\n| in half precision, same device | bfloat16 | float16 |\n|---|---|---|")
+    for words in found[0][0]:
+        told = [_counted(true[words], tries) for true, _, tries in found]
+        print(f"| true row: {words} | {' | '.join(told)} |")
+    for words in found[0][1]:
+        print(f"| false row: {words} | {' | '.join(_least(false[words]) for _, false, _ in found)} |")
+
+
+def _print_forged(forged: Mapping[tuple[str, str], Mapping[int, list[float]]]) -> None:
     sizes = " | ".join(f"{size} half width{'s' * (size > 1)}" for size in SIZES)
     print(f"\n| metric | forged in the evidence | {sizes} |\n|---|---|{'---|' * len(SIZES)}")
     for (metric, how), by_size in forged.items():
@@ -218,16 +250,15 @@ def _caught(bench: Bench, evidence: Evidence, drawn: Outputs) -> tuple[float, fl
     chances = []
     for same in (True, False):
         other = int(bench.redrawn(evidence, drawn, np.arange(n), same)[0].sum())
-        allowed = allowed_moves(SAMPLES, TOLERANCES["float32", same])
+        allowed = allowed_moves(SAMPLES, TOLERANCES[bench.dtype, same])
         chances.append(float(hypergeom.sf(allowed, n, other, SAMPLES)))
     return chances[0], chances[1]
 
 
 def _false_rows(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[str, Outputs]]:
-    adapter = load_cell_adapter(cell, bench.context.protocol, "cpu")
     for share in (0.01, 0.001):
-        yield f"weights perturbed by {share:.1%}", bench.draw(cell, _perturbed(adapter, share))
-    earlier = _earlier(cell, adapter)
+        yield f"weights perturbed by {share:.1%}", bench.draw(cell, _perturbed(cell, share))
+    earlier = _earlier(cell)
     if earlier is not None:
         yield "another checkpoint of the same training, 2% of its iterations on", bench.draw(cell, earlier)
     if cell.card.guidance.kind != "none":
@@ -247,9 +278,14 @@ def _false_rows(bench: Bench, cell: Cell, claimed: Outputs) -> Iterator[tuple[st
     yield "best of 2 in every other sample", picked
 
 
-def _perturbed(adapter: Adapter, share: float) -> Adapter:
+def _own(cell: Cell) -> Adapter:
+    """Return the cell's adapter, not the one that other draws share."""
+    return build_adapter(cell.card, device="cpu", dtype=cell.dtype)
+
+
+def _perturbed(cell: Cell, share: float) -> Adapter:
     """Return the adapter with normal noise on every tensor, of `share` of the tensor's root mean square."""
-    other = copy.deepcopy(adapter)
+    other = _own(cell)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in other.network.parameters():
@@ -258,14 +294,14 @@ def _perturbed(adapter: Adapter, share: float) -> Adapter:
     return other
 
 
-def _earlier(cell: Cell, adapter: Adapter) -> Adapter | None:
+def _earlier(cell: Cell) -> Adapter | None:
     """Return the adapter with the network trained on by 2% of its recipe; None where it has no recipe."""
     recipe = RECIPES.get(cell.card.name)
     if recipe is None:
         return None
-    other = copy.deepcopy(adapter)
+    other = _own(cell)
     network = recipe.network(7)
-    network.load_state_dict(adapter.network.state_dict())
+    network.load_state_dict(other.network.state_dict())
     draws = torch.Generator().manual_seed(1)
     with torch.enable_grad():
         trained = recipe.train(training_data(), network, draws, lambda loss: None, iterations=recipe.iterations // 50)

@@ -227,7 +227,7 @@ def read_manifest(folder: Storage) -> dict[str, Entry] | None:
 def is_file_name(name: str) -> bool:
     """Tell whether a name is that of a file of ours: nothing of a path, nothing hidden or temporary."""
     plain = re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None
-    return plain and len(name) < 128 and not name.endswith(".tmp")
+    return plain and len(name) < 128 and not name.endswith((".tmp", ".lock"))
 
 
 def push(path: Path, folder: Storage, *, keep: Callable[[str], bool] = lambda name: False) -> int:

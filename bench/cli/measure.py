@@ -123,8 +123,6 @@ def run(
     from bench.run.readiness import check_surroundings
 
     share = parse_share(shards)
-    if share is not None and sync is not None:
-        raise BenchError("--sync keeps a copy of a whole run; leave it out with --shards")
     use_worker(worker, worker_python)
     out = console()
     own, settings = _executor_options(executor, option or [], address)
@@ -146,7 +144,7 @@ def run(
     way: dict[str, Any] = {"executor": executor, "workers": workers, "fresh": fresh, "timeout": timeout}
     way["allow_mixed"] = allow_mixed
     if share is not None:
-        sample_share(requests, runs, share, options=own, **way)
+        sample_share(requests, runs, share, sync, options=own, **way)
         return
     mirror = None if sync is None else _mirror(sync, runs, out)
     failed, behind = False, None

@@ -85,7 +85,8 @@ def totals(found: Forecast, seen: Preview, simulated: Sequence[Simulated]) -> li
     for one in simulated if known else ():
         lines.append(
             f"  on {one.workers:>5,}: {duration(one.seconds)}, {one.ratio:.3f} of the lower bound; "
-            f"{counted(one.loads, 'weight load')}, workers {one.busy:.0%} busy, {duration(one.timing)} of it timing"
+            f"{counted(one.loads, 'weight load')} (at least {one.least:,}), {one.loading:.1%} of the time; workers "
+            f"{one.busy:.0%} busy, {duration(one.timing)} of it timing"
         )
     bytes = found.bytes
     unsized = f", {counted(bytes.unsized, 'file')} of unknown size" if bytes.unsized else ""

@@ -33,22 +33,30 @@ def parse_share(text: str | None) -> Share | None:
     return None if text is None else Share.parse(text)
 
 
-def sample_share(requests: Sequence[Request], runs: Path, share: Share, **way: Any) -> None:
-    """Sample one share of each request and say how it is put together with the others."""
+def sample_share(requests: Sequence[Request], runs: Path, share: Share, sync: str | None, **way: Any) -> None:
+    """Sample one share of each request, with a copy at URL `sync`, and say how it is put together with the others."""
     from bench.cli.progress import RunProgress
+    from bench.run.mirroring import Mirror
     from bench.run.provenance import typed_command
     from bench.run.shares import run_share
 
     out = console()
     failed = False
+    mirror = None if sync is None else Mirror(sync, runs)
+    if mirror is not None:
+        mirror.check()
     for request in requests:
-        with RunProgress(out) as progress:
-            done = run_share(request, runs, share, progress=progress, arguments=typed_command(), **way)
+        with RunProgress(out) as shown:
+            progress = shown if mirror is None else mirror.around(shown)
+            done = run_share(request, runs, share, progress=progress, mirror=mirror, arguments=typed_command(), **way)
+        if mirror is not None:
+            mirror.finish()
         kept = f", {done.kept} there before" if done.kept else ""
         counts = f"{counted(done.shards, 'shard')} sampled{kept}"
         out.print(f"\nShare {share}: {counts}; {done.directory}", markup=False, soft_wrap=True)
         failed = failed or bool(done.failed)
-    out.print(f"Next, once all {share.count} shares are there: bench merge RUNS_DIRS", markup=False, soft_wrap=True)
+    where = "RUNS_DIRS" if sync is None else sync
+    out.print(f"Next, once all {share.count} shares are there: bench merge {where}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

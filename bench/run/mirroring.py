@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.errors import BenchError, BenchWarning
-from results.mirror import has_result, pull_cells, push_cell
-from results.remote import Storage
+from results.mirror import has_result, pull_cells, pull_share, push_cell, share_folder
+from results.remote import Storage, push
 
 if TYPE_CHECKING:
     from bench.run.plan import Cell
@@ -27,7 +27,7 @@ class Mirror:
     """
 
     def __init__(self, url: str, runs: Path) -> None:
-        self.storage = Storage(url)
+        self.root = self.storage = Storage(url)
         self.runs = runs
         self.inner: Progress | None = None
         self.touched: dict[str, None] = {}
@@ -38,9 +38,21 @@ class Mirror:
 
         Raises BenchError where the storage cannot be read or written, before any work.
         """
+        self.check()
+        return pull_cells(self.storage, self.runs, arrays=False)
+
+    def check(self) -> None:
+        """Raise BenchError where the storage cannot be read or written."""
         self.runs.mkdir(parents=True, exist_ok=True)
         (self.storage / MARK).write(b"{}")
-        return pull_cells(self.storage, self.runs, arrays=False)
+
+    def begin(self, directory: Path, fresh: bool) -> None:
+        """Keep the copy of a share from now on: fetch its shards, unless `fresh`, and upload what it says of itself."""
+        self.runs, self.storage = directory, share_folder(directory, self.root)
+        self.touched.clear()
+        if not fresh:
+            pull_share(self.storage, directory)
+        push(directory, self.storage)
 
     def around(self, inner: Progress) -> Progress:
         """Return this, drawing by `inner`."""

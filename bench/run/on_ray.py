@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ class Ray(Executor):
         retries: int = RETRIES,
         shared: bool | None = None,
     ) -> None:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", f"{SECONDS_TO_CONNECT:.0f}")  # one a second
         try:
             import ray
         except ImportError as error:
@@ -211,12 +212,26 @@ def _connect(ray: Any, address: str | None) -> bool:
     _check_reachable(where)
     own: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
     try:
-        ray.init(where, log_to_driver=False, logging_level="ERROR", **own)
+        with _unheard():
+            ray.init(where, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise BenchError(
             f"--address: no Ray cluster at {one_line(where, 80)} ({reason_of(error)}); see 'ray status'"
         ) from error
     return True
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep from the terminal what Ray's own library writes there while it tries to reach what is no cluster."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_reachable(where: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.models.loading import parse_device
 from bench.run.dispatch import Dispatch
@@ -35,7 +35,11 @@ from results.digests import digest_of
 from results.documents import Table, read_object, shown, validated
 from results.errors import BenchError, StoreError, one_line
 from results.files import remove, write_atomically
+from results.mirror import FAILED
 from results.records import is_cell_id
+
+if TYPE_CHECKING:
+    from bench.run.mirroring import Mirror
 
 MOST = 100_000
 """Shares of one run."""
@@ -177,12 +181,20 @@ class Sampled:
 
 
 def run_share(
-    request: Request, runs: Path, share: Share, *, progress: Progress, started: str | None = None, **way: Any
+    request: Request,
+    runs: Path,
+    share: Share,
+    *,
+    progress: Progress,
+    started: str | None = None,
+    mirror: Mirror | None = None,
+    **way: Any,
 ) -> Sampled:
     """Sample one share of a request's shards under `runs`/shares; nothing is measured. `way` is what `How` names.
 
     `started` marks a run that goes on after an interruption: what a share has sampled since stays also with `fresh`.
-    An interrupted share continues at its next shard. Raises BenchError as `bench.run.runner.run` does.
+    An interrupted share continues at its next shard, also from the copy that `mirror` keeps. Raises BenchError as
+    `bench.run.runner.run` does.
     """
     check_not_starting()
     how = How(**way)
@@ -191,7 +203,7 @@ def run_share(
     judging = runs / "shares" / f"judging-{share.number}-of-{share.count}"  # others write their references meanwhile
     try:
         with prepared(request, judging, how) as ready:
-            return _sample(request, ready, runs, share, progress, how.fresh, started)
+            return _sample(request, ready, runs, share, progress, how.fresh, started, mirror)
     finally:
         remove(judging)
 
@@ -204,6 +216,7 @@ def _sample(
     progress: Progress,
     fresh: bool,
     started: str | None,
+    mirror: Mirror | None,
 ) -> Sampled:
     manifest = _manifest(request, ready, share, fresh, started)
     directory = share_directory(runs, manifest)
@@ -211,6 +224,8 @@ def _sample(
         if fresh and (started is None or _started(directory) != started):
             remove(directory / "cells")
         write_atomically(directory / "share.json", manifest.model_dump_json(indent=1).encode())
+        if mirror is not None:
+            mirror.begin(directory, fresh)
         spans = manifest.spans()
         finished = [] if fresh else _finished(ready, runs)
         mine = [cell for cell in ready.cells if cell.cell_id in spans and cell not in finished]
@@ -246,7 +261,7 @@ def read_share(directory: Path) -> Manifest:
 
 def failure_of(directory: CellDirectory) -> CellFailure | None:
     """Return why a cell failed in a share, None where it did not."""
-    path = directory.path / "failed.json"
+    path = directory.path / FAILED
     if not path.exists():
         return None
     table = read_object(path, "share", StoreError)
@@ -294,7 +309,7 @@ def _work(cell: Cell, context: Context, directory: Path, spans: list[Span], earl
     first = item.ranges[0]
     item.ranges = [first, *spans] if context.halves and first not in spans else spans
     place = CellDirectory(directory, cell.cell_id)
-    (place.path / "failed.json").unlink(missing_ok=True)
+    (place.path / FAILED).unlink(missing_ok=True)
     item.missing = earlier.lacking(place, item.ranges, cell.batch_size)
     return item
 
@@ -319,7 +334,7 @@ class _Shares:
 
     def failed(self, item: Work, failure: CellFailure) -> None:
         facts: Mapping[str, Any] = {"reason": failure.reason, "failures": failure.failures}
-        path = CellDirectory(self.directory, item.cell.cell_id).path / "failed.json"
+        path = CellDirectory(self.directory, item.cell.cell_id).path / FAILED
         write_atomically(path, json.dumps(facts).encode())
         self.done.failed += ((item.cell, failure.reason),)
         self.progress.cell(item.cell, "failed", failure.reason)

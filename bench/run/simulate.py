@@ -50,6 +50,8 @@ class Simulated(NamedTuple):
         bound: what no schedule can fall below: every worker busy all the time, weights of each checkpoint loaded once,
             and no shard or measurement cut in two.
         loads: how often weights were loaded.
+        least: how often they are in any schedule, for every worker and every checkpoint needs one load.
+        loading: share of the workers' time that loads take.
         busy: share of the workers' time that is work, loads left out.
         timing: seconds of the whole that pass with timing, after all sampling.
     """
@@ -58,6 +60,8 @@ class Simulated(NamedTuple):
     seconds: float
     bound: float
     loads: int
+    least: int
+    loading: float
     busy: float
     timing: float
 
@@ -100,7 +104,7 @@ def simulate(
     loaded: list[str | None] = [None] * workers
     handed: deque[Start[Job]] = deque()
     ends: list[tuple[float, int, int, Start[Job]]] = []
-    now, running, order, loads, work, longest = start, 0, 0, 0, 0.0, 0.0
+    now, running, order, loads, work, loading, longest = start, 0, 0, 0, 0.0, 0.0, 0.0
     while True:
         while (task := schedule.next(running)) is not None:
             handed.append(task)
@@ -112,6 +116,7 @@ def simulate(
             if task.span is not None and loaded[worker] != task.item.checkpoint:
                 loaded[worker] = task.item.checkpoint
                 took += task.item.load
+                loading += task.item.load
                 loads += 1
             heapq.heappush(ends, (now + took, order, worker, task))
             order += 1
@@ -131,8 +136,12 @@ def simulate(
         loaded[worker] = job.checkpoint
         heapq.heappush(ready, (at + again * job.load + job.timing, worker))
         timed, loads, longest = timed + job.timing, loads + again, max(longest, job.timing)
+        loading += again * job.load
     end = max(at for at, _ in ready)
-    once = sum({job.checkpoint: job.load for job in jobs}.values())
+    checkpoints = {job.checkpoint: job.load for job in jobs}
+    once = sum(checkpoints.values())
     bound = start + max((work + timed + once) / workers, longest)
     spent = workers * (end - start)
-    return Simulated(workers, end, bound, loads, (work + timed) / spent if spent > 0 else 1.0, end - sampled)
+    least = max(len(checkpoints), min(workers, sum(len(job.missing) for job in jobs)))
+    busy, weights = ((work + timed) / spent, loading / spent) if spent > 0 else (1.0, 0.0)
+    return Simulated(workers, end, bound, loads, least, weights, busy, end - sampled)

@@ -3,8 +3,12 @@ import warnings
 
 import pytest
 
+from bench.run.gathering import find_shares, finish, gathered
 from bench.run.mirroring import Mirror
+from bench.run.runner import run
+from bench.run.shares import Share, run_share
 from results.errors import BenchError
+from results.mirror import local_copies
 from results.remote import Storage, read_manifest
 
 pytest.importorskip("fsspec")
@@ -52,3 +56,31 @@ def test_a_storage_that_fails_warns_once_and_is_tried_again_at_the_end(measure, 
     assert read_manifest(mirror.storage / "cells" / summary.measured[0].cell_id)
     monkeypatch.setattr(Storage, "upload", gone)
     again.finish(reused)  # all of it is there
+
+
+def test_shares_are_copied_and_put_together_from_the_copy(gaussian, quiet, tmp_path, tables, monkeypatch):
+    """One share is sampled in two goes on two machines; none of the directories is there when they are merged."""
+    monkeypatch.setattr("bench.run.shard.SHARD_SAMPLES", 50)
+    url, request = f"memory://{os.urandom(4).hex()}", gaussian()
+    run(request, tmp_path / "one", progress=quiet(), workers=1)
+
+    def sample(place, number, progress):
+        mirror = Mirror(url, tmp_path / place)
+        mirror.check()
+        way = {"progress": mirror.around(progress), "mirror": mirror, "workers": 1}
+        try:
+            return run_share(request, tmp_path / place, Share(number, 2), **way)
+        finally:
+            mirror.finish()
+
+    sample("a", 1, quiet())
+    with pytest.raises(KeyboardInterrupt):
+        sample("b", 2, quiet(stop_after=2))
+    with local_copies([url], 1000) as sources, pytest.raises(BenchError, match="share 2/2 was interrupted"):
+        gathered(find_shares(sources), sources)
+    done = sample("c", 2, quiet())
+    assert done.kept == 2 <= done.shards
+    with local_copies([url], 1000) as sources:
+        (plan,) = gathered(find_shares(sources), sources)
+        finish(plan, tmp_path / "all", progress=quiet(), workers=1)
+    assert tables(tmp_path / "all") == tables(tmp_path / "one")

@@ -4,10 +4,15 @@ import multiprocessing
 import os
 import re
 import shutil
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import pytest
 
 from bench.contracts.adapter import Adapter
+from bench.models.loading import build_adapter
+from bench.run.executors import Processes
 from bench.run.gathering import find_shares, finish, gathered
 from bench.run.runner import run
 from bench.run.shares import PlannedCell, Share, assigned, run_share
@@ -25,10 +30,43 @@ def merged(runs, *sources, progress, allow_mixed=False):
     return [finish(plan, runs, progress=progress, workers=1, allow_mixed=allow_mixed) for plan in plans]
 
 
+@pytest.fixture
+def loads(tmp_path, monkeypatch):
+    """Count what this process and those forked from it load from now on, by process and checkpoint."""
+    log = tmp_path / "loads"
+
+    def counted(card, **how):
+        with log.open("a") as lines:
+            print(os.getpid(), card.name, file=lines)
+        return build_adapter(card, **how)
+
+    monkeypatch.setattr("bench.run.worker.build_adapter", counted)
+    monkeypatch.setattr("bench.run.worker._adapters", {})
+    return lambda: Counter(tuple(line.split()) for line in log.read_text().splitlines())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
-def test_three_processes_make_the_tables_of_one(digits_request, tmp_path, quiet, tables):
+def test_a_worker_loads_each_checkpoint_once(digits_request, tmp_path, quiet, loads, monkeypatch):
+    request = digits_request(models=("digits-flow-small", "digits-flow"), steps=(1, 2), num_samples=100)
+    forked = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
+    monkeypatch.setattr(Processes, "_open", lambda self: forked(self.workers))
+    sampled = []
+
+    class Noting(quiet):
+        def shard(self, *words):
+            sampled.append(loads())
+
+    run(request, tmp_path / "two", progress=Noting(), workers=2)
+    assert len(sampled) == 8
+    assert set(sampled[-1].values()) == {1} and 2 <= len(sampled[-1]) <= 4
+    assert (loads() - sampled[-1]).total() <= 4, "once more at most for each row that is timed"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
+def test_three_processes_make_the_tables_of_one(digits_request, tmp_path, quiet, tables, loads):
     request = digits_request(models=("digits-flow-small", "digits-flow"), steps=(1, 2))
     run(request, tmp_path / "one", progress=quiet(), workers=1)
+    before = loads()
     fork = multiprocessing.get_context("fork")
     places = [tmp_path / "own", tmp_path / "shared", tmp_path / "shared"]
     processes = [
@@ -40,6 +78,7 @@ def test_three_processes_make_the_tables_of_one(digits_request, tmp_path, quiet,
     for process in processes:
         process.join(240)
     assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (loads() - before).total() <= 3 + 2 - 1, "as few as there can be: a share is a piece of the plan"
     assert not (tmp_path / "shared" / "cells").exists() and not (tmp_path / "shared" / "bench.duckdb").exists()
     (summary,) = merged(tmp_path / "shared", tmp_path / "own", tmp_path / "shared", progress=quiet())
     assert [len(summary.measured), len(summary.failed)] == [4, 0]

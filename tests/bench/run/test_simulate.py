@@ -65,6 +65,8 @@ def test_the_simulation_repeats_itself_and_does_all_the_work_once():
     assert alone.seconds >= alone.bound and one.seconds >= one.bound
     assert alone.busy * alone.seconds == pytest.approx(4 * one.busy * one.seconds)
     assert alone.loads == 12  # six cells in the order of the plan, each sampled and later timed
+    assert (alone.least, one.least) == (3, 4)
+    assert alone.loading == pytest.approx(12 * 3.0 / alone.seconds)
     assert simulate(jobs, 4, seed=0, abreast=False).timing > one.timing
 
 
