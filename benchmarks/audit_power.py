@@ -362,7 +362,7 @@ def _rounding(adapter: Adapter, size: float) -> Iterator[None]:
 
     def rounded(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, torch.Tensor) and output.is_floating_point():
-            return output * (1 + size * torch.randn(output.shape, generator=draws))
+            return (output * (1 + size * torch.randn(output.shape, generator=draws))).to(output.dtype)
         return output
 
     hooks = [module.register_forward_hook(rounded) for module in adapter.network.modules()] if size else []
