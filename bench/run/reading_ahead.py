@@ -1,14 +1,32 @@
-"""The next model's files on their way from the disk while this one samples: the system reads them, nothing waits."""
+"""What is needed next on its way from the disk while an accelerator is at work: a model's files, a batch of images."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
 from bench.models.files import model_files
 from bench.run.plan import Cell
 from bench.weights.cache import FileCache, cache_directory
 from results.errors import BenchError
+
+Item = TypeVar("Item")
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Return the items in their order, each next one made by a thread while the caller is at work on this one.
+
+    What making one raises is raised where it would have come.
+    """
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="reading") as thread:
+        coming = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item  # type: ignore[misc]
 
 
 def read_ahead(cell: Cell) -> None:

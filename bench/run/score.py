@@ -15,7 +15,7 @@ import torch
 
 from bench.judges.base import Judge
 from bench.judges.pixels.sanity import Pixels
-from bench.judges.threads import fixed_threads
+from bench.judges.threads import accelerator, fixed_threads
 from bench.metrics.cell import UNLABELLED
 from bench.metrics.inception import order_of_content
 from bench.metrics.measure import CellMetrics, SkippedMetric
@@ -28,6 +28,7 @@ from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
 from bench.run.provenance import run_record, typed_command
 from bench.run.readiness import check_surroundings
+from bench.run.reading_ahead import one_ahead
 from bench.run.record import (
     Context,
     cell_record,
@@ -179,7 +180,8 @@ def _judge_images(
     content = hashlib.sha256()
     ends = {stop: start for start, stop in ranges}
     parts: dict[str, list[np.ndarray]] = {}
-    for batch in images.batches(0, BATCH):
+    batches = images.batches(0, BATCH)
+    for batch in one_ahead(batches) if accelerator(device) else batches:
         for fault in batch.faults:
             raise BenchError(f"{images.root / fault.name}: {fault.reason}; replace or remove it")
         pixels, first, last = batch.images, batch.start, batch.stop
