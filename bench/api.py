@@ -391,7 +391,8 @@ def compare(a: str, b: str, *, seed: int | None = None, runs: str | Path | None 
     """Return the paired differences of two rows, or of two models at every step count they share.
 
     Args:
-        a: a cell id or its beginning, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG.
+        a: a cell id or its beginning, MODEL, MODEL@STEPS, or MODEL@STEPS@CFG; of a card with members, each where it
+            answers.
         b: the other.
         seed: only cells of this seed.
         runs: the runs directory; see `runs_directory`.
@@ -399,10 +400,14 @@ def compare(a: str, b: str, *, seed: int | None = None, runs: str | Path | None 
     Raises:
         BenchError: a name that fits no row or several, or rows that cannot be compared.
     """
-    from bench.models.cards import answering
+    from bench.models.cards import answering, cards
 
-    database = runs_directory(runs) / "bench.duckdb"
-    return Comparisons(tuple(compare_settings(database, answering(a), answering(b), seed)))
+    known = cards()
+    members = {
+        name: [(member.model, member.steps) for member in known[name].members] for name in (a, b) if name in known
+    }
+    a, b = (name if members.get(name) else answering(name) for name in (a, b))
+    return Comparisons(tuple(compare_settings(runs_directory(runs) / "bench.duckdb", a, b, seed, members)))
 
 
 def frame(found: Sequence[Row]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from report.markup import Markup, command, element, escape, kept
 from report.page import write as write_page
 from report.tables import TRAINED_TIP, definitions, plain_table
 from results.bundles import Bundle, read_bundle
+from results.catalog import FACTS
 from results.database import dictionaries
 from results.digests import digest_of
 from results.errors import BenchError, ReportError, one_line
@@ -319,7 +320,7 @@ def _board(
     headings = ("rank", "model", "steps", "cfg", "NFE", *(fact.short for fact in facts), "MMHM", "audit")
     apart = disputed(agreements(members))
     notes = [] if apart is None else [f"{apart.one.short} and {apart.other.short} disagree: {leaders(apart)}"]
-    notes += [INTERVALS, RANKS, *versions(best), *caveats(best), *lacking]
+    notes += [INTERVALS, RANKS.format(metric=FACTS["mmhm"].short), *versions(best), *caveats(best), *lacking]
     return element("div", element("p", note, class_="note"), plain_table(headings, lines), _notes(notes))
 
 

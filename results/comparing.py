@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,8 +33,14 @@ TIED = "tied"
 WAYS = "use one cell id, MODEL@STEPS@CFG, MODEL#VERSION, or --seed"
 ROUNDING = 1e-12
 """Standard error of a share below which no block moves it."""
+MOST_NAMED = 12
+"""Settings of a model that a refusal lists."""
 UNBOUNDED = 1000.0
 """A ratio that may be so many times the one measured has no upper end: the divisor may be zero."""
+
+
+Members = Sequence[tuple[str, tuple[int, int]]]
+"""The models that one name stands for, each with the first and last step count that it answers for."""
 
 
 class Difference(NamedTuple):
@@ -227,13 +234,16 @@ def compare_cells(database: Path, a: str, b: str, seed: int | None = None) -> Co
         return _comparison(connection, pair, database.parent)
 
 
-def compare_settings(database: Path, a: str, b: str, seed: int | None = None) -> list[Comparison]:
+def compare_settings(
+    database: Path, a: str, b: str, seed: int | None = None, members: Mapping[str, Members] | None = None
+) -> list[Comparison]:
     """Return the comparisons of two models at every step count that both were measured at; of two rows, the one.
 
-    Raises BenchError as `compare_cells` does, also where a step count leaves a choice of guidance.
+    `members` says which models answer for a name that stands for several. Raises BenchError as `compare_cells` does,
+    also where no step count is common and where one leaves a choice of guidance.
     """
     with connect(database, retry=True) as connection:
-        found = [find_cells(connection, name, seed) for name in (a, b)]
+        found = [_found(connection, name, seed, (members or {}).get(name)) for name in (a, b)]
         return [_comparison(connection, pair, database.parent) for pair in _common(found[0], found[1], a, b)]
 
 
@@ -320,10 +330,17 @@ def _common(
     pairs = [(one, other) for one in found_a for other in found_b if one["ranking"] == other["ranking"]]
     if len(pairs) > 1 and a == b:
         raise BenchError(f"'{a}' and '{b}' are the same rows: there is nothing to compare")
-    alike = [pair for pair in pairs if pair[0]["steps"] == pair[1]["steps"] and pair[0]["cfg"] == pair[1]["cfg"]]
+    alike = [pair for pair in pairs if all(pair[0][key] == pair[1][key] for key in ("steps", "cfg"))]
+    alike = [pair for pair in alike if pair[0]["cell_id"] != pair[1]["cell_id"]]
     single = len({(pair[0]["ranking"], pair[0]["steps"]) for pair in alike}) == len(alike)
     if len(pairs) > 1 and alike and single and "@" not in a + b:
         return sorted(alike, key=lambda pair: (-pair[0]["num_samples"], pair[0]["ranking"], pair[0]["steps"] or 0))
+    if len(pairs) > 1 and not any(pair[0]["steps"] == pair[1]["steps"] for pair in pairs) and "@" not in a + b:
+        counts = [", ".join(dict.fromkeys(str(pair[side]["steps"]) for pair in pairs)) for side in (0, 1)]
+        raise BenchError(
+            f"{a} (steps {counts[0]}) and {b} (steps {counts[1]}) were measured at no common step count: name the "
+            "settings, MODEL@STEPS, or measure one at the other's"
+        )
     return [_pair(found_a, found_b, a, b)]
 
 
@@ -347,6 +364,21 @@ def one_ranking(names: Sequence[str], found: Sequence[list[dict[str, Any]]]) -> 
     return chosen
 
 
+def _found(
+    connection: duckdb.DuckDBPyConnection, name: str, seed: int | None, members: Members | None
+) -> list[dict[str, Any]]:
+    if not members:
+        return find_cells(connection, name, seed)
+    cells = []
+    for model, (first, last) in members:
+        with suppress(BenchError):  # one of them may not be measured
+            cells += [cell for cell in find_cells(connection, model, seed) if first <= (cell["steps"] or 0) <= last]
+    if not cells:
+        models = ", ".join(model for model, _ in members)
+        raise BenchError(f"no finished row of {models}, which '{name}' stands for; 'bench leaderboard --all'")
+    return cells
+
+
 def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | None = None) -> list[dict[str, Any]]:
     """Return the finished cells that `name` stands for: the beginning of a cell id, MODEL, MODEL@STEPS[@CFG].
 
@@ -368,5 +400,14 @@ def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | Non
     )
     if not found:
         where = "" if seed is None else f" of seed {seed}"
-        raise BenchError(f"no finished row '{name}'{where}; 'bench leaderboard --all' lists them")
+        there = dictionaries(
+            connection,
+            f"SELECT DISTINCT steps, cfg FROM cells c JOIN {NAMES} named USING (cell_id) WHERE status = 'done' "
+            "AND (c.model = $1 OR named.name = $1) AND steps IS NOT NULL ORDER BY steps, cfg",
+            [model],
+        )
+        settings = ", ".join(f"@{cell['steps']}@{cell['cfg']:g}" for cell in there[:MOST_NAMED])
+        more = f" and {len(there) - MOST_NAMED} more" if len(there) > MOST_NAMED else ""
+        measured = f": {model} was measured at {settings}{more}" if rest and there else ""
+        raise BenchError(f"no finished row '{name}'{where}{measured}; 'bench leaderboard --all' lists them")
     return found

@@ -187,6 +187,14 @@ def headline(found: Sequence[Row]) -> str:
     return next((name for name in (COMPOSITE, *DISTANCES) if name in measured), measured[0] if measured else "fid")
 
 
+def ranked_by(found: Sequence[Row], sort: str | None = None) -> str:
+    """Return the metric whose rank sets stand beside these rows: what they are sorted by, else their `headline`."""
+    values = [row.measured(sort) for row in found] if sort is not None else []
+    if sort is not None and any(value is not None and value.rank_low is not None for value in values):
+        return sort
+    return headline(found)
+
+
 def comparable(found: Iterable[Row], metric: str) -> list[Row]:
     """Return the rows with real weights that have `metric` over all their samples: with some missing, N is another."""
     return [

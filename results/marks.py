@@ -22,7 +22,7 @@ TRAINED = "#"
 ROUGH = "~"
 """Marks a value whose bias is removed only roughly."""
 INTERVALS = "±, or the two ends in brackets where they lie apart: 95% interval"
-RANKS = "rank: 95% rank set, simultaneous over all rows"
+RANKS = "rank: 95% rank set by {metric}, simultaneous over all rows"
 FIRST = "first: probability that the {who} is truly the best by MMHM; =: one of the rows that may be the best, at 95%"
 MOST_PAIRED = 200
 """Rows of which every pair is looked at; of more, each model's best."""
@@ -53,21 +53,24 @@ def chance(row: Row, whole: bool) -> float | None:
     return found
 
 
-def legend(shown: Sequence[Row], clip: bool | None = None) -> list[str]:
+def legend(shown: Sequence[Row], clip: bool | None = None, sort: str | None = None) -> list[str]:
     """Return what ranks, chances and marks of a leaderboard mean, and why any are withheld, one line each.
 
-    `clip` tells whether values outside the bounds of MMHM were clipped to them.
+    `clip` tells whether values outside the bounds of MMHM were clipped to them, `sort` what the rows are sorted by.
     """
+    from results.leaderboard import ranked_by
     from results.names import versions
 
     lines = []
     if any(value.low is not None for row in shown for value in row.metrics.values()):
         lines.append(INTERVALS)
-    if any(row.rank.get("rank_low") is not None for row in shown):
+    by = ranked_by(shown, sort)
+    ranked = [row for row in shown if (value := row.measured(by)) is not None and value.rank_low is not None]
+    if ranked:
         whole = one_of_each(shown)
         who = "model, with any of its settings," if whole else "row"
         first = any(chance(row, whole) is not None for row in shown)
-        lines.append(RANKS + f"; {FIRST.format(who=who)}" * first)
+        lines.append(RANKS.format(metric=ranked[0].fact(by).short) + f"; {FIRST.format(who=who)}" * first)
     lines += [*versions(shown), *signatures(shown)]
     lines += [
         f"no rank sets: {reason}"

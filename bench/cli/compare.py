@@ -46,13 +46,12 @@ def compare(
     if published == (len(names) > 1):
         raise BenchError("compare: name two or more rows, or one row and --published")
     database = directory_of(runs_dir) / "bench.duckdb"
-    names = [answering(name) for name in names]
     if published:
-        _compare_published(database, names[0], seed, as_json)
+        _compare_published(database, answering(names[0]), seed, as_json)
     elif len(names) == 2:
         _compare_rows(database, names[0], names[1], seed, as_json)
     else:
-        _compare_several(database, names, seed, as_json)
+        _compare_several(database, [answering(name) for name in names], seed, as_json)
 
 
 def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_json: bool) -> None:

@@ -184,13 +184,14 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
     print_lines(page(), [f"{title} (ranking {standing.ranking[:8]}, {among}){dispute}"])
     if composites:
         _print_composites(standing)
-        print_lines(page(), [*_agreements(standing), *caveats(standing.rows, standing.facts.get("clip"))])
+        notes = caveats(standing.rows, standing.facts.get("clip"), times=False)
+        print_lines(page(), [*_agreements(standing), *notes])
     else:
         sort = board.view.sort
         print_table(page(), leaderboard_table(standing.rows, room(page()), sort))
         if hidden := hidden_columns(standing.rows, room(page()), sort):
             print_lines(page(), [f"no room for {', '.join(hidden)}: widen the terminal, pipe the output or use --json"])
-        print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"))])
+        print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"), sort)])
         print_lines(page(), standing.missing)
         if sort is not None and all(row.value(sort) is None for row in standing.rows):
             print_lines(page(), [f"no row here has '{sort}': in the order of measurement"])

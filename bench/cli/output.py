@@ -140,6 +140,8 @@ class Column(NamedTuple):
 def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
     """Return the leaderboard: rank set, setting, NFE, metrics with intervals, MMHM, speed; fewer columns if narrow.
 
+    Ranks are by the metric that the rows are sorted by, where it has rank sets.
+
     `first` is the probability of being truly the best (of the model, where each has one row); `results.marks.legend`
     says so. What the rows are sorted by has a column, and samples that failed have one where there are any.
     """
@@ -165,13 +167,14 @@ def hidden_columns(found: Sequence[Row], width: int, sort: str | None = None) ->
 def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
     """Return the columns for these rows, where the page is wide enough."""
     from results.catalog import CATALOG, FACTS
+    from results.leaderboard import ranked_by
 
     names = [name for name, fact in CATALOG.items() if fact.summary and any(name in row.metrics for row in found)]
     if sort is not None and sort not in (*names, *SHOWN_ANYWAY):
         names = [sort, *names]
     whole = one_of_each(found)
     columns = [
-        Column("rank", _rank),
+        Column("rank", partial(_rank, ranked_by(found, sort))),
         Column("model", _name),
         Column("steps", partial(_count, "steps")),
         Column("cfg", partial(_count, "cfg")),
@@ -263,7 +266,8 @@ def _name(row: Row) -> str:
     return cell["model"] + (f" ({', '.join(marks)})" if marks else "") + marks_of(row)
 
 
-def _rank(row: Row) -> str:
+def _rank(metric: str, row: Row) -> str:
     from results.numbers import rank
 
-    return "-" if row.rank.get("rank_low") is None else rank(row.rank["rank_low"], row.rank["rank_high"])
+    value = row.measured(metric)
+    return "-" if value is None or value.rank_low is None else rank(value.rank_low, value.rank_high)

@@ -82,7 +82,7 @@ def _print(found: Sequence[Student]) -> None:
     print_table(page(), plain_table(columns, lines, right=[name for name in columns if name not in text], fixed=text))
     page().print(LEGEND.format(metric=name), markup=False, soft_wrap=True)
     shown = [row for student in found for row in (*student.line, *([] if student.best is None else [student.best]))]
-    print_lines(page(), caveats(shown))
+    print_lines(page(), caveats(shown, times=False))
     page().print("")
 
 

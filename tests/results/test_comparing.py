@@ -178,6 +178,8 @@ def test_two_models_are_compared_at_every_step_count_in_common(synthetic, capsys
     assert [entry["steps"] for entry in json.loads(capsys.readouterr().out)] == [2, 4]
     with pytest.raises(BenchError, match="are the same rows"):
         compare_settings(path, "one", "one")
+    both = {"pair": [("one", (1, 2)), ("other", (3, 9))]}
+    assert [o.rows[0].cell["model"] for o in compare_settings(path, "pair", "other", members=both)] == ["one"]
 
 
 def test_pairs_that_fids_bias_puts_in_order_are_named(synthetic, capsys):
