@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.output import JSON, RUNS_DIR, console, page, plain_table, print_json, print_table, runs_directory
+from bench.cli.output import (
+    JSON,
+    RUNS_DIR,
+    console,
+    page,
+    plain_table,
+    print_json,
+    print_lines,
+    print_table,
+    runs_directory,
+)
 from results.errors import BenchError, unknown
 
 SCHEMA = typer.Option("--schema", help="Print the JSON Schema of these files, for editors.")
@@ -245,15 +255,27 @@ def _words(item: Any) -> str:
     return str(item).lower() if isinstance(item, bool) else str(item)
 
 
-def doctor(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path | None, RUNS_DIR] = None) -> None:
+def doctor(
+    protocol: Annotated[
+        str | None, typer.Option(help="Only this protocol (a name, or a .toml file), with the commands that it takes.")
+    ] = None,
+    as_json: Annotated[bool, JSON] = False,
+    runs_dir: Annotated[Path | None, RUNS_DIR] = None,
+) -> None:
     """Show what is ready, what is missing and how to get it."""
-    from bench.run.readiness import diagnose
+    from bench.cli.parsing import parse_protocol
+    from bench.run.readiness import diagnose, diagnose_protocol
 
-    findings = diagnose(runs_directory(runs_dir))
+    runs = runs_directory(runs_dir)
+    findings = diagnose(runs) if protocol is None else [diagnose_protocol(parse_protocol(protocol))]
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
-        rows = [[finding.state, finding.subject, finding.detail] for finding in findings]
-        print_table(page(), plain_table(["", "what", "detail"], rows))
+        width = max(len(finding.subject) for finding in findings)
+        lines = [f"{one.state:7}  {one.subject:{width}}  {one.lacks or one.detail}" for one in findings]
+        lines += [f"  {command}" for one in findings if protocol is not None for command in one.commands]
+        if protocol is None and any(one.commands for one in findings):
+            lines.append("What a protocol lacks, and the commands that get it: bench doctor --protocol NAME")
+        print_lines(page(), lines)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)

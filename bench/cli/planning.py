@@ -80,8 +80,9 @@ def plan(
     if as_json:
         print_json(as_json_table(found, simulated))
         return
-    _print_cells(found)
-    print_lines(page(), ["", *totals(found, seen, simulated)])
+    if found.cells:
+        _print_cells(found)
+    print_lines(page(), [*([""] if found.cells else []), *totals(found, seen, simulated)])
 
 
 def parse_gpus(text: str) -> tuple[int, ...]:

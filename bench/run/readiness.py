@@ -52,6 +52,20 @@ class Finding(NamedTuple):
     state: str
     subject: str
     detail: str
+    lacks: str = ""
+    """Of a protocol, what is missing, without the commands."""
+    commands: tuple[str, ...] = ()
+    """What gets it."""
+
+
+def diagnose_protocol(protocol: Protocol) -> Finding:
+    """Return what a protocol lacks here."""
+    subject = f"protocol {protocol.name}"
+    remedies = _remedies(protocol)
+    if not remedies:
+        return Finding("ready", subject, f"judges {', '.join(protocol.judges)}; reference {protocol.reference['name']}")
+    detail = "; ".join(f"{what}: {command}" for what, command in remedies)
+    return Finding("missing", subject, detail, "; ".join(what for what, _ in remedies), tuple(dict(remedies).values()))
 
 
 def diagnose(runs: Path) -> list[Finding]:
@@ -114,25 +128,21 @@ def _protocols() -> list[Finding]:
             protocol = load_protocol(path)
             if protocol.smoke:
                 continue
-            remedies = _remedies(protocol)
+            findings.append(diagnose_protocol(protocol))
         except BenchError as error:
             findings.append(Finding("broken", f"protocol {name}", str(error)))
-            continue
-        ready = f"judges {', '.join(protocol.judges)}; reference {protocol.reference['name']}"
-        state = "missing" if remedies else "ready"
-        findings.append(Finding(state, f"protocol {name}", "; ".join(remedies) or ready))
     return findings
 
 
-def _remedies(protocol: Protocol) -> list[str]:
+def _remedies(protocol: Protocol) -> list[tuple[str, str]]:
     """Return what a protocol lacks, each with the command that gets it."""
     lacking = needs_of_judging(protocol).lacking()
     remedies = []
     judges = list(dict.fromkeys(file.owner.removeprefix("judge ").strip("'") for file in lacking.files))
     if judges:
         called = f"judge{'s' if len(judges) > 1 else ''} {', '.join(judges)}"
-        remedies.append(f"{called}: bench weights fetch judges --protocol {protocol.argument}")
-    return remedies + [f"reference {found.name}: {found.command}" for found in lacking.references]
+        remedies.append((called, f"bench weights fetch judges --protocol {protocol.argument}"))
+    return remedies + [(f"reference {found.name}", found.command) for found in lacking.references]
 
 
 def _weights() -> list[Finding]:

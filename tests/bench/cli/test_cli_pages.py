@@ -95,6 +95,9 @@ def test_the_doctor_says_once_what_each_protocol_lacks(bench, tmp_path, monkeypa
     assert findings["protocol imagenet-256-adm"]["state"] == "missing"
     assert "bench weights fetch judges --protocol imagenet-256-adm" in detail and "bench reference build" in detail
     assert not any(subject.endswith("smoke") for subject in findings)
+    assert "bench doctor --protocol NAME" in bench("doctor")[1].splitlines()[-1]
+    said = bench("doctor", "--protocol", "imagenet-256-adm")[1].splitlines()
+    assert said[1:] == [f"  {command}" for command in findings["protocol imagenet-256-adm"]["commands"]]
 
 
 def test_merging_nothing_or_itself_is_refused_and_leaves_nothing(bench, tmp_path, synthetic):
