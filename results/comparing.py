@@ -16,7 +16,7 @@ from results.cells import CellDirectory
 from results.database import dictionaries
 from results.errors import BenchError
 from results.leaderboard import measured_facts, rows
-from results.names import NAMES, UNDER_ONE_NAME
+from results.names import FEWEST_LETTERS, NAMES, UNDER_ONE_NAME
 from results.numbers import counted
 from results.rows import Row, Value
 from results.statistics import (
@@ -393,7 +393,8 @@ def find_cells(connection: duckdb.DuckDBPyConnection, name: str, seed: int | Non
         connection,
         f"SELECT c.* REPLACE (named.name AS model) FROM cells c JOIN {NAMES} named USING (cell_id) "
         "WHERE status = 'done' AND (((c.model = $1 OR named.name = $1 OR c.checkpoint = $1) AND "
-        f"{UNDER_ONE_NAME}) OR ($2 IS NULL AND starts_with(c.cell_id, $1))) "
+        f"{UNDER_ONE_NAME}) OR ($2 IS NULL AND starts_with(c.cell_id, $1) AND "
+        f"(c.cell_id = $1 OR length($1) >= {FEWEST_LETTERS}))) "
         "AND ($2 IS NULL OR steps = $2) AND ($3 IS NULL OR cfg = $3) AND ($4 IS NULL OR seed = $4) "
         "ORDER BY steps, cfg, seed, finished, cell_id",
         [model, steps, scale, seed],

@@ -16,6 +16,8 @@ from results.rows import Row
 SEPARATOR = "#"
 LETTERS = 7
 """Letters of a digest that tell versions apart."""
+FEWEST_LETTERS = 4
+"""Letters of a cell id from which on they stand for it: a slip of a key is no row."""
 NAMES = (
     f"(SELECT cell_id, several, CASE WHEN several THEN model || '{SEPARATOR}' || left(version, {LETTERS}) ELSE model "
     "END AS name FROM (SELECT cell_id, model, version, coalesce(version IS NOT NULL AND min(version) OVER versions "
@@ -64,7 +66,7 @@ def fits(cell: Mapping[str, Any], name: str) -> bool:
     if not name:
         return False
     names = called(cell)
-    if name in names or cell["cell_id"].startswith(name):
+    if name in (*names, cell["cell_id"]) or (len(name) >= FEWEST_LETTERS and cell["cell_id"].startswith(name)):
         return True
     for parts in (1, 2):
         model, *rest = name.rsplit("@", parts)

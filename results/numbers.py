@@ -10,6 +10,8 @@ NOTHING = "–"
 """What stands where there is no number."""
 MOST_DIGITS = 6
 """Significant digits of a value beyond which no interval, however narrow, adds any."""
+NEGLIGIBLE = 1e-9
+"""Width of an interval, as a share of the value, below which it is the rounding of the arithmetic."""
 LOPSIDED = 0.15
 """Share of the half-width by which an interval's middle may lie beside the value and still be written as ±."""
 
@@ -28,6 +30,10 @@ def decimals_of(half_width: float) -> int:
     return max(0, -exponent + (1 if half_width / 10.0**exponent < 3.55 else 0))
 
 
+def _wide(value: float, low: float | None, high: float | None) -> bool:
+    return known(low) and known(high) and high - low > NEGLIGIBLE * abs(value)
+
+
 def _decimals(value: float, half_width: float) -> int:
     """Return how many decimals a value and its interval are shown with: the interval's, up to `MOST_DIGITS` digits."""
     wanted = decimals_of(half_width)
@@ -39,7 +45,8 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     """Return `value` cut to its interval, or to `digits` significant digits where there is none."""
     if not known(value):
         return NOTHING
-    if known(low) and known(high) and high > low:
+    if _wide(value, low, high):
+        assert low is not None and high is not None
         return f"{value:z,.{_decimals(value, (high - low) / 2)}f}"
     if value == 0:
         return "0"
@@ -49,8 +56,9 @@ def number(value: float | None, low: float | None = None, high: float | None = N
 
 def spread(value: float | None, low: float | None, high: float | None) -> str:
     """Return the interval beside a value: `± 0.03`, or `0.48 to 0.55` where it is lopsided; empty if unknown."""
-    if not (known(value) and known(low) and known(high)) or high <= low:
+    if not known(value) or not _wide(value, low, high):
         return ""
+    assert low is not None and high is not None
     half = (high - low) / 2
     decimals = _decimals(value, half)
     if decimals < decimals_of(half) and float(f"{half:.{decimals}f}") == 0:

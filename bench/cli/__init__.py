@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import typer
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_words(words)
         check_words(words)
         with data_alone() if DATA_OPTIONS.intersection(words) and "--help" not in words else nullcontext():
-            result = app(args=completed(words), standalone_mode=False)
+            result = _called(words)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except UsageFault as error:
@@ -144,6 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _pipe_closed()
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _called(words: Sequence[str]) -> Any:
+    try:
+        return app(args=completed(words), standalone_mode=False)
+    finally:
+        if DEBUG in os.environ:
+            sys.excepthook = _traceback  # typer has put one of its own in the place
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
+    """Show where an error arose; the exit code is that of the command without --debug."""
+    sys.__excepthook__(kind, error, trace)
+    sys.exit(2)
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ def references(as_json: Annotated[bool, JSON] = False, runs_dir: Annotated[Path 
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A model, a protocol (or its .toml file), or a row's cell id (a prefix is enough).")
+        str, typer.Argument(help="A model, a protocol (or its .toml file), or a row's cell id (4 letters are enough).")
     ],
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 def compare(
     names: Annotated[
-        list[str], typer.Argument(metavar="ROWS", help="Cell ids, MODEL, MODEL@STEPS or MODEL@STEPS@CFG.")
+        list[str],
+        typer.Argument(metavar="ROWS", help="Cell ids (4 letters are enough), MODEL, MODEL@STEPS or MODEL@STEPS@CFG."),
     ],
     published: Annotated[bool, typer.Option("--published", help="Compare a row with its published figures.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Only rows of this seed.")] = None,

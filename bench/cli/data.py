@@ -146,7 +146,7 @@ def reindex(
 def remove(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="ROWS", help="Cell ids (a prefix is enough), MODEL, MODEL@STEPS or MODEL@STEPS@CFG."),
+        typer.Argument(metavar="ROWS", help="Cell ids (4 letters are enough), MODEL, MODEL@STEPS or MODEL@STEPS@CFG."),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.run.audit import Audit
     from results.evidence import Evidence
 
-ROWS = "Cell ids (their beginning), MODEL, MODEL@STEPS, MODEL@STEPS@CFG"
+ROWS = "Cell ids (4 letters are enough), MODEL, MODEL@STEPS, MODEL@STEPS@CFG"
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,14 @@ from bench.contracts.card import ModelCard, WeightsSource
 from bench.contracts.noise import NoiseSource
 from bench.contracts.settings import SamplerSettings
 from results.errors import BenchError, BenchWarning
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Tell a warning of diffusers from the one that names no module: `[]`, at every move of a network to a dtype."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
+logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
 
 
 class Decoder(Protocol):

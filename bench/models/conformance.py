@@ -376,7 +376,7 @@ def _no_waiting(card: ModelCard) -> str:
             raise AssertionError(line) from error
         copies.append(counter.copies)
     _require(copies[0] == copies[1], f"{copies} copies between host and device at {first} and {second} steps")
-    return f"{copies[0]} copies between host and device, at {first} and at {second} steps"
+    return f"copies between host and device: {copies[0]}, at {first} and at {second} steps"
 
 
 def _bfloat16(sample: _Sampler) -> str:

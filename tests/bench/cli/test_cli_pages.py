@@ -2,12 +2,16 @@
 
 import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
 
 from bench.cli import main
 from bench.cli.output import leaderboard_table, plain_table, print_table
+from results.comparing import compare_cells
+from results.errors import BenchError
+from results.moving import find_rows
 from results.rows import Row, Value
 
 
@@ -98,6 +102,28 @@ def test_the_doctor_says_once_what_each_protocol_lacks(bench, tmp_path, monkeypa
     assert "bench doctor --protocol NAME" in bench("doctor")[1].splitlines()[-1]
     said = bench("doctor", "--protocol", "imagenet-256-adm")[1].splitlines()
     assert said[1:] == [f"  {command}" for command in findings["protocol imagenet-256-adm"]["commands"]]
+
+
+def test_debug_shows_where_and_keeps_the_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("BENCH_DEBUG", "1")
+    with pytest.raises(BenchError) as fault:
+        main(["show", "nothing", "--debug"])
+    with pytest.raises(SystemExit) as end:
+        sys.excepthook(fault.type, fault.value, fault.tb)
+    assert end.value.code == 2 and "Traceback" in capsys.readouterr().err
+
+
+def test_a_letter_or_two_is_no_row(synthetic):
+    database = synthetic()
+    for model in ("one", "other"):
+        database.add(model, {"fid": 3.0})
+    path = database.write()
+    cell = database.records[0]["cell"]["cell_id"]
+    with pytest.raises(BenchError, match="no finished row"):
+        compare_cells(path, cell[:3], "other")
+    with pytest.raises(BenchError, match="no row"):
+        find_rows(path.parent, [cell[:3]])
 
 
 def test_merging_nothing_or_itself_is_refused_and_leaves_nothing(bench, tmp_path, synthetic):
