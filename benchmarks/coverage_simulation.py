@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.metrics.frechet import FrechetReference, distances_to_sides, frechet_distance, sides_without_blocks
 from bench.metrics.interactions import frechet_interactions
-from bench.metrics.manifold import precision_recall_leave_one_out
+from bench.metrics.manifold import precision_recall_halves
 from results.statistics import block_count, blocks_by_label, jackknife, paired_difference
 
 
@@ -139,16 +139,44 @@ def sampled_reference(count, repetitions, *, dimension=48, n=2000, distance=0.12
 SHARES = ("precision", "recall", "density", "coverage")
 
 
-def shares(repetitions, *, dimension=8, n=400, spread=1.1, seed=0):
+class Sides(NamedTuple):
+    """Samples of a model and images of a reference, both drawn anew each time."""
+
+    words: str
+    n: int = 400
+    m: int = 400
+    dimension: int = 8
+    k: int = 3
+    spread: float = 1.1
+    shift: float = 0.0
+    kind: str = "normal"
+    blocks: int = 20
+
+
+SIDES = (
+    Sides("d 8, N 400, M 400, k 3"),
+    Sides("d 8, N 400, M 400, k 5, less variety", k=5, spread=0.8),
+    Sides("d 4, N 300, M 800, k 3, shifted", 300, 800, 4, shift=0.3),
+    Sides("Student's t of 5, d 24, N 600, M 300, k 3", 600, 300, 24, spread=1.0, shift=0.2, kind="t5"),
+    Sides("d 16, N 1,000, M 500, k 3, 10 blocks", 1000, 500, 16, blocks=10),
+)
+
+
+def shares(sides, repetitions, seed=0):
     """Return, of each of SHARES, the standard error over the standard deviation and the share of intervals that hold.
 
-    Both sides of `n` images are drawn anew each time; what is held is the expectation at this n.
+    What is held is the expectation at this size.
     """
-    random, blocks = np.random.default_rng([seed, n]), blocks_by_label(np.zeros(n, dtype=int), 20)
+    random = np.random.default_rng([seed, sides.n, sides.m, sides.dimension, sides.k])
+    regime = Regime("", sides.dimension, 1, sides.n, kind=sides.kind, shift=sides.shift, spread=sides.spread)
+    real_regime = regime._replace(shift=0.0, spread=1.0)
+    labels, real_labels = np.zeros(sides.n, dtype=int), np.zeros(sides.m, dtype=int)
+    centre = np.zeros((1, sides.dimension))
+    blocks, real_blocks = (blocks_by_label(side, sides.blocks) for side in (labels, real_labels))
     drawn = []
     for _ in range(repetitions):
-        real, images = random.normal(size=(n, dimension)), spread * random.normal(size=(n, dimension))
-        drawn.append(precision_recall_leave_one_out(images, real, blocks, 3, real_blocks=blocks))
+        images, real = draw(random, regime, centre, labels), draw(random, real_regime, centre, real_labels)
+        drawn.append(precision_recall_halves(images, real, blocks, sides.k, real_blocks=real_blocks))
     found = {}
     for name in SHARES:
         intervals = [
@@ -176,9 +204,10 @@ def main():
         found = sampled_reference(count, repetitions)
         held = f"{100 * found.covered:.1f} | {100 * found.better:.1f}"
         print(f"| {count:,} | {found.corrected:.4f} | {found.ratio:.2f} | {held} |", flush=True)
-    print("\n| metric | SE/sd | holds its expectation |\n|---|---|---|")
-    for name, (ratio, held) in shares(repetitions).items():
-        print(f"| {name} | {ratio:.2f} | {100 * held:.1f} |", flush=True)
+    print(f"\n| regime | {' | '.join(SHARES)} |\n|---|---|---|---|---|")
+    for sides in SIDES:
+        cells = [f"{ratio:.2f}, {100 * held:.1f}" for ratio, held in shares(sides, repetitions).values()]
+        print(f"| {sides.words} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from results.rank_sets import Better, noise_of, oriented
 
 TIED = 0.3
 """Prior probability that all rows are exactly tied."""
-PACK = 0.6
+PACK = 0.5
 """Prior probability that a leading group, ahead of others, is exactly tied within: without it the luckiest of several
 equal leaders passes for the best."""
 SMALLEST_SPREAD = 0.7
@@ -33,7 +33,7 @@ def chances_of_first(
 
     Drawing from the observed values counts their noise twice and believes whichever row luck put first. Here the true
     values have a prior of their own, learnt from all rows (hierarchical Bayes; Efron and Morris, JASA 70, 1975): the
-    leading rows, 2 up to all of R, come from N(mu_1, tau_1^2) and the rest from N(mu_2, tau_2^2); the number of leading
+    leading rows, 1 up to all of R, come from N(mu_1, tau_1^2) and the rest from N(mu_2, tau_2^2); the number of leading
     rows and both tau, 0 among them (an exact tie), are averaged over by how well they explain the table. Errors are
     normal, less what all rows share, with the correlations that are surely above zero.
 
@@ -114,21 +114,23 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     behind[:, -1] = -np.inf
     behind[0, -1] = 0.0
     size_prior = np.full(rows, -np.inf)
-    size_prior[1:-1] = np.log(0.5 / max(rows - 2, 1))
+    if rows > 2:
+        size_prior[:-1] = np.log(0.5 / (rows - 1))
     size_prior[-1] = np.log(0.5 if rows > 2 else 1.0)
     # Which rows lead was read off the data: that one choice of many costs its number, but not behind a clear gap.
     clear = np.append(y[:-1] - y[1:] > CLEAR_GAP * np.sqrt(variance[:-1] + variance[1:]), False)
     choices = gammaln(rows + 1) - gammaln(sizes + 1) - gammaln(rows - sizes + 1)
     size_prior -= np.where(clear, 0.0, choices)
     one_group = logsumexp(behind, axis=0)
-    # Exactly tied leaders may lead rows of any spread. Were the rest of them one group, and not two, a group that ends
-    # where the spread of the table changes would explain it better, and believe the luckiest of equal leaders.
+    # Leaders may lead rows of any spread. Were the rest of them one group, and not two, a group that ends where the
+    # spread of the table changes would explain it better, and believe the luckiest of equal leaders. That holds for
+    # leaders of any spread: for tied ones alone it would take luck for the reason of every lead.
     two_groups = np.full(rows, -np.inf)
     for tied in range(2, rows - 1):
         middle = evidence(top[..., tied:-1] - top[..., tied - 1 : tied], sizes[: rows - tied - 1], np.array(TIED))
         ends = size_prior[tied:-1] + logsumexp(middle, axis=0) + one_group[tied:-1]
         two_groups[tied - 1] = logsumexp(ends)
-    leading[0] += np.maximum(two_groups - one_group, 0.0)
+    leading += np.maximum(two_groups - one_group, 0.0)
     total = logsumexp(leading, axis=0) + one_group
     size = random.choice(rows, draws, p=_shares(total + size_prior))
     found = np.empty((draws, 3))

@@ -22,6 +22,9 @@ FEWEST_BLOCKS = 5
 blocks that happen to agree would pass for certainty."""
 LEAST_SHARE = 0.5
 """Of the jackknife's variance, the share that is left where all of it is what pairs of blocks do."""
+JACKKNIFE, HALF_SAMPLES = "delete-block jackknife", "balanced half samples"
+"""What the `method` of a value says whose interval is that of `jackknife`: its values without each block are such, or
+stand for them."""
 COUNTED_ONCE = "what pairs of blocks do counted once"
 """What the `method` of a value says whose standard error is less than that of its values without each block."""
 TAIL, TAIL_SHARE = 0.01, 0.5

@@ -93,15 +93,6 @@ def put(mask: Any, row: np.ndarray, column: np.ndarray, values: np.ndarray) -> N
     mask[there[0], there[1]] = there[2]
 
 
-def count_by(mask: Any, member: np.ndarray, groups: int) -> np.ndarray:
-    """Return how many rows of each group (`member`, int [n]) are true in each column of a mask [n, m], [m, G]."""
-    if isinstance(mask, np.ndarray):
-        row, column = np.nonzero(mask)
-        columns = mask.shape[1]
-        return np.bincount(column * groups + member[row], minlength=columns * groups).reshape(columns, groups)
-    return host((mask.T.double() @ array(np.eye(groups)[member])).long())
-
-
 def squares(x: Any) -> float:
     """Return the sum of the squares of an `array`."""
     return float(np.vdot(x, x)) if isinstance(x, np.ndarray) else float((x * x).sum())

@@ -17,6 +17,7 @@ from results.statistics import (
     COUNTED_ONCE,
     FEWEST_BLOCKS,
     HEAVY_TAILS,
+    JACKKNIFE,
     TAIL_SHARE,
     Interval,
     block_count,
@@ -81,7 +82,7 @@ class Cell:
         self.blocks = blocks_by_label(self.strata, count) if count else None
         self._broken: dict[str, int] = {}
         self._frechet: dict[str, Frechet] = {}
-        self._manifold: dict[tuple[int, str], manifold.LeaveOneOut] = {}
+        self._manifold: dict[tuple[int, str], manifold.Halved] = {}
 
     @property
     def one_block(self) -> np.ndarray:
@@ -171,14 +172,14 @@ class Cell:
             self._frechet[name] = Frechet(found, left, without, tails, interactions)
         return self._frechet[name]
 
-    def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.LeaveOneOut:
-        """Precision, recall, density and coverage with `k` neighbours, and the same without each block."""
+    def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.Halved:
+        """Precision, recall, density and coverage with `k` neighbours, and what stands for those without each block."""
         if (k, comparison) not in self._manifold:
             name = "inception.features"
             generated, real = self.array(name), self.reference_features(name)
             real_balls = self.reference(name).balls(k)
             blocks = self.one_block if self.blocks is None else self.blocks
-            self._manifold[k, comparison] = manifold.precision_recall_leave_one_out(
+            self._manifold[k, comparison] = manifold.precision_recall_halves(
                 generated, real, blocks, k, comparison, real_balls, self.reference_blocks(name)
             )
         return self._manifold[k, comparison]
@@ -195,6 +196,7 @@ class Cell:
         remarks: Sequence[str] = (),
         tails: float = 0.0,
         interactions: Interactions | None = None,
+        estimator: str = JACKKNIFE,
     ) -> MetricValue:
         """Assemble a value; the interval is the jackknife's unless one is given.
 
@@ -208,6 +210,7 @@ class Cell:
             remarks: what a reader must know of the estimate, a few words each.
             tails: `tail_share` of the samples' influence on the value; a large one is remarked on.
             interactions: what pairs of blocks do to the value, where that is known: the jackknife counts it twice.
+            estimator: what the values without each block are.
         """
         said = [how]
         reference = reference if reference is not None and len(reference) >= FEWEST_BLOCKS else None
@@ -220,7 +223,7 @@ class Cell:
             if interactions is not None:
                 twice = interactions.counted_twice(len(left), None if reference is None else len(reference))
             interval = jackknife(value, left, reference=reference, twice=twice)
-            said.append(f"delete-block jackknife, {len(left)} blocks")
+            said.append(f"{estimator}, {len(left)} blocks")
             if reference is not None:
                 said[-1] += f", {len(reference)} of the reference"
             elif fact.reference != "none":

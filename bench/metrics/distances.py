@@ -14,7 +14,7 @@ from bench.metrics.registry import Metric, Options
 from results.catalog import CATALOG
 from results.facts import MetricFact
 from results.interactions import Interactions
-from results.statistics import FEWEST_BLOCKS, ROUGH, jackknife, tail_share, wilson
+from results.statistics import FEWEST_BLOCKS, HALF_SAMPLES, ROUGH, jackknife, tail_share, wilson
 
 OF_REFERENCE = ("recall", "coverage")
 """Shares of the reference's images."""
@@ -186,12 +186,17 @@ def _manifold(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     values, reference = (
         np.array([getattr(figures, fact.name) for figures in left]) for left in (found.without, found.without_real)
     )
-    result = cell.value(fact, value, values, f"k = {k}, '{comparison}'", reference=reference)
+    how = f"k = {k}, '{comparison}'"
+    if cell.blocks is not None and int(cell.blocks.max()) + 1 < FEWEST_BLOCKS:
+        values, reference = np.empty(0), np.empty(0)
+        how += f"; no interval: {int(cell.blocks.max()) + 1} blocks, of {FEWEST_BLOCKS} something can be said"
+    elif cell.blocks is not None and not len(values):
+        how += f"; no interval: half of the images are too few for {k} neighbours"
+    result = cell.value(fact, value, values, how, reference=reference, estimator=HALF_SAMPLES)
     # Balls shrink with their number by another power than 1/n: the jackknife does not remove that bias.
     result = result._replace(corrected=None)
     if fact.highest is None or len(values) < FEWEST_BLOCKS:
         return result
-    # Shares. The jackknife errs on the wide side (balls overlap, the share is not smooth).
     low, high, method = result.low, result.high, result.method
     if value in (0.0, 1.0) or low is None or high is None:
         # No block moves it, which is not certainty: a share of images, of the reference for recall and coverage.

@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bench.metrics import algebra
+from bench.metrics import algebra, halfsamples
 from bench.metrics.frechet import release
 
 TILE = 1024
-SPARE = 8  # neighbours kept beyond the k-th, to find radii again when a block is left out
+PAIRS = 1 << 16  # pairs within reach of each other that are held against all splits at once
+SPARE = 28  # neighbours kept beyond the k-th: of so many, k are in the same half but for 3 in 100,000
 
 Comparison = Literal["<=", "<"]
 
@@ -52,8 +53,16 @@ class Held(NamedTuple):
     covering: np.ndarray
 
 
-class LeaveOneOut(NamedTuple):
-    """The figures of all samples, without each block of the generated and without each block of the real ones."""
+class Halved(NamedTuple):
+    """The figures of all samples, and what stands for those without each block: see `halfsamples`.
+
+    Attributes:
+        whole: of all samples.
+        without: K values that a jackknife finds the share of the generated samples in the error from; none where there
+            are no blocks, or halves of no more than k samples.
+        without_real: the same of the real ones' share.
+        held: who lies in whose ball.
+    """
 
     whole: Manifold
     without: list[Manifold]
@@ -126,10 +135,10 @@ def precision_recall(
         real_balls: `balls(real, k)` if known already.
     """
     blocks = np.zeros(len(generated), dtype=np.int64)
-    return precision_recall_leave_one_out(generated, real, blocks, k, comparison, real_balls).whole
+    return precision_recall_halves(generated, real, blocks, k, comparison, real_balls).whole
 
 
-def precision_recall_leave_one_out(
+def precision_recall_halves(
     generated: np.ndarray,
     real: np.ndarray,
     blocks: np.ndarray,
@@ -137,87 +146,148 @@ def precision_recall_leave_one_out(
     comparison: Comparison = "<=",
     real_balls: Balls | None = None,
     real_blocks: np.ndarray | None = None,
-) -> LeaveOneOut:
-    """Return the figures, and the same without each block of `generated` (int [n], numbers 0..K-1; none if K is 1).
+) -> Halved:
+    """Return the figures, and their error by halves of `generated` (int [n], numbers 0..K-1; none if K is 1).
 
-    `real_blocks` (int [m], numbers 0..R-1) gives them without each block of `real` too.
-    One pass over the distances: a generated ball grows only if a left-out block holds one of its k nearest, and then to
-    a neighbour that was kept. Exact unless more than SPARE of a sample's k + SPARE nearest share one block; its
-    furthest kept neighbour then stands in.
+    `real_blocks` (int [m], numbers 0..R-1) halves `real` too; both sides then have the smaller of K and R values. One
+    pass over the distances. Of a sample with fewer than k of its k + SPARE nearest in its own half, the furthest of
+    them stands in.
     """
-    n, m, count = len(generated), len(real), int(blocks.max()) + 1
+    n, m = len(generated), len(real)
     inner = real_balls if real_balls is not None else balls(real, k)
     outer = balls(generated, k)
-    radius_without = _radii_without(outer, blocks, count)  # [n, K]
-    widest = np.maximum(outer.squared_radius, radius_without.max(axis=1))
-    real_member = np.zeros(m, dtype=np.int64) if real_blocks is None else real_blocks
-    real_count = int(real_member.max()) + 1
-    real_radius_without = _radii_without(inner, real_member, real_count)  # [m, R]
-    real_widest = np.maximum(inner.squared_radius, real_radius_without.max(axis=1))
+    halves = _halves(outer, inner, blocks, real_blocks)
     centre = algebra.array(_centre(real))
 
     around_generated = np.zeros(n, dtype=np.int64)  # real balls around each generated sample
-    in_real_ball = np.zeros((m, count), dtype=np.int64)  # generated samples of each block inside each real ball
-    covers_real = np.zeros((m, count), dtype=np.int64)  # generated balls of each block around each real sample
-    covered_without = np.zeros((m, count), dtype=bool)  # held by a ball that grew when the block was left out
-    around_by_block = np.zeros((n, real_count), dtype=np.int64)  # real balls of each block around each generated sample
-    around_grown = np.zeros((n, real_count), dtype=np.int64)  # real balls that grew around it without the block
-    holds_without = np.zeros((m, real_count), dtype=bool)  # real balls that hold a generated sample once grown
     reached, covering = _Nearest(m), _Nearest(m)
     for x in _tiles(generated, centre):
-        i, member = x.rows, blocks[x.rows]
         for y in _tiles(real, centre):
-            j = y.rows
+            i, j = x.rows, y.rows
             tile = _squared_distances(x, y)
             inside = _within(tile, inner.squared_radius[j], x, y, comparison)
             around_generated[i] += algebra.host(inside.sum(axis=1))
-            in_real_ball[j] += algebra.count_by(inside, member, count)
             covering.take(tile, inside, i, j)
-
-            held = _within(tile, outer.squared_radius[i, None], x, y, comparison)
-            covers_real[j] += algebra.count_by(held, member, count)
-            reached.take(tile, held, i, j)
-            if count > 1:
-                row, column = algebra.places(_within(tile, widest[i, None], x, y, comparison) & ~held)
-                distance = _pair_distances(x, y, row, column)
-                grown = _compare(distance[:, None], radius_without[i][row], comparison)
-                grown[np.arange(len(row)), member[row]] = False
-                pair, block = np.nonzero(grown)
-                covered_without[column[pair] + j.start, block] = True
-            if real_count > 1:
-                own = real_member[j]
-                around_by_block[i] += algebra.count_by(inside.T, own, real_count)
-                row, column = algebra.places(_within(tile, real_widest[j], x, y, comparison) & ~inside)
-                distance = _pair_distances(x, y, row, column)
-                grown = _compare(distance[:, None], real_radius_without[j][column], comparison)
-                grown[np.arange(len(row)), own[column]] = False
-                pair, block = np.nonzero(grown)
-                np.add.at(around_grown, (row[pair] + i.start, block), 1)
-                holds_without[column[pair] + j.start, block] = True
+            reached.take(tile, _within(tile, outer.squared_radius[i, None], x, y, comparison), i, j)
+            if halves is not None:
+                widest = np.maximum(halves.own.widest[i, None], halves.real.widest[j])
+                row, column = algebra.places(tile <= algebra.array(widest * (1 + 1e-9) + _rounding(x, y)))
+                for start in range(0, len(row), PAIRS):
+                    part = slice(start, start + PAIRS)
+                    distance = _pair_distances(x, y, row[part], column[part])
+                    halves.count(i, j, row[part], column[part], distance, comparison)
 
     whole = _figures(
         (around_generated > 0).mean(),
-        covers_real.any(axis=1).mean(),
+        (reached.index >= 0).mean(),
         around_generated.mean() / k,
-        in_real_ball.any(axis=1).mean(),
+        (covering.index >= 0).mean(),
     )
-    left = []
-    for g in range(count if count > 1 else 0):
-        rest = around_generated[blocks != g]
-        others = np.arange(count) != g
-        recalled = covers_real[:, others].any(axis=1) | covered_without[:, g]
-        covered = in_real_ball[:, others].any(axis=1)
-        left.append(_figures((rest > 0).mean(), recalled.mean(), rest.mean() / k, covered.mean()))
-    left_real = []
-    reaches, holds = (np.asarray(counts.any(axis=1)) for counts in (covers_real, in_real_ball))
-    for g in range(real_count if real_count > 1 else 0):
-        around = around_generated - around_by_block[:, g] + around_grown[:, g]
-        stays = real_member != g
-        held_without = holds[stays] | holds_without[stays, g]
-        left_real.append(_figures((around > 0).mean(), reaches[stays].mean(), around.mean() / k, held_without.mean()))
-    return LeaveOneOut(
-        whole, left, left_real, Held(around_generated, outer.squared_radius, reached.index, covering.index)
-    )
+    held = Held(around_generated, outer.squared_radius, reached.index, covering.index)
+    if halves is None:
+        return Halved(whole, [], [], held)
+    own, theirs = halves.differences(k)
+    return Halved(whole, _stand_ins(whole, own), [] if theirs is None else _stand_ins(whole, theirs), held)
+
+
+class _Side:
+    """One side's halves.
+
+    Attributes:
+        half: of each sample in each split, int [S, n]: 0 or 1, and 2 where it is left out.
+        squared_radius: of its ball within its half, [S, n]; -1 where it is left out.
+        widest: the largest of them, [n].
+    """
+
+    def __init__(self, own: Balls, half: np.ndarray) -> None:
+        self.half = half
+        if (half == 0).all():  # the whole side in every table
+            self.squared_radius = np.repeat(own.squared_radius[None], len(half), axis=0)
+        else:
+            self.squared_radius = np.stack([_radius(own, split) for split in half])
+        self.widest = self.squared_radius.max(axis=0)
+
+    def members(self, count: int) -> np.ndarray:
+        """Return who is in which half, float64 [S, count, n]."""
+        return np.stack([self.half == which for which in range(count)], axis=1).astype(np.float64)
+
+
+class _Halves:
+    """What the halves of both sides count as pairs come by."""
+
+    def __init__(self, own: _Side, real: _Side, sampled: bool) -> None:
+        self.own, self.real, self.sampled = own, real, sampled
+        (splits, n), m = own.half.shape, real.half.shape[1]
+        self.around = np.zeros((splits, 3, n), dtype=np.int32)  # real balls of each half around a generated sample
+        self.inside = np.zeros((splits, 3, m), dtype=np.int32)  # generated samples of each half inside a real ball
+        self.covers = np.zeros((splits, 3, m), dtype=np.int32)  # generated balls of each half around a real sample
+
+    def count(
+        self, i: slice, j: slice, row: np.ndarray, column: np.ndarray, squared: np.ndarray, comparison: Comparison
+    ) -> None:
+        """Count pairs of the tile of generated samples `i` and real ones `j`, [P] each."""
+        own, theirs = row + i.start, column + j.start
+        half_own, half_real = self.own.half[:, own], self.real.half[:, theirs]
+        split, pair = np.nonzero(_compare(squared, self.real.squared_radius[:, theirs], comparison))
+        _add(self.around[:, :, i], split, half_real[split, pair], row[pair])
+        _add(self.inside[:, :, j], split, half_own[split, pair], column[pair])
+        split, pair = np.nonzero(_compare(squared, self.own.squared_radius[:, own], comparison))
+        _add(self.covers[:, :, j], split, half_own[split, pair], column[pair])
+
+    def differences(self, k: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return D_s of the five figures for the generated samples, [5, S], and for the real ones."""
+        count = 2 if self.sampled else 1
+        own, real = self.own.members(2), self.real.members(count)
+        size, real_size = own.sum(axis=2)[:, :, None], real.sum(axis=2)[:, None]
+        around = self.around[:, :count].astype(np.float64).transpose(0, 2, 1)
+        precision, density = own @ (around > 0) / size, own @ around / size / k
+        recall, coverage = (
+            (table[:, :2] > 0).astype(np.float64) @ real.transpose(0, 2, 1) / real_size
+            for table in (self.covers, self.inside)
+        )
+        f_score = 2.0 * precision * recall / np.maximum(1e-5, precision + recall)
+        figures = np.stack([precision, recall, f_score, density, coverage])  # [5, S, 2, count]
+        used = np.sqrt((self.own.half < 2).mean(axis=1))
+        first, second = figures.mean(axis=3).transpose(2, 0, 1)
+        mine = (first - second) / 2 * used
+        if not self.sampled:
+            return mine, None
+        first, second = figures.mean(axis=2).transpose(2, 0, 1)
+        return mine, (first - second) / 2 * np.sqrt((self.real.half < 2).mean(axis=1))
+
+
+def _radius(own: Balls, half: np.ndarray) -> np.ndarray:
+    """Return the squared distance to each sample's k-th neighbour in its own half, [n]; -1 where it is left out."""
+    there = np.cumsum(half[own.neighbours] == half[:, None], axis=1, dtype=np.int32) >= own.k
+    kth = np.where(there[:, -1], np.argmax(there, axis=1), there.shape[1] - 1)
+    return np.where(half == 2, -1.0, own.squared[np.arange(len(half)), kth])
+
+
+def _halves(outer: Balls, inner: Balls, blocks: np.ndarray, real_blocks: np.ndarray | None) -> _Halves | None:
+    """Return the halves of both sides; None where there are no blocks, or halves are too small for k."""
+    counts = [int(side.max()) + 1 for side in (blocks, real_blocks) if side is not None]
+    number = min(counts) - 1
+    if number < 1:
+        return None
+    which = [np.array([1, 2, 0], dtype=np.int8)[halfsamples.splits(count, number) + 1] for count in counts]
+    own = which[0][:, blocks]
+    real = np.zeros((number, len(inner.squared)), np.int8) if real_blocks is None else which[1][:, real_blocks]
+    for side, own_balls in ((own, outer), (real, inner)):
+        if side.any() and min((side == half).sum(axis=1).min() for half in (0, 1)) <= own_balls.k:
+            return None
+    return _Halves(_Side(outer, own), _Side(inner, real), real_blocks is not None)
+
+
+def _add(counts: np.ndarray, split: np.ndarray, half: np.ndarray, place: np.ndarray) -> None:
+    """Add one to `counts` [S, 3, n] at each place."""
+    _, halves, n = counts.shape
+    flat = (split * halves + half) * n + place
+    counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape).astype(counts.dtype)
+
+
+def _stand_ins(whole: Manifold, differences: np.ndarray) -> list[Manifold]:
+    stands = [halfsamples.stand_ins(value, side) for value, side in zip(whole, differences, strict=True)]
+    return [Manifold(*map(float, figures)) for figures in zip(*stands, strict=True)]
 
 
 class _Nearest:
@@ -297,27 +367,17 @@ def _compare(squared: Any, squared_radius: Any, comparison: Comparison) -> Any:
     return squared <= squared_radius if comparison == "<=" else squared < squared_radius
 
 
+def _rounding(x: _Tile, y: _Tile) -> float:
+    """Return what the squared distances of a tile may be off by."""
+    return 1e-12 * (x.largest + y.largest)
+
+
 def _within(tile: Any, squared_radius: np.ndarray, x: _Tile, y: _Tile, comparison: Comparison) -> Any:
     """Compare a tile of squared distances [a, b] with radii [b] or [a, 1], settling near ties by difference."""
     there = algebra.array(squared_radius)
     inside = _compare(tile, there, comparison)
-    row, column = algebra.places(abs(tile - there) <= 1e-12 * (x.largest + y.largest))
+    row, column = algebra.places(abs(tile - there) <= _rounding(x, y))
     if len(row):
         radius = np.broadcast_to(squared_radius, tile.shape)[row, column]
         algebra.put(inside, row, column, _compare(_pair_distances(x, y, row, column), radius, comparison))
     return inside
-
-
-def _radii_without(outer: Balls, blocks: np.ndarray, count: int) -> np.ndarray:
-    """Squared k-th neighbour distance of each sample with each block left out, [n, K]."""
-    k = outer.k
-    radius = np.repeat(outer.squared_radius[:, None], count, axis=1)
-    if count == 1:
-        return radius
-    block_of = blocks[outer.neighbours]
-    for position in range(k):
-        g = block_of[:, position]
-        stays = np.cumsum(block_of != g[:, None], axis=1)
-        kth = np.where(stays[:, -1] >= k, np.argmax(stays >= k, axis=1), block_of.shape[1] - 1)
-        radius[np.arange(len(g)), g] = outer.squared[np.arange(len(g)), kth]
-    return radius

@@ -42,7 +42,7 @@ from protocols import Protocol
 from results.catalog import CATALOG
 from results.errors import BenchError
 from results.evidence import SKETCH, Evidence, Grid, projection
-from results.statistics import COUNTED_ONCE, jackknife
+from results.statistics import COUNTED_ONCE, HALF_SAMPLES, JACKKNIFE, jackknife
 
 Verdict = Literal["follows", "cannot tell", "contradicted"]
 ROUNDED = 2.0**-11
@@ -273,7 +273,7 @@ def _interval(row: Mapping[str, Any]) -> Finding | None:
     name, value, left = str(row["metric"]), row["value"], row.get("jackknife")
     if row.get("low") is not None and not row["low"] - EQUAL <= value <= row["high"] + EQUAL:
         return Finding(name, "contradicted", f"{value:.6g} lies outside of its own interval")
-    if left is None or len(left) < 2 or "delete-block jackknife" not in row["method"]:
+    if left is None or len(left) < 2 or not any(how in row["method"] for how in (JACKKNIFE, HALF_SAMPLES)):
         return None
     reference = row.get("jackknife_reference")
     sides = (np.asarray(left), None if not reference else np.asarray(reference))
@@ -302,7 +302,7 @@ def _drift(row: Mapping[str, Any]) -> Finding | None:
     Their mean lies off it by bias / (blocks - 1). The bias of a distance is positive and at most the distance itself.
     """
     name, value, left = str(row["metric"]), row["value"], row.get("jackknife")
-    if left is None or len(left) < 2 or "delete-block jackknife" not in row["method"]:
+    if left is None or len(left) < 2 or not any(how in row["method"] for how in (JACKKNIFE, HALF_SAMPLES)):
         return None
     reference = row.get("jackknife_reference")
     error = jackknife(

@@ -6,7 +6,6 @@ import pytest
 from bench.metrics.frechet import FrechetReference, distances_to_sides, frechet_distance_from_features
 from bench.metrics.frechet import sides_without_blocks as sides
 from bench.metrics.kernel import UnitGaussianKernel, kernel_distance
-from bench.metrics.manifold import precision_recall, precision_recall_leave_one_out
 from bench.metrics.measure import ReferenceFeatures, measure
 from results.statistics import blocks_by_label, jackknife, paired_difference
 
@@ -35,20 +34,6 @@ def test_a_kernel_distance_without_a_block_of_the_reference_is_that_of_the_rest(
     assert found.value == alone.value and alone.leave_reference_out.size == 0
     expected = [kernel_distance(real[blocks != k], generated, kernel=kernel, biased=biased).value for k in range(7)]
     assert found.leave_reference_out == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("comparison", ["<=", "<"])
-def test_shares_without_a_block_of_the_reference_are_those_of_the_rest(comparison):
-    random = np.random.default_rng(2)
-    generated, real = random.normal(size=(90, 5)) * 1.3, random.normal(size=(70, 5))
-    real[10:14] = real[0]  # ties
-    generated[5] = real[20]
-    blocks, own = parts(70, 7), np.arange(90) % 6
-    found = precision_recall_leave_one_out(generated, real, own, 3, comparison, real_blocks=blocks)
-    assert found.whole == precision_recall(generated, real, 3, comparison)
-    assert len(found.without) == 6
-    expected = [precision_recall(generated, real[blocks != k], 3, comparison) for k in range(7)]
-    assert np.array(found.without_real) == pytest.approx(np.array(expected), abs=1e-12)
 
 
 @pytest.fixture(scope="module")
