@@ -14,6 +14,7 @@ from results.budgets import Budget
 from results.catalog import FACTS
 from results.leaderboard import best_of_each
 from results.marks import caveats
+from results.rank_sets import method_of
 from results.ranking import places_of
 from results.rows import COMPOSITE
 
@@ -331,7 +332,7 @@ class Page:
         if rows["rank_low"].notna().any():
             caption = (
                 f"95% rank sets of each model's best setting and of those tied with the first, among "
-                f"{text.counted(len(places_by_value), 'row')}: all bars contain "
+                f"{text.counted(len(places_by_value), 'row')}{method_of(len(places_by_value))}: all bars contain "
                 "the true ranks simultaneously with 95% confidence. Dots: places by the measured value."
             )
             if any(text.known(chance) for chance in rows["p_first"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-from results.rank_sets import Better, noise_of, oriented
+from results.rank_sets import MANY, Better, noise_of, oriented, variance_of
 
 TIED = 0.3
 """Prior probability that all rows are exactly tied."""
@@ -18,6 +18,9 @@ CLEAR_GAP = 2.0
 """In standard errors of the difference: a gap behind which a group may end without cost (see `_hypotheses`)."""
 _SPREADS = 25
 _MODELS = 256
+_SIZES = 200
+"""Of very many rows, how many numbers of leading rows are tried: the smallest ones, and geometrically more."""
+_AT_ONCE = 64
 
 
 def chances_of_first(
@@ -45,8 +48,9 @@ def chances_of_first(
     rows = len(scores)
     if rows == 1:
         return np.ones(1)
-    noise = noise_of(errors) * errors.degrees / (errors.degrees - 2)  # variance of Student's t
-    variance = np.diag(noise)
+    inflation = errors.degrees / (errors.degrees - 2)  # variance of Student's t
+    noise = noise_of(errors) * inflation if rows <= MANY else None
+    variance = variance_of(errors) * inflation if noise is None else np.diag(noise)
     width = float(np.ptp(scores))
     scale = float(np.median(np.sqrt(variance)))
     if width == 0.0 or not scale > 1e-12 * width:  # nothing is drawn: the order is as it stands
@@ -61,8 +65,10 @@ def chances_of_first(
         keep = np.argsort(-counts, kind="stable")[:_MODELS]
         chosen, counts = chosen[keep], counts[keep]
     counts = np.maximum(1, np.round(counts * draws / counts.sum())).astype(int)
-    y, noise = scores[order] / scale, noise[np.ix_(order, order)] / scale**2
-    root = np.linalg.cholesky(noise + 1e-9 * np.eye(rows))
+    y, variance = scores[order] / scale, variance[order] / scale**2
+    if noise is not None:
+        noise = noise[np.ix_(order, order)] / scale**2
+        root = np.linalg.cholesky(noise + 1e-9 * np.eye(rows))
     first = np.zeros(rows)
     for (size, one, other), count in zip(chosen, counts, strict=True):
         leading = np.arange(rows) < size
@@ -70,8 +76,13 @@ def chances_of_first(
             first[leading] += count / size
             continue
         tau = np.where(leading, one, other)
-        drawn = _posterior(y, noise, root, tau, leading, int(count), random)
-        first += np.bincount(drawn.argmax(axis=1), minlength=rows)
+        if noise is not None:
+            drawn = _posterior(y, noise, root, tau, leading, int(count), random)
+            first += np.bincount(drawn.argmax(axis=1), minlength=rows)
+            continue
+        for start in range(0, int(count), _AT_ONCE):
+            drawn = _posterior_of_many(y, variance, tau, leading, min(_AT_ONCE, int(count) - start), random)
+            first += np.bincount(drawn.argmax(axis=1), minlength=rows)
     chances = np.empty(rows)
     chances[order] = first / first.sum()
     for value in np.unique(scores):  # rows of equal value and equal parts are one row measured twice
@@ -91,6 +102,10 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     """Return `draws` of (number of leading rows, tau_1, tau_2) from their posterior; y [R] is sorted, best first."""
     rows = len(y)
     width = float(np.ptp(y)) + 1.0
+    tried = np.arange(rows)
+    if rows > MANY:
+        tried = np.unique(np.concatenate([tried[: _SIZES // 2], np.geomspace(_SIZES // 2, rows, _SIZES // 2) - 1]))
+        tried = tried.astype(int)
     taus = np.concatenate([[0.0], np.geomspace(SMALLEST_SPREAD, 2 * width, _SPREADS)])
     sizes = np.arange(1, rows + 1)
 
@@ -117,6 +132,7 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     if rows > 2:
         size_prior[:-1] = np.log(0.5 / (rows - 1))
     size_prior[-1] = np.log(0.5 if rows > 2 else 1.0)
+    size_prior[np.setdiff1d(sizes - 1, tried)] = -np.inf
     # Which rows lead was read off the data: that one choice of many costs its number, but not behind a clear gap.
     clear = np.append(y[:-1] - y[1:] > CLEAR_GAP * np.sqrt(variance[:-1] + variance[1:]), False)
     choices = gammaln(rows + 1) - gammaln(sizes + 1) - gammaln(rows - sizes + 1)
@@ -126,7 +142,7 @@ def _hypotheses(y: np.ndarray, variance: np.ndarray, draws: int, random: np.rand
     # spread of the table changes would explain it better, and believe the luckiest of equal leaders. That holds for
     # leaders of any spread: for tied ones alone it would take luck for the reason of every lead.
     two_groups = np.full(rows, -np.inf)
-    for tied in range(2, rows - 1):
+    for tied in tried[(tried >= 1) & (tried < rows - 2)] + 1:
         middle = evidence(top[..., tied:-1] - top[..., tied - 1 : tied], sizes[: rows - tied - 1], np.array(TIED))
         ends = size_prior[tied:-1] + logsumexp(middle, axis=0) + one_group[tied:-1]
         two_groups[tied - 1] = logsumexp(ends)
@@ -166,3 +182,18 @@ def _posterior(
     own = tau * random.standard_normal((count, rows))
     error = random.standard_normal((count, rows)) @ root.T
     return means + own + (y - means - own - error) @ inverse * tau**2
+
+
+def _posterior_of_many(
+    y: np.ndarray, variance: np.ndarray, tau: np.ndarray, leading: np.ndarray, count: int, random: np.random.Generator
+) -> np.ndarray:
+    """Return `count` draws of the true values [count, R] as `_posterior`, of rows whose errors are independent."""
+    weight, means = 1 / (variance + tau**2 + 1e-9), np.empty((count, len(y)))
+    for group in (leading, ~leading):
+        if group.any():
+            total = weight[group].sum()
+            middle = (weight[group] * y[group]).sum() / total
+            means[:, group] = middle + random.standard_normal((count, 1)) / np.sqrt(total)
+    shrunk = means + (y - means) * weight * tau**2
+    drawn: np.ndarray = shrunk + random.standard_normal((count, len(y))) * np.sqrt(tau**2 * variance * weight)
+    return drawn

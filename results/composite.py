@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,19 +199,20 @@ def leave_one_row_out(
     eps: float = 1e-3,
     bounds: PartialBounds | None = None,
     clip: bool = False,
-) -> list[RowSensitivity]:
-    """Return the effect of dropping each row on the MMHM order of the rest; with complete bounds there is none."""
+) -> Iterator[RowSensitivity]:
+    """Yield the effect of dropping each row on the MMHM order of the rest; with complete bounds there is none."""
     values = table_array(table)
-    full = minmax_harmonic_mean(table, eps, bounds, clip).scores
-    sensitivities = []
+    full, whole = minmax_harmonic_mean(table, eps, bounds, clip).scores, resolve_bounds(values, bounds)
     for dropped in range(len(values) if len(values) > 1 else 0):
         rest = np.delete(np.arange(len(values)), dropped)
-        scores = np.full(len(values), np.nan)
+        scores = np.where(np.arange(len(values)) == dropped, np.nan, full)
         used = resolve_bounds(values[rest], bounds)
+        if np.array_equal(used, whole):  # most rows set no bound
+            yield RowSensitivity(dropped, scores, [])
+            continue
         scores[rest] = harmonic_scores(utilities_of(values[rest], used, clip), eps)
         swapped = (full[:, None] > full) & (scores[:, None] < scores)
-        sensitivities.append(RowSensitivity(dropped, scores, [(int(i), int(j)) for i, j in np.argwhere(swapped)]))
-    return sensitivities
+        yield RowSensitivity(dropped, scores, [(int(i), int(j)) for i, j in np.argwhere(swapped)])
 
 
 def read_bounds(path: Path) -> PartialBounds:

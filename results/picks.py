@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from results.comparing import shared_blocks
 from results.leaderboard import sorted_rows
-from results.rank_sets import surely_beaten
+from results.rank_sets import Better, possible_bests, surely_beaten
 from results.rows import Row
 from results.statistics import FEWEST_BLOCKS
 
@@ -30,24 +30,41 @@ def beaten_by(found: Sequence[Row], metric: str) -> dict[str, frozenset[str]]:
     Rows are read with their blocks. Those on the same blocks are compared; of others, or of fewer than
     `statistics.FEWEST_BLOCKS`, nothing is known: they beat none and none beats them.
     """
+    beaten = {str(row.cell["cell_id"]): frozenset[str]() for row in found}
+    for members, field in _fields(found, metric):
+        names = np.array([str(row.cell["cell_id"]) for row in members])
+        ahead = surely_beaten(*field[:3], leave_reference_out=field.reference)
+        beaten |= {str(name): frozenset(map(str, names[column])) for name, column in zip(names, ahead.T, strict=True)}
+    return beaten
+
+
+class _Field(NamedTuple):
+    """What `rank_sets` takes of rows on the same blocks."""
+
+    values: np.ndarray
+    without: np.ndarray
+    better: Better
+    reference: np.ndarray | None
+
+
+def _fields(found: Sequence[Row], metric: str) -> Iterator[tuple[list[Row], _Field]]:
+    """Yield the rows that have the metric on the same blocks, and enough of them."""
     groups: dict[tuple[int, int, str], list[Row]] = {}
     for row in found:
         if row.value(metric) is not None:
             groups.setdefault(shared_blocks(row, metric), []).append(row)
-    beaten = {str(row.cell["cell_id"]): frozenset[str]() for row in found}
     for (blocks, reference, _), members in groups.items():
-        if blocks < FEWEST_BLOCKS:
-            continue
-        values = [value for row in members if (value := row.measured(metric)) is not None]
-        ahead = surely_beaten(
-            np.array([value.value for value in values]),
-            np.array([value.jackknife for value in values]),
-            members[0].fact(metric).better,
-            leave_reference_out=np.array([value.jackknife_reference for value in values]) if reference else None,
-        )
-        names = np.array([str(row.cell["cell_id"]) for row in members])
-        beaten |= {str(name): frozenset(map(str, names[column])) for name, column in zip(names, ahead.T, strict=True)}
-    return beaten
+        if blocks >= FEWEST_BLOCKS:
+            values = [value for row in members if (value := row.measured(metric)) is not None]
+            yield (
+                members,
+                _Field(
+                    np.array([value.value for value in values]),
+                    np.array([value.jackknife for value in values]),
+                    members[0].fact(metric).better,
+                    np.array([value.jackknife_reference for value in values]) if reference else None,
+                ),
+            )
 
 
 def pick(among: Sequence[Row], metric: str, beaten: Beaten) -> Pick | None:
@@ -68,5 +85,8 @@ def tied_with_best(found: Sequence[Row], metric: str) -> list[Row]:
     They are those that may be the best one, which allows for the number of rows and for the best having been chosen as
     such. A row without the blocks of the others is tied: nothing is known of it.
     """
-    beaten = beaten_by(found, metric)
-    return [row for row in found[1:] if not beaten[str(row.cell["cell_id"])]]
+    beaten: set[str] = set()
+    for members, field in _fields(found, metric):
+        best = possible_bests(*field[:3], leave_reference_out=field.reference)
+        beaten |= {str(row.cell["cell_id"]) for row, may in zip(members, best, strict=True) if not may}
+    return [row for row in found[1:] if str(row.cell["cell_id"]) not in beaten]

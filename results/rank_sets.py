@@ -8,11 +8,14 @@ Statements about many pairs at once need a larger critical value than 1.96: the 
 family, drawn from the normal distribution with the rows' covariance, and carried to Student's t with K - 1 degrees of
 freedom. So no statement of the family is wrong in 95 of 100 repetitions. (The multiplier bootstrap, which weights the
 blocks at random, would draw from a covariance of rank K - 1: of 44 tied rows on 10 blocks it covers 71%.)
+
+Of more than MANY rows nothing is drawn: the pairs are millions, and Student's t at Bonferroni's level, by Holm's
+step-down, is then nearly as small a critical value. `method_of` says it beside the ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +27,13 @@ DRAWS = 1000
 """Multiplier draws: the level of a statement is 95% within 0.7."""
 OWN_WAYS = 10
 """Degrees of freedom up to which pairs count as independent (Bonferroni); the share falls as their inverse above."""
+MANY = 1000
+"""Rows above which critical values are Holm's and Bonferroni's, pairs go by in chunks and no two rows' errors are held
+to be alike: memory goes by the number of rows then, not of pairs."""
 _CHUNK = 4096
+_AT_ONCE = 1 << 20
+_LEVELS = 0.9
+"""Of many pairs, how finely those that are left are counted: their number is rounded up by at most a ninth."""
 
 Better = Literal["lower", "higher"]
 
@@ -80,9 +89,31 @@ def rank_sets(
         ValueError: shapes disagree, a value is not finite, or there are fewer than `FEWEST_BLOCKS` blocks.
     """
     scores, errors = oriented(values, leave_one_out, better, leave_reference_out)
+    if len(scores) > MANY:
+        return _sets_of_many(scores, errors)
     ahead = _order(scores, errors, seed)
     best = np.logical_not(_beaten(scores, errors, seed).any(axis=0))
     return RankSets(1 + ahead.sum(axis=0), len(scores) - ahead.sum(axis=1), best)
+
+
+def possible_bests(
+    values: np.ndarray,
+    leave_one_out: np.ndarray,
+    better: Better,
+    *,
+    leave_reference_out: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return `RankSets.best` alone, bool [R]. Raises ValueError as `rank_sets` does."""
+    scores, errors = oriented(values, leave_one_out, better, leave_reference_out)
+    if len(scores) > MANY:
+        return _sets_of_many(scores, errors).best
+    return np.logical_not(_beaten(scores, errors, seed).any(axis=0))
+
+
+def method_of(rows: int) -> str:
+    """Return how the rank sets of so many rows are found, to be put behind their number; empty where max-t is."""
+    return "" if rows <= MANY else ", by Holm's step-down"
 
 
 def simultaneous_differences(
@@ -138,6 +169,13 @@ def _gaps(scores: np.ndarray, parts: np.ndarray, one: np.ndarray, other: np.ndar
     )
     size = np.maximum(np.abs(scores[one]), np.abs(scores[other]))
     return np.where(np.abs(gap) <= 1e-13 * size, 0.0, gap), np.sqrt(square)
+
+
+def variance_of(errors: Errors) -> np.ndarray:
+    """Return the variances of the rows' errors less what they share, [R]: the diagonal of `noise_of`."""
+    rows = len(errors.parts)
+    variance: np.ndarray = ((errors.parts - errors.parts.mean(axis=0)) ** 2).sum(axis=1) * rows / (rows - 1)
+    return np.maximum(variance, (1e-6 * np.median(np.sqrt(variance))) ** 2)
 
 
 def noise_of(errors: Errors) -> np.ndarray:
@@ -237,6 +275,11 @@ def _beaten(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
     beaten = np.zeros((rows, rows), dtype=bool)
     if rows == 1:
         return beaten
+    if rows > MANY:
+        critical = float(stdtrit(errors.degrees, 1 - (1 - COVERAGE) / (rows - 1)))
+        for part, t in _chunks_of_many(scores, errors.parts):
+            beaten[part] = t > critical
+        return beaten
     draws = _draws(errors, seed)
     # The critical value lies between that of one comparison and Bonferroni's: most rows need no draws.
     alone, bonferroni = (stdtrit(errors.degrees, 1 - (1 - COVERAGE) / count) for count in (1, rows - 1))
@@ -251,3 +294,48 @@ def _beaten(scores: np.ndarray, errors: Errors, seed: int) -> np.ndarray:
             critical = _critical(errors, others, here, error, draws, two_sided=False)
         beaten[others, row] = (t > alone) & ((t > bonferroni) | (t > critical))
     return beaten
+
+
+def _chunks_of_many(scores: np.ndarray, parts: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows and their T_ij with all rows, [chunk, R], so many at a time that a chunk holds a few million."""
+    own = parts - parts.mean(axis=0)
+    square = (own**2).sum(axis=1)
+    step = max(1, _AT_ONCE // len(scores))
+    for start in range(0, len(scores), step):
+        part = slice(start, min(start + step, len(scores)))
+        both = square[part, None] + square
+        variance = both - 2 * own[part] @ own.T
+        row, column = np.nonzero(variance < 1e-6 * both)  # cancelled: by difference
+        variance[row, column] = ((own[row + start] - own[column]) ** 2).sum(axis=1)
+        gap = scores[part, None] - scores
+        gap[np.abs(gap) <= 1e-13 * np.maximum(np.abs(scores[part, None]), np.abs(scores))] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            yield part, np.where(gap == 0.0, 0.0, gap / np.sqrt(variance))
+
+
+def _sets_of_many(scores: np.ndarray, errors: Errors) -> RankSets:
+    """Return rank sets by Holm's step-down over all pairs, and the possible bests by Bonferroni's comparisons."""
+    rows = len(scores)
+    pairs = rows * (rows - 1) // 2
+    families = np.unique(np.ceil(pairs * _LEVELS ** np.arange(np.ceil(-np.log(pairs) / np.log(_LEVELS)) + 1)))
+    critical = stdtrit(errors.degrees, 1 - (1 - COVERAGE) / (2 * families))  # ascending, as families are
+    bins = len(critical) + 1
+    ahead, behind = (np.zeros((rows, bins), dtype=np.int64) for _ in range(2))
+    beaten = np.zeros(rows, dtype=bool)
+    with_best = float(stdtrit(errors.degrees, 1 - (1 - COVERAGE) / (rows - 1)))
+    for part, t in _chunks_of_many(scores, errors.parts):
+        place = np.searchsorted(critical, np.abs(t))
+        place += np.arange(len(t))[:, None] * bins
+        for counts, side in ((behind, t > 0), (ahead, t < 0)):
+            counts[part] = np.bincount(place[side], minlength=len(t) * bins).reshape(len(t), bins)
+        beaten[part] = (t < -with_best).any(axis=1)
+    over = np.cumsum(behind.sum(axis=0)[::-1])[::-1]  # over[i + 1]: pairs beyond critical[i]
+    level = len(families) - 1
+    while True:
+        left = pairs - int(over[level + 1])
+        lower = int(np.searchsorted(families, max(left, 1)))
+        if lower >= level:
+            break
+        level = lower
+    surely_better, surely_worse = (counts[:, level + 1 :].sum(axis=1) for counts in (ahead, behind))
+    return RankSets(1 + surely_better, rows - surely_worse, ~beaten)

@@ -169,6 +169,7 @@ def remainder(board: Leaderboard) -> list[str]:
 
 
 def _print_standing(standing: Standing, board: Leaderboard, composites: bool) -> None:
+    from results.rank_sets import method_of
     from results.ranking import INCOMPLETE
     from results.spaces import disputed
 
@@ -178,7 +179,7 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
         print_lines(page(), standing.missing)
         return
     count = len(standing.ranked)
-    among = f"ranks among {counted(count, 'row')}" if count else "not ranked"
+    among = f"ranks among {counted(count, 'row')}{method_of(count)}" if count else "not ranked"
     apart = disputed(standing.spaces)
     dispute = "" if apart is None else f"; {apart.one.short} and {apart.other.short} disagree about the leader"
     print_lines(page(), [f"{title} (ranking {standing.ranking[:8]}, {among}){dispute}"])

@@ -7,9 +7,9 @@ long as that variance goes by 1/n:
 
     D_s = (T(A_s) - T(B_s))/2      se^2 = mean_s D_s^2
 
-over balanced splits of the blocks in halves (McCarthy, Review of the International Statistical Institute 37, 1969). With
-two sides, each is halved, and D_s is the main effect of a side in the table of T(A, A'), T(A, B'), T(B, A'), T(B, B'):
-what both sides do together then counts once, half on either side.
+over balanced splits of the blocks in halves (McCarthy, Review of the International Statistical Institute 37, 1969).
+With two sides, each is halved, and D_s is the main effect of a side in the table of T(A, A'), T(A, B'), T(B, A') and
+T(B, B'): what both sides do together then counts once, half on either side.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def splits(count: int, wanted: int) -> np.ndarray:
 
 
 def stand_ins(value: float, differences: np.ndarray) -> np.ndarray:
-    """Return the K values without a block that a jackknife would need for se^2 = mean_s D_s^2, from K - 1 `differences`.
+    """Return K values without a block of which a jackknife makes se^2 = mean_s D_s^2, from the K - 1 `differences`.
 
     They are linear in the differences: those of two rows with the same splits stand for the difference of the rows.
     """

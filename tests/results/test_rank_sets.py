@@ -5,13 +5,17 @@ BENCH_SIMULATIONS=500 repeats each field so often (40 unless told).
 
 import os
 import runpy
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
+from results import chances as chances_module
+from results import rank_sets as rank_sets_module
 from results.chances import chances_of_first
-from results.rank_sets import rank_sets, simultaneous_differences, surely_beaten
+from results.rank_sets import method_of, possible_bests, rank_sets, simultaneous_differences, surely_beaten
 from results.statistics import paired_difference
 
 SIMULATION = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "order_simulation.py"))
@@ -114,3 +118,60 @@ def test_one_row_is_first_and_too_few_blocks_or_missing_values_are_refused():
         for ask in (rank_sets, surely_beaten, chances_of_first):
             with pytest.raises(ValueError, match=reason):
                 ask(values, left, "lower")
+
+
+def by_holm(values, left):
+    """Rank sets by Holm's step-down and possible bests by Bonferroni, pair by pair."""
+    rows, blocks = left.shape
+    parts = np.sqrt((blocks - 1) / blocks) * (left.mean(axis=1, keepdims=True) - left)
+    error = np.sqrt(((parts[:, None] - parts) ** 2).sum(axis=2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num((values[:, None] - values) / error)
+    one, other = np.triu_indices(rows, 1)
+    size, order = np.abs(t[one, other]), np.argsort(-np.abs(t[one, other]))
+    told = np.zeros((rows, rows), dtype=bool)
+    for step, pair in enumerate(order):
+        if size[pair] <= student.isf(0.025 / (len(size) - step), blocks - 1):
+            break
+        told[one[pair], other[pair]] = told[other[pair], one[pair]] = True
+    best = ~(t > student.isf(0.05 / (rows - 1), blocks - 1)).any(axis=0)
+    return 1 + (told & (t < 0)).sum(axis=1), rows - (told & (t > 0)).sum(axis=1), best
+
+
+@pytest.mark.parametrize("step", [1 << 20, 40 * 7])
+def test_the_sets_of_very_many_rows_are_those_of_all_pairs_at_once(monkeypatch, step):
+    values, left = observed(np.random.default_rng(10), np.random.default_rng(11).normal(size=40) * 8, shared=0.9)
+    values[3], left[3] = values[5], left[5]
+    whole = rank_sets(values, left, "higher")
+    monkeypatch.setattr(rank_sets_module, "MANY", 20)
+    monkeypatch.setattr(rank_sets_module, "_AT_ONCE", step)
+    sets, (low, high, best) = rank_sets(values, left, "higher"), by_holm(values, left)
+    assert sets.best.tolist() == best.tolist() == possible_bests(values, left, "higher").tolist()
+    assert (sets.best == ~surely_beaten(values, left, "higher").any(axis=0)).all()
+    # Pairs that are left are counted upwards, so a set may be wider than Holm's, by next to nothing.
+    assert (sets.low <= low).all() and (sets.high >= high).all()
+    assert (sets.high - sets.low).sum() <= 1.05 * (high - low).sum() + 2
+    assert (sets.low <= whole.low).mean() > 0.9 and (sets.high - sets.low).sum() <= 1.6 * (whole.high - whole.low).sum()
+
+
+def test_many_rows_are_ranked_in_bounded_memory(monkeypatch):
+    values, left = observed(np.random.default_rng(12), np.sort(np.random.default_rng(13).normal(size=1100) * 30))
+    tracemalloc.start()
+    sets, chances = rank_sets(values, left, "higher"), chances_of_first(values, left, "higher", draws=50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # the errors of all pairs alone would take 97 MB, their draws 4 MB more
+    assert "Holm" in method_of(1100) and not method_of(1000)
+    true = np.arange(1100, 0, -1)
+    assert ((sets.low <= true) & (true <= sets.high)).all() and sets.best[-1]
+    assert sets.low[0] > 1000 and chances.sum() == pytest.approx(1.0) and chances[sets.best].sum() > 0.95
+
+
+@pytest.mark.parametrize("field", ["tied", "separated", "tied leaders"])
+def test_chances_of_many_rows_are_those_of_few(monkeypatch, field):
+    true = SIMULATION["true_scores"](np.random.default_rng(14), field, 40)
+    values, left = observed(np.random.default_rng(15), true)
+    few = chances_of_first(values, left, "higher")
+    monkeypatch.setattr(chances_module, "MANY", 20)
+    monkeypatch.setattr(chances_module, "_SIZES", 40)
+    assert chances_of_first(values, left, "higher") == pytest.approx(few, abs=0.08)
