@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.overrides import TorchFunctionMode
+from torch.torch_version import TorchVersion
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.card import ModelCard
@@ -60,6 +62,8 @@ def skeleton(card: ModelCard) -> Adapter:
 
     Raises BenchError when the family cannot be built from what the card says.
     """
+    if TorchVersion(torch.__version__) < "2.9":
+        importlib.import_module("torch._dynamo")  # diffusers does, and that torch cannot under a device
     with torch.device("meta"):
         return _built(card)
 
