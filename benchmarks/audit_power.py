@@ -47,8 +47,8 @@ from results.evidence import Evidence
 SAMPLES = 64
 REDRAWN = 256
 """Samples of each row that the auditor's 64 are taken from, but where the whole row is."""
-TRIES, FORGED_TRIES = 100, 40
-"""Choices of 64 for each true row and way of drawing, and for each row whose evidence was forged."""
+TRIES, HALF_TRIES, FORGED_TRIES = 100, 50, 40
+"""Choices of 64 for each true row and way of drawing, the same in half precision, and for each forged row."""
 SIZES = (1, 3, 10)
 """By how many half widths of its interval a metric is forged."""
 ROWS = (
@@ -199,10 +199,10 @@ def _half_precision(bench: Bench) -> tuple[dict[str, int], dict[str, list[float]
         evidence = bench.row(cell, claimed).evidence
         for words, outputs in _other_machines(bench, cell):
             if "rounding" not in words:
-                true[words] = true.get(words, 0) + bench.contradicted(evidence, outputs, True, TRIES)
+                true[words] = true.get(words, 0) + bench.contradicted(evidence, outputs, True, HALF_TRIES)
         for words, outputs in _false_rows(bench, cell, claimed):
             false.setdefault(words, []).append(_caught(bench, bench.row(cell, outputs).evidence, claimed)[0])
-    return true, false, TRIES * len(ROWS)
+    return true, false, HALF_TRIES * len(ROWS)
 
 
 def _print_halves(found: list[tuple[dict[str, int], dict[str, list[float]], int]]) -> None:

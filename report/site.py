@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,7 @@ from results.bundles import Bundle, read_bundle
 from results.catalog import FACTS
 from results.database import dictionaries
 from results.digests import digest_of
-from results.errors import BenchError, ReportError, one_line
+from results.errors import BenchError, BenchWarning, ReportError, one_line
 from results.files import disk_error, read_regular, writing
 from results.leaderboard import best_of_each, by_ranking, headline, measured_facts, missing_metrics, rows, sorted_rows
 from results.marks import INTERVALS, RANKS, caveats, marks_of
@@ -98,7 +99,8 @@ def write_site(
     outcomes = _outcomes(audits)
     with tempfile.TemporaryDirectory(prefix="bench-site-") as folder:
         runs = Path(folder)
-        merge(runs, [source.path for source in sources], allowed)
+        for fault in merge(runs, [source.path for source in sources], allowed).faults:
+            warnings.warn(f"left out of the site: {fault.cell}: {fault.reason}", BenchWarning, stacklevel=2)
         try:
             with writing(directory.absolute()) as made:
                 made.mkdir(parents=True)

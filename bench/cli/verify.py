@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,18 +84,23 @@ def _rows(runs: Path, names: Sequence[str]) -> list[tuple[Mapping[str, Any], Evi
     """Return record and evidence of each finished row that is meant, those of one checkpoint together."""
     from results.bundles import is_bundle, read_bundle
     from results.cells import CellDirectory
+    from results.digests import digest_of
     from results.evidence import read_evidence
     from results.moving import read_source
     from results.names import fits
 
-    found: dict[str, tuple[Mapping[str, Any], Evidence | None]] = {}
+    # A row that several bundles have with other numbers or evidence is audited as each of them has it.
+    found: dict[tuple[str, ...], tuple[Mapping[str, Any], Evidence | None]] = {}
     there = None
     for name in names:
         path = Path(name)
         if path.is_file() or path.suffix == ".zip":
             if not is_bundle(path):
                 raise BenchError(f"{path}: not a bundle; 'bench bundle ROWS -o FILE' makes one")
-            found |= {cell: (row.record, row.evidence) for cell, row in read_bundle(path).cells.items()}
+            for cell, row in read_bundle(path).cells.items():
+                stated = digest_of({table: row.record.get(table) for table in ("cell", "metrics")})
+                held = hashlib.sha256(row.payload or b"").hexdigest()
+                found.setdefault((cell, stated, held), (row.record, row.evidence))
             continue
         if there is None:
             there, _ = read_source(runs)
@@ -102,7 +108,7 @@ def _rows(runs: Path, names: Sequence[str]) -> list[tuple[Mapping[str, Any], Evi
         done = [cell for cell in chosen if there[cell].record["cell"]["status"] == "done"] or chosen
         if not done:
             raise BenchError(f"no row '{one_line(name, 80)}' in {runs}; 'bench leaderboard --all' lists them")
-        found |= {cell: (there[cell].record, read_evidence(CellDirectory(runs, cell).path)) for cell in done}
+        found |= {(cell,): (there[cell].record, read_evidence(CellDirectory(runs, cell).path)) for cell in done}
     return sorted(found.values(), key=lambda row: (str(row[0]["cell"]["checkpoint"]), row[0]["cell"]["steps"] or 0))
 
 

@@ -1,5 +1,6 @@
 """A site of bundles links all that it names, and never replaces what is none."""
 
+import copy
 import html.parser
 import json
 
@@ -7,7 +8,10 @@ import pytest
 
 from bench.cli import main
 from report.site import slug, write_site
-from results.errors import BenchError
+from results.bundles import read_bundle
+from results.cells import CellDirectory
+from results.errors import BenchError, BenchWarning
+from results.index import reindex
 from results.moving import write_bundle
 
 
@@ -53,6 +57,18 @@ def test_every_link_leads_to_a_page_and_every_page_is_linked(bundles, tmp_path):
     pages = {path for path in site.rglob("*") if path.is_file() and path.suffix in (".html", ".zip", ".css")}
     assert pages <= reached and len(list((site / "bundles").iterdir())) == 2
     assert "<y>" not in (site / "index.html").read_text("utf-8")
+
+
+def test_a_row_that_two_bundles_have_with_other_numbers_is_told(bundles, tmp_path):
+    theirs = copy.deepcopy(read_bundle(bundles / "a.zip").cells[FIRST])
+    theirs.record["metrics"][0]["value"] += 1.0
+    runs = tmp_path / "forged"
+    CellDirectory(runs, FIRST).path.mkdir(parents=True)
+    CellDirectory(runs, FIRST).write_result(theirs.record)
+    reindex(runs)
+    write_bundle(runs, [FIRST], bundles / "z.zip")
+    with pytest.warns(BenchWarning, match=f"left out of the site: {FIRST}: "):
+        write_site(tmp_path / "site", [bundles])
 
 
 def test_data_say_what_the_pages_say(bundles, tmp_path):

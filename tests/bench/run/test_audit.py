@@ -267,5 +267,9 @@ def test_the_command_ends_with_0_for_consistent_rows_and_with_1_for_others(rows,
     forged.write_result(record)
     code, out, _ = command(capsys, "audit", "digits-flow-small@2", "--runs-dir", tmp_path)
     assert code == 1 and out.startswith("contradicted: digits-flow-small, 2 steps") and "clip:" in out
+    for name, source in (("forged", tmp_path), ("honest", runs)):  # the honest one must not stand for the other
+        command(capsys, "bundle", forged.path.name, "-o", tmp_path / f"{name}.zip", "--runs-dir", source)
+    code, out, _ = command(capsys, "audit", *sorted(tmp_path.glob("*.zip")), "--json")
+    assert code == 1 and sorted(one["outcome"] for one in json.loads(out)) == ["consistent", "contradicted"]
     code, _, err = command(capsys, "audit", "nobody", "--runs-dir", tmp_path)
     assert code == 2 and "no row 'nobody'" in err and len(err.splitlines()) == 1
