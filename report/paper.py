@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ def _field(data: Measurements, cell: str, fact: MetricFact, may_be_best: bool) -
         low, high = interval.split(" to ")
         interval = f"\\;[{low}, {high}]"
     number = f"\\mathbf{{{shown}}}" if may_be_best else shown
-    return f"${number} {interval}$".replace(" $", "$") + r"\,\#" * value.trained_on
+    thousands = re.sub(r"(?<=\d),(?=\d)", "{,}", f"${number} {interval}$")  # TeX sets a space after a bare comma
+    return thousands.replace(" $", "$") + r"\,\#" * value.trained_on
 
 
 def _tex(text: str) -> str:

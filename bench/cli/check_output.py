@@ -67,8 +67,10 @@ def summary(outcome: Outcome, line: str) -> str:
 
 
 def _row(check: Check) -> str:
+    exact = check.kind == "cost"
     was, now, moved = (
-        "-" if value is None else number(value) for value in (check.baseline, check.value, check.difference)
+        "-" if value is None else f"{value:,.12g}" if exact else number(value)
+        for value in (check.baseline, check.value, check.difference)
     )
     verdict = check.verdict if check.passed else f"**{check.verdict}**"
     return f"| {_cell(check.cell)} | {_cell(check.name)} | {was} | {now} | {moved} | {verdict} |"
