@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-_TYPES = {"str": "TEXT", "list[str]": "TEXT", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
+_TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
 _LIMIT = 1_000_000
 """An upper bound from here on only keeps numbers inside what the database can store, and needs no mention."""
 
@@ -52,8 +52,9 @@ def _spelled(argument: Any) -> str:
 
 
 def _typed(names: str) -> str:
-    """Return `--steps INTEGER` for `--steps <int range>`."""
-    return re.sub(r"<(.+?)(?: range)?>", lambda found: _TYPES.get(found[1].lower(), found[1].upper()), names)
+    """Return `--steps INTEGER` for `--steps <int range>` of one version and `--steps INTEGER RANGE` of another."""
+    names = re.sub(r"<(.+?)(?: range)?>", lambda found: _TYPES.get(found[1].lower(), found[1].upper()), names)
+    return re.sub(r"\b(INTEGER|FLOAT)( RANGE)?$", lambda found: _TYPES.get(found[1].lower(), found[1]), names)
 
 
 def _bounded(text: str) -> str:
