@@ -171,11 +171,11 @@ def precision_recall_halves(
             reached.take(tile, _within(tile, outer.squared_radius[i, None], x, y, comparison), i, j)
             if halves is not None:
                 widest = np.maximum(halves.own.widest[i, None], halves.real.widest[j])
-                row, column = algebra.places(tile <= algebra.array(widest * (1 + 1e-9) + _rounding(x, y)))
+                row, column = algebra.places(tile <= algebra.array(widest + _rounding(x, y)))
+                squared = algebra.host(tile)[row, column]
                 for start in range(0, len(row), PAIRS):
                     part = slice(start, start + PAIRS)
-                    distance = _pair_distances(x, y, row[part], column[part])
-                    halves.count(i, j, row[part], column[part], distance, comparison)
+                    halves.count(x, y, row[part], column[part], squared[part], comparison)
 
     whole = _figures(
         (around_generated > 0).mean(),
@@ -223,16 +223,21 @@ class _Halves:
         self.covers = np.zeros((splits, 3, m), dtype=np.int32)  # generated balls of each half around a real sample
 
     def count(
-        self, i: slice, j: slice, row: np.ndarray, column: np.ndarray, squared: np.ndarray, comparison: Comparison
+        self, x: _Tile, y: _Tile, row: np.ndarray, column: np.ndarray, squared: np.ndarray, comparison: Comparison
     ) -> None:
-        """Count pairs of the tile of generated samples `i` and real ones `j`, [P] each."""
-        own, theirs = row + i.start, column + j.start
+        """Count pairs of a tile of generated samples and real ones by their squared distances, [P] each."""
+        own, theirs = row + x.rows.start, column + y.rows.start
+        radius, real_radius = self.own.squared_radius[:, own], self.real.squared_radius[:, theirs]
+        near = np.abs(radius - squared) <= _rounding(x, y)
+        near |= np.abs(real_radius - squared) <= _rounding(x, y)
+        unsure = np.flatnonzero(near.any(axis=0))
+        squared[unsure] = _pair_distances(x, y, row[unsure], column[unsure])
         half_own, half_real = self.own.half[:, own], self.real.half[:, theirs]
-        split, pair = np.nonzero(_compare(squared, self.real.squared_radius[:, theirs], comparison))
-        _add(self.around[:, :, i], split, half_real[split, pair], row[pair])
-        _add(self.inside[:, :, j], split, half_own[split, pair], column[pair])
-        split, pair = np.nonzero(_compare(squared, self.own.squared_radius[:, own], comparison))
-        _add(self.covers[:, :, j], split, half_own[split, pair], column[pair])
+        split, pair = np.nonzero(_compare(squared, real_radius, comparison))
+        _add(self.around[:, :, x.rows], split, half_real[split, pair], row[pair])
+        _add(self.inside[:, :, y.rows], split, half_own[split, pair], column[pair])
+        split, pair = np.nonzero(_compare(squared, radius, comparison))
+        _add(self.covers[:, :, y.rows], split, half_own[split, pair], column[pair])
 
     def differences(self, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return D_s of the five figures for the generated samples, [5, S], and for the real ones."""
