@@ -29,7 +29,10 @@ def export(
     table: Annotated[str, typer.Argument(help="cells, metrics, per_class, ranks, runs, models ...")],
     format: Annotated[str, typer.Option("--format", help="parquet, csv or json.")] = "csv",
     output: Annotated[
-        Path | None, typer.Option(help="The file, or - for stdout (default: TABLE.FORMAT in the working directory).")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file, or - for stdout (default: TABLE.FORMAT in the working directory)."
+        ),
     ] = None,
     raw: Annotated[
         bool,

@@ -142,7 +142,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint (file or folder), or a model whose file is here.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The safetensors file (default: NAME.safetensors).", show_default=False),
+        typer.Option("--output", "-o", help="The safetensors file (default: NAME.safetensors).", show_default=False),
     ] = None,
     tree: Annotated[
         str | None, typer.Option(help="Which tree of the file (default: the model's, else the averaged one).")
