@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -137,6 +138,37 @@ def test_the_commands_of_readme_run_one_after_the_other(ran, tmp_path):
     assert code == 0 and "a = digits-ucgm-few, 2 steps" in said and "busy machine" not in said
     assert {"leaderboard", "compare", "power", "report", "sample", "speed", "score", "check"} <= set(done)
     assert (tmp_path / "grid.png").is_file() and (tmp_path / "runs" / "report.html").is_file()
+
+
+ON_DIGITS = ("--protocol", "digits", "--model", "digits-dmd", "--steps", "1", "--device", "cpu", "--dtype", "float32")
+"""What makes a page's command small: of an option that is given twice, the last counts."""
+
+
+@pytest.mark.parametrize("page", ["planning", "many-machines", "text-to-image", "digits", "imagenet"])
+def test_commands_of_other_pages_plan_the_same_on_digits(ran, page):
+    less = {"run": [*ON_DIGITS, "--dry-run"], "plan": ON_DIGITS, "fetch": ["--model", "digits-dmd", "--dry-run"]}
+    for words in commands_of(PAGES[f"{page}.md"]):
+        if words[0] in less:
+            code, said = ran(*words, *less[words[0]])
+            assert code == 0, (words, said)
+
+
+def test_the_commands_of_the_page_on_verification_run_one_after_the_other(ran, tmp_path):
+    rows = ["--model", "digits-flow,digits-meanflow", "--steps", "4", "--num-samples", "40", "--workers", "1"]
+    assert ran("run", *rows)[0] == 0
+    (tmp_path / "submissions").mkdir()
+    less = {"audit": ["--samples", "8"]}
+    done = []
+    for words in commands_of(PAGES["verification.md"]):
+        if "--sign" in words:  # tests/results/test_bundles.py signs
+            at = words.index("--sign")
+            words = words[:at] + words[at + 2 :]
+        code, said = ran(*words, *less.get(words[0], []))
+        assert code == 0, (words, said)
+        done.append(words[0])
+        if words[0] == "bundle":
+            shutil.copy(tmp_path / "rows.zip", tmp_path / "submissions")
+    assert done == ["bundle", "audit", "merge", "site"] and (tmp_path / "public" / "index.html").is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a script for bash")
