@@ -379,17 +379,6 @@ def test_a_protocol_without_a_reference_still_has_a_row_for_it(tmp_path):
     assert reference.row()["n"] == 0 and reference.features() == {}
 
 
-def test_the_embedded_references_are_made_when_they_are_needed(tmp_path):
-    digits = find_protocol("digits")
-    table = digits.judges["inception"]
-    spec = JudgeSpec("inception", table["kind"], {k: v for k, v in table.items() if k != "kind"})
-    judges = {"inception": load_judge(spec, device="cpu", root=digits.path.parent)}
-    reference = prepare_reference(digits, judges, tmp_path)
-    assert reference.n == 599 and len(reference.labels) == 599
-    assert reference.features()["inception.features"].features.shape == (599, 48)
-    assert prepare_reference(digits, judges, tmp_path).digest == reference.digest
-
-
 def test_a_run_against_a_built_reference_equals_the_embedded_one(tmp_path, quiet, digits_request):
     from protocols.digits.data import load_split
     from results.leaderboard import rows
