@@ -6,10 +6,11 @@ Nothing is set for a processor, where every function is numpy's own: the same bi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,10 @@ AT_ONCE = 2**27
 """Numbers of the matrices whose eigenvalues an accelerator finds at once: 1 GiB."""
 SQUARED = 1e-12
 """Smallest eigenvalue of a Gram matrix, as a share of its largest, whose root has ten digits of the largest's."""
+AT_A_TIME = 8
+"""Threads beside an accelerator."""
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 _device: ContextVar[torch.device | None] = ContextVar("algebra_device", default=None)
 
 
@@ -57,13 +62,70 @@ def host(values: Any) -> np.ndarray:
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
-def smallest(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k smallest of each row of an `array` [n, m], in any order, and their columns, [n, k] each."""
-    if not isinstance(matrix, np.ndarray):
-        values, column = matrix.topk(k, dim=1, largest=False)
-        return host(values), host(column)
-    column = np.argpartition(matrix, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(matrix, column, axis=1), column
+class Smallest:
+    """The k smallest of each row of a matrix that comes in parts, some columns [n, m] at a time, in any order."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self._values: Any = None
+        self._columns: Any = None
+
+    def take(self, part: Any, start: int) -> None:
+        """Take in an `array` [n, m], columns `start` and following of the whole."""
+        values, columns = self._least(part, None)
+        columns = columns + start
+        if self._values is not None:
+            values, columns = joined([self._values, values], 1), joined([self._columns, columns], 1)
+            values, columns = self._least(values, columns)
+        self._values, self._columns = values, columns
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The columns of the smallest, int64 [n, k]; fewer where there are no more."""
+        return host(self._columns)
+
+    def _least(self, values: Any, columns: Any) -> tuple[Any, Any]:
+        """Return the k smallest of each row, and what `columns` says of them (None: in which column they are)."""
+        if isinstance(values, np.ndarray):
+            if columns is None:
+                columns = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+            if values.shape[1] <= self.k:
+                return values, columns
+            place = np.argpartition(values, self.k - 1, axis=1)[:, : self.k]
+            return np.take_along_axis(values, place, axis=1), np.take_along_axis(columns, place, axis=1)
+        least, place = values.topk(min(self.k, values.shape[1]), dim=1, largest=False)
+        return least, place if columns is None else columns.gather(1, place)
+
+
+def joined(parts: Sequence[Any], axis: int = 0) -> Any:
+    """Return `array`s one after the other along an axis."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=axis)
+    import torch
+
+    return torch.cat(list(parts), dim=axis)
+
+
+def larger(a: Any, b: Any) -> Any:
+    """Return the larger of two `array`s, element by element, broadcast."""
+    if isinstance(a, np.ndarray):
+        return np.maximum(a, b)
+    import torch
+
+    return torch.maximum(a, b)
+
+
+def at(matrix: Any, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return the elements of an `array` at the places (int [p] each), float64 [p]."""
+    if isinstance(matrix, np.ndarray):
+        return np.asarray(matrix[row, column])
+    return host(matrix[_index(matrix, row), _index(matrix, column)])
+
+
+def _index(matrix: Any, places: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(places)).to(matrix.device)
 
 
 def least(matrix: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +149,44 @@ def put(mask: Any, row: np.ndarray, column: np.ndarray, values: np.ndarray) -> N
     if isinstance(mask, np.ndarray):
         mask[row, column] = values
         return
+    mask[_index(mask, row), _index(mask, column)] = _index(mask, values)
+
+
+def spread(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+    """Return what `function` makes of each item; where the algebra runs on an accelerator several are made at once.
+
+    Each in a thread of its own, with a stream of its own: the accelerator is seldom filled by one of them, and the
+    host's part of one runs beside that of another. Without an accelerator they are made one after the other.
+    """
+    place = _device.get()
+    if place is None:
+        return [function(item) for item in items]
+
+    def aside(item: Item) -> Found:
+        with _own_stream(place):
+            return function(item)
+
+    with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="metrics") as threads:
+        return [made.result() for made in [threads.submit(copy_context().run, aside, item) for item in items]]
+
+
+def _own_stream(place: torch.device) -> AbstractContextManager[Any]:
+    if place.type != "cuda":
+        return nullcontext()
     import torch
 
-    there = [torch.from_numpy(part).to(mask.device) for part in (row, column, np.ascontiguousarray(values))]
-    mask[there[0], there[1]] = there[2]
+    return torch.cuda.stream(torch.cuda.Stream(place))
+
+
+def triangle(size: int) -> tuple[Any, Any]:
+    """Return rows and columns of the upper triangle of a matrix [size, size], by which an `array` is indexed."""
+    row, column = np.triu_indices(size)
+    place = _device.get()
+    if place is None:
+        return row, column
+    import torch
+
+    return torch.from_numpy(row).to(place), torch.from_numpy(column).to(place)
 
 
 def squares(x: Any) -> float:
@@ -98,16 +194,16 @@ def squares(x: Any) -> float:
     return float(np.vdot(x, x)) if isinstance(x, np.ndarray) else float((x * x).sum())
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return a @ b, [n, k] of [n, d] and [d, k]."""
-    return _either(lambda: a @ b, lambda torch: torch.matmul(array(a), array(b)))
-
-
 def sandwich(root: np.ndarray, middle: Any) -> Any:
     """Return root^T middle root made symmetric, [r, r] of root [d, r] and middle [d, d], where the algebra runs."""
     side = array(root)
     found = side.T @ array(middle) @ side
     return (found + found.T) / 2
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """Return the inverse of a matrix [d, d]. Raises numpy.linalg.LinAlgError if singular."""
+    return _either(lambda: np.linalg.inv(matrix), lambda torch: torch.linalg.inv(array(matrix)))
 
 
 def cholesky(matrix: Any) -> np.ndarray:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.metrics import downdates, manifold
-from bench.metrics.frechet import distances_to_sides, row_blocks, sides_without_blocks
+from bench.metrics import algebra, downdates, manifold
+from bench.metrics.frechet import FrechetSide, distances_to_sides, row_blocks, sides_without_blocks
 from bench.metrics.interactions import frechet_interactions
+from bench.metrics.once import Once
 from bench.metrics.records import JudgeOutputs, MetricValue, ReferenceFeatures
 from results.facts import MetricFact
 from results.interactions import Interactions
@@ -80,14 +81,19 @@ class Cell:
         self._wanted = blocks
         count = block_count(self.strata, blocks)
         self.blocks = blocks_by_label(self.strata, count) if count else None
-        self._broken: dict[str, int] = {}
-        self._frechet: dict[str, Frechet] = {}
-        self._manifold: dict[tuple[int, str], manifold.Halved] = {}
+        self._broken = Once()
+        self._frechet = Once()
+        self._manifold = Once()
 
     @property
     def one_block(self) -> np.ndarray:
         """All samples in one block, int64 [N]."""
         return np.zeros(self.outputs.n, dtype=np.int64)
+
+    @property
+    def largest_class(self) -> int:
+        """Samples of the class that has most of them; 0 where nobody says which are of which."""
+        return 0 if self.labels is None else int(np.unique(self.labels, return_counts=True)[1].max(initial=0))
 
     @property
     def asked(self) -> np.ndarray:
@@ -103,11 +109,9 @@ class Cell:
         array = self.outputs[name]
         if len(array) < 2:
             raise Unavailable(f"needs at least 2 images, got {len(array)}")
-        if name not in self._broken:
-            finite = (np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in row_blocks(array))
-            self._broken[name] = sum(int((~whole).sum()) for whole in finite)
-        if self._broken[name]:
-            raise Unavailable(f"'{name}' is not finite for {self._broken[name]} of {len(array)} images; find them")
+        broken = self._broken.get(name, lambda: _not_finite(array))
+        if broken:
+            raise Unavailable(f"'{name}' is not finite for {broken} of {len(array)} images; find them")
         return array
 
     def reference(self, name: str) -> ReferenceFeatures:
@@ -146,43 +150,47 @@ class Cell:
 
     def frechet(self, name: str) -> Frechet:
         """Return the distance to the reference, also without each block (empty if there are no blocks)."""
-        if name not in self._frechet:
-            features, known = self.array(name), self.reference(name)
-            reference = known.frechet
-            self.check_width(name, reference.mu.size)
-            decomposed = None
-            if self.blocks is None:
-                found, left = reference.distance_from_features(features), np.empty(0)
-            else:
-                found, left, decomposed = downdates.leave_one_out(reference, features, self.blocks)
-            without, blocks, interactions = None, self.reference_blocks(name), None
-            real = None if blocks is None else self.reference_features(name)
-            if self.blocks is not None:
-                interactions = frechet_interactions(reference, features, self.blocks, real, blocks)
-            if blocks is not None and real is not None and len(left):
-                if decomposed is not None:
-                    key = ("blocks out", int(blocks.max()))
-                    without = decomposed.without_reference_blocks(
-                        known.keep(key, lambda: downdates.reference_blocks_out(reference, real, blocks))
-                    )
-                if without is None:
-                    sides = known.keep(("sides", int(blocks.max())), lambda: sides_without_blocks(real, blocks))
-                    without = distances_to_sides(features, sides)
-            tails = tail_share(_squared_deviations(features))
-            self._frechet[name] = Frechet(found, left, without, tails, interactions)
-        return self._frechet[name]
+        return self._frechet.get(name, lambda: self._distance(name))
+
+    def _distance(self, name: str) -> Frechet:
+        features, known = self.array(name), self.reference(name)
+        reference = known.frechet
+        self.check_width(name, reference.mu.size)
+        decomposed = None
+        if self.blocks is None:
+            found, left = reference.distance_from_features(features), np.empty(0)
+        else:
+            found, left, decomposed = downdates.leave_one_out(reference, features, self.blocks)
+        without, blocks, interactions = None, self.reference_blocks(name), None
+        real = None if blocks is None else self.reference_features(name)
+        if self.blocks is not None:
+            interactions = frechet_interactions(reference, features, self.blocks, real, blocks)
+        if blocks is not None and real is not None and len(left):
+            if decomposed is not None:
+                key = ("blocks out", int(blocks.max()))
+                without = decomposed.without_reference_blocks(
+                    known.keep(key, lambda: downdates.reference_blocks_out(reference, real, blocks))
+                )
+            if without is None:
+                without = distances_to_sides(features, self._sides(name, real, blocks))
+        tails = tail_share(_squared_deviations(features))
+        return Frechet(found, left, without, tails, interactions)
+
+    def _sides(self, name: str, real: np.ndarray, blocks: np.ndarray) -> list[FrechetSide]:
+        key = ("sides", int(blocks.max()))
+        found: list[FrechetSide] = self.reference(name).keep(key, lambda: sides_without_blocks(real, blocks))
+        return found
+
+    def frechet_ahead(self, name: str) -> None:
+        """Factor the reference's covariance, and without each block, as an accelerator takes it."""
+        known, blocks = self.reference(name), self.reference_blocks(name)
+        _ = known.frechet.root
+        if blocks is not None and known.features is not None:
+            self._sides(name, known.features, blocks)
 
     def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.Halved:
         """Precision, recall, density and coverage with `k` neighbours, and what stands for those without each block."""
-        if (k, comparison) not in self._manifold:
-            name = "inception.features"
-            generated, real = self.array(name), self.reference_features(name)
-            real_balls = self.reference(name).balls(k)
-            blocks = self.one_block if self.blocks is None else self.blocks
-            self._manifold[k, comparison] = manifold.precision_recall_halves(
-                generated, real, blocks, k, comparison, real_balls, self.reference_blocks(name)
-            )
-        return self._manifold[k, comparison]
+        return self._manifold.get((k, comparison), lambda: _in_balls(self, k, comparison))
 
     def value(
         self,
@@ -250,6 +258,23 @@ class Cell:
         )  # fmt: skip
 
 
+def _in_balls(cell: Cell, k: int, comparison: manifold.Comparison) -> manifold.Halved:
+    name = "inception.features"
+    generated, real = cell.array(name), cell.reference_features(name)
+    real_balls = cell.reference(name).balls(k)
+    blocks = cell.one_block if cell.blocks is None else cell.blocks
+    return manifold.precision_recall_halves(
+        generated, real, blocks, k, comparison, real_balls, cell.reference_blocks(name)
+    )
+
+
+def _not_finite(array: np.ndarray) -> int:
+    """Return how many rows of an array [n, ...] hold a number that is not finite."""
+    finite = (np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in row_blocks(array))
+    return sum(int((~whole).sum()) for whole in finite)
+
+
 def _squared_deviations(features: np.ndarray) -> np.ndarray:
-    mean = sum(block.sum(axis=0) for block in row_blocks(features)) / len(features)
-    return np.concatenate([((block - mean) ** 2).sum(axis=1) for block in row_blocks(features)])
+    mean = sum(algebra.array(block).sum(axis=0) for block in row_blocks(features)) / len(features)
+    parts = (((algebra.array(block) - mean) ** 2).sum(axis=1) for block in row_blocks(features))
+    return np.concatenate([algebra.host(part) for part in parts])

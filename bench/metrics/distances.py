@@ -55,6 +55,10 @@ def _frechet(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     return value if biased is None else value._replace(corrected=None)
 
 
+def _frechet_ahead(cell: Cell, fact: MetricFact, options: Options) -> None:
+    cell.frechet_ahead(fact.array)
+
+
 def _distance_ratios(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     """Return the mean over feature spaces of the Frechet distance as a multiple of the validation images'."""
     distances = {judge: cell.frechet(f"{judge}.features") for judge in fact.judges}
@@ -69,6 +73,11 @@ def _distance_ratios(cell: Cell, fact: MetricFact, options: Options) -> MetricVa
     pairs = Interactions.total([d.interactions for d in distances.values()], list(scales.values()))
     value = cell.value(fact, float(total), left, how, reference=reference, tails=tails, interactions=pairs)
     return value._replace(corrected=None) if short else value
+
+
+def _distance_ratios_ahead(cell: Cell, fact: MetricFact, options: Options) -> None:
+    for judge in fact.judges:
+        cell.frechet_ahead(f"{judge}.features")
 
 
 def _frechet_corrected(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
@@ -173,6 +182,15 @@ def _kid_subsets(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     )
 
 
+def _kid_ahead(cell: Cell, fact: MetricFact, options: Options) -> None:
+    _own_mean(cell, fact.array, kid_kernel(options), biased=False)
+
+
+def _manifold_ahead(cell: Cell, fact: MetricFact, options: Options) -> None:
+    k, _ = neighbours(options)
+    cell.reference(fact.array).balls(k)
+
+
 def neighbours(options: Options) -> tuple[int, manifold.Comparison]:
     """Return the k of the balls and whether their surface is inside, as a metric's options have them."""
     return options["neighborhood" if "neighborhood" in options else "density_neighborhood"], options["comparison"]
@@ -235,6 +253,10 @@ def _cmmd(cell: Cell, fact: MetricFact, options: Options) -> MetricValue:
     return _kernel_value(cell, fact, result, f"biased estimator on unit rows, Gaussian kernel of width {sigma:g}")
 
 
+def _cmmd_ahead(cell: Cell, fact: MetricFact, options: Options) -> None:
+    _own_mean(cell, fact.array, cmmd_kernel(options), biased=True)
+
+
 def _frechet_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[PerClass]:
     reference = cell.reference(fact.array)
     if cell.labels is None or reference.features is None or reference.labels is None:
@@ -264,23 +286,23 @@ def _kid_by_class(cell: Cell, fact: MetricFact, options: Options) -> Iterator[Pe
         yield PerClass(int(label), fact.name, result.value, len(ours), len(real))
 
 
-FID = Metric(CATALOG["fid"], _frechet, per_class=_frechet_by_class)
+FID = Metric(CATALOG["fid"], _frechet, per_class=_frechet_by_class, ahead=_frechet_ahead)
 FID_CORRECTED = Metric(CATALOG["fid_corrected"], _frechet_corrected)
 FID_INFINITY = Metric(CATALOG["fid_infinity"], _frechet_infinity)
-SFID = Metric(CATALOG["sfid"], _frechet)
-FD_DINOV2 = Metric(CATALOG["fd_dinov2"], _frechet)
-FD_CROSS_CHECK = Metric(CATALOG["fd_cross_check"], _frechet)
-FD_CONVNEXT = Metric(CATALOG["fd_convnext"], _frechet)
-FD_DINOV2_256 = Metric(CATALOG["fd_dinov2_256"], _frechet)
-FD_MAE = Metric(CATALOG["fd_mae"], _frechet)
-FD_SIGLIP = Metric(CATALOG["fd_siglip"], _frechet)
-FD_CLIP = Metric(CATALOG["fd_clip"], _frechet)
-FDR6 = Metric(CATALOG["fdr6"], _distance_ratios)
+SFID = Metric(CATALOG["sfid"], _frechet, ahead=_frechet_ahead)
+FD_DINOV2 = Metric(CATALOG["fd_dinov2"], _frechet, ahead=_frechet_ahead)
+FD_CROSS_CHECK = Metric(CATALOG["fd_cross_check"], _frechet, ahead=_frechet_ahead)
+FD_CONVNEXT = Metric(CATALOG["fd_convnext"], _frechet, ahead=_frechet_ahead)
+FD_DINOV2_256 = Metric(CATALOG["fd_dinov2_256"], _frechet, ahead=_frechet_ahead)
+FD_MAE = Metric(CATALOG["fd_mae"], _frechet, ahead=_frechet_ahead)
+FD_SIGLIP = Metric(CATALOG["fd_siglip"], _frechet, ahead=_frechet_ahead)
+FD_CLIP = Metric(CATALOG["fd_clip"], _frechet, ahead=_frechet_ahead)
+FDR6 = Metric(CATALOG["fdr6"], _distance_ratios, ahead=_distance_ratios_ahead)
 IS = Metric(CATALOG["is"], _inception_score)
-KID = Metric(CATALOG["kid"], _kid, per_class=_kid_by_class)
+KID = Metric(CATALOG["kid"], _kid, per_class=_kid_by_class, ahead=_kid_ahead)
 KID_SUBSETS = Metric(CATALOG["kid_subsets"], _kid_subsets)
-PRECISION = Metric(CATALOG["precision"], _manifold)
-RECALL = Metric(CATALOG["recall"], _manifold)
-DENSITY = Metric(CATALOG["density"], _manifold)
-COVERAGE = Metric(CATALOG["coverage"], _manifold)
-CMMD = Metric(CATALOG["cmmd"], _cmmd)
+PRECISION = Metric(CATALOG["precision"], _manifold, ahead=_manifold_ahead)
+RECALL = Metric(CATALOG["recall"], _manifold, ahead=_manifold_ahead)
+DENSITY = Metric(CATALOG["density"], _manifold, ahead=_manifold_ahead)
+COVERAGE = Metric(CATALOG["coverage"], _manifold, ahead=_manifold_ahead)
+CMMD = Metric(CATALOG["cmmd"], _cmmd, ahead=_cmmd_ahead)

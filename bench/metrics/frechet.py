@@ -380,14 +380,14 @@ def frechet_influence(reference: FrechetReference, features: np.ndarray) -> np.n
     """
     moments = Moments.of(features, shift=reference.mu)
     mean = moments.mean
-    product = reference.root.T @ moments.covariance @ reference.root
-    values, vectors = np.linalg.eigh((product + product.T) / 2)
+    values, vectors = algebra.eigh(algebra.sandwich(reference.root, moments.covariance))
     kept = values > 1e-10 * values[-1]
-    half = reference.root @ (vectors[:, kept] * values[kept] ** -0.25)
+    half = algebra.array(reference.root) @ algebra.array(vectors[:, kept] * values[kept] ** -0.25)
+    centre, shift = algebra.array(mean), algebra.array(mean - reference.mu)
     psi = []
     for block in row_blocks(features):
-        x = block - mean
-        psi.append(2.0 * x @ (mean - reference.mu) + (x * x).sum(axis=1) - ((x @ half) ** 2).sum(axis=1))
+        x = algebra.array(block) - centre
+        psi.append(algebra.host(2.0 * x @ shift + (x * x).sum(axis=1) - ((x @ half) ** 2).sum(axis=1)))
     influence = np.concatenate(psi)
     return influence - influence.mean()
 

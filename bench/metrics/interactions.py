@@ -11,7 +11,7 @@ is what they add to the distance together; one of each side adds -2 (a, b).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,37 +56,41 @@ def frechet_interactions(
     if not kept.any():
         return None
     metric = _Metric.of(np.sqrt(values[kept]))
-    own = _deviations(features, moments.mean, root @ vectors[:, kept], blocks, metric)
+    basis = algebra.array(vectors[:, kept])
+    own = _deviations(features, moments.mean, algebra.array(root) @ basis, blocks, metric)
     if real is None or real_blocks is None:
-        return Interactions(own @ own.T)
-    inverse = np.linalg.inv(root) if not np.triu(root, 1).any() else np.linalg.pinv(root, SMALLEST_VALUE)
-    theirs = _deviations(real, reference.mu, (inverse.T @ vectors[:, kept]) * metric.root, real_blocks, metric)
-    return Interactions(own @ own.T, theirs @ theirs.T, -2.0 * own @ theirs.T)
+        return Interactions(algebra.host(own @ own.T))
+    inverse = algebra.inverse(root) if not np.triu(root, 1).any() else np.linalg.pinv(root, SMALLEST_VALUE)
+    stretched = (algebra.array(inverse.T) @ basis) * metric.root
+    theirs = _deviations(real, reference.mu, stretched, real_blocks, metric)
+    return Interactions(*map(algebra.host, (own @ own.T, theirs @ theirs.T, -2.0 * own @ theirs.T)))
 
 
 class _Metric(NamedTuple):
-    """The scalar product of blocks: `root` v^(1/2) [r], and of the upper triangle of A `weights` [r (r + 1) / 2]."""
+    """The scalar product of blocks: `root` v^(1/2) [r], and of the upper triangle of A `weights` [r (r + 1) / 2].
 
-    root: np.ndarray
-    upper: tuple[np.ndarray, ...]
-    weights: np.ndarray
+    Where the algebra runs.
+    """
+
+    root: Any
+    upper: tuple[Any, Any]
+    weights: Any
 
     @classmethod
     def of(cls, root: np.ndarray) -> _Metric:
-        upper = np.triu_indices(len(root))
-        one, other = root[upper[0]], root[upper[1]]
-        return cls(root, upper, np.sqrt(np.where(upper[0] == upper[1], 0.5, 1.0) / (one * other * (one + other))))
+        row, column = np.triu_indices(len(root))
+        one, other = root[row], root[column]
+        weights = np.sqrt(np.where(row == column, 0.5, 1.0) / (one * other * (one + other)))
+        return cls(algebra.array(root), algebra.triangle(len(root)), algebra.array(weights))
 
 
-def _deviations(
-    features: np.ndarray, mean: np.ndarray, basis: np.ndarray, blocks: np.ndarray, metric: _Metric
-) -> np.ndarray:
-    """Return the first BLOCKS blocks as vectors of plain scalar product, [B, r + r (r + 1) / 2]."""
-    rows = []
+def _deviations(features: np.ndarray, mean: np.ndarray, basis: Any, blocks: np.ndarray, metric: _Metric) -> Any:
+    """Return the first BLOCKS blocks as vectors of plain scalar product, an `array` [B, r + r (r + 1) / 2]."""
+    rows, centre = [], algebra.array(mean)
     for block in range(min(int(blocks.max()) + 1, BLOCKS)):
-        x = np.asarray(rows_of(features, np.flatnonzero(blocks == block)), dtype=np.float64) - mean
-        z = algebra.product(x, basis)
-        square = algebra.product(z.T, z) / len(z)
-        rows.append(np.concatenate([z.mean(axis=0) / np.sqrt(metric.root), square[metric.upper] * metric.weights]))
-    found = np.array(rows)
+        x = algebra.array(rows_of(features, np.flatnonzero(blocks == block))) - centre
+        z = x @ basis
+        square = z.T @ z / len(z)
+        rows.append(algebra.joined([z.mean(axis=0) / metric.root**0.5, square[metric.upper] * metric.weights])[None])
+    found = algebra.joined(rows)
     return found - found.mean(axis=0)

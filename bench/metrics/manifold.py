@@ -13,6 +13,7 @@ vectors then gives the same bits in every place, so that `<=` and `<` differ exa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -99,23 +100,15 @@ def balls(features: np.ndarray, k: int = 3) -> Balls:
     centre = algebra.array(_centre(features))
     squared, neighbours = np.empty((n, kept)), np.empty((n, kept), dtype=np.int64)
     for mine in _tiles(features, centre):
-        i, x = mine.rows, np.asarray(features[mine.rows], dtype=np.float64)
-        best = np.full((len(x), 0), np.inf)
-        index = np.zeros((len(x), 0), dtype=np.int64)
+        i, nearest = mine.rows, algebra.Smallest(kept)
         for other in _tiles(features, centre):
             tile = _squared_distances(mine, other)
             if i == other.rows:
                 np.fill_diagonal(tile, np.inf) if isinstance(tile, np.ndarray) else tile.fill_diagonal_(np.inf)
-            if tile.shape[1] > kept:
-                near, column = algebra.smallest(tile, kept)
-            else:
-                near, column = algebra.host(tile), np.broadcast_to(np.arange(tile.shape[1]), tile.shape)
-            best = np.concatenate([best, near], axis=1)
-            index = np.concatenate([index, column + other.rows.start], axis=1)
-            if best.shape[1] > kept:
-                nearest = np.argpartition(best, kept - 1, axis=1)[:, :kept]
-                best, index = np.take_along_axis(best, nearest, axis=1), np.take_along_axis(index, nearest, axis=1)
-        exact = np.stack([_exact_squared(x, np.asarray(features[near], np.float64)) for near in index.T], axis=1)
+            nearest.take(tile, other.rows.start)
+        index = nearest.columns
+        differ = partial(_distances_to, features, np.asarray(features[i], dtype=np.float64))
+        exact = np.stack(algebra.spread(differ, index.T), axis=1)
         order = np.argsort(exact, axis=1, kind="stable")
         squared[i] = np.take_along_axis(exact, order, axis=1)
         neighbours[i] = np.take_along_axis(index, order, axis=1)
@@ -170,9 +163,9 @@ def precision_recall_halves(
             covering.take(tile, inside, i, j)
             reached.take(tile, _within(tile, outer.squared_radius[i, None], x, y, comparison), i, j)
             if halves is not None:
-                widest = np.maximum(halves.own.widest[i, None], halves.real.widest[j])
-                row, column = algebra.places(tile <= algebra.array(widest + _rounding(x, y)))
-                squared = algebra.host(tile)[row, column]
+                mine, theirs = algebra.array(halves.own.widest[i, None]), algebra.array(halves.real.widest[j])
+                row, column = algebra.places(tile <= algebra.larger(mine, theirs) + _rounding(x, y))
+                squared = algebra.at(tile, row, column)
                 for start in range(0, len(row), PAIRS):
                     part = slice(start, start + PAIRS)
                     halves.count(x, y, row[part], column[part], squared[part], comparison)
@@ -352,6 +345,10 @@ def _squared_distances(x: _Tile, y: _Tile) -> Any:
     squared += x.squares[:, None]
     squared += y.squares
     return squared
+
+
+def _distances_to(features: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return _exact_squared(x, np.asarray(features[rows], dtype=np.float64))
 
 
 def _exact_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:

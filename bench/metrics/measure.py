@@ -7,6 +7,9 @@ A metric that cannot be computed is skipped with its reason; the others stay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,13 @@ __all__ = [
     "PerClass",
     "ReferenceFeatures",
     "SkippedMetric",
+    "ahead",
     "check_metrics",
     "measure",
 ]
+
+WORTH_A_TRIP = 1000
+"""Samples of a class from which an accelerator is sooner done with them than the processor."""
 
 
 def measure(
@@ -66,30 +73,67 @@ def measure(
         {"inception.features": reference} if isinstance(reference, ReferenceFeatures) else dict(reference or {})
     )
     cell = Cell(outputs, references, labels, blocks, order)
-    values: list[MetricValue] = []
-    skipped: list[SkippedMetric] = []
-    by_class: list[PerClass] = []
-    for name in metrics:
+    found = [_Found(name, find_metric(name), find_metric(name).settings(options)) for name in metrics]
+    by_class = labels is not None and bool(options.get(PER_CLASS.name, PER_CLASS.default))
+    algebra.spread(partial(_fill, cell, by_class), found)
+    return CellMetrics(
+        [one.value for one in found if isinstance(one.value, MetricValue)],
+        [one.value for one in found if isinstance(one.value, SkippedMetric)],
+        [row for one in found for row in one.by_class],
+        cell.kept,
+    )
+
+
+def ahead(
+    references: Mapping[str, ReferenceFeatures], metrics: Sequence[str], *, blocks: int, options: Mapping[str, Any]
+) -> None:
+    """Compute what `measure` needs of the references alone and keep it with them; arguments are those of `measure`.
+
+    What a metric has not ahead, or cannot compute, is left to `measure`, which says why.
+    """
+    cell = Cell(JudgeOutputs({}), references, None, blocks)
+
+    def prepare(name: str) -> None:
         metric = find_metric(name)
-        settings = metric.settings(options)
-        try:
-            value = _value(metric, cell, settings)
-            if not isinstance(value, MetricValue):
-                raise TypeError(f"returned {type(value).__name__}, not a MetricValue")
-            if not np.isfinite(value.value):
-                raise Unavailable(f"the value is {value.value}; look for broken images among the judge's outputs")
-        except (ValueError, np.linalg.LinAlgError) as error:
-            skipped.append(SkippedMetric(name, str(error)))
-            continue
-        except Exception as error:  # anyone's metric may fail in any way; the others and the images stay
-            if type(error).__name__ == "AcceleratorError":
-                raise  # the device is gone, and with it all that follows: no fault of the metric
-            skipped.append(SkippedMetric(name, one_line(f"{type(error).__name__}: {error}")))
-            continue
-        values.append(value)
-        if metric.per_class is not None and labels is not None and options.get(PER_CLASS.name, PER_CLASS.default):
-            by_class += metric.per_class(cell, metric.fact, settings)
-    return CellMetrics(values, skipped, by_class, cell.kept)
+        if metric.ahead is not None:
+            with suppress(ValueError, np.linalg.LinAlgError):
+                metric.ahead(cell, metric.fact, metric.settings(options))
+
+    algebra.spread(prepare, metrics)
+
+
+@dataclass
+class _Found:
+    """What becomes of a metric."""
+
+    name: str
+    metric: Metric
+    settings: Mapping[str, Any]
+    value: MetricValue | SkippedMetric | None = None
+    by_class: Sequence[PerClass] = ()
+
+
+def _fill(cell: Cell, by_class: bool, found: _Found) -> None:
+    """Compute a metric of a cell and, if wanted, its values by class, or why there is none."""
+    metric, name = found.metric, found.name
+    try:
+        value = _value(metric, cell, found.settings)
+        if not isinstance(value, MetricValue):
+            raise TypeError(f"returned {type(value).__name__}, not a MetricValue")
+        if not np.isfinite(value.value):
+            raise Unavailable(f"the value is {value.value}; look for broken images among the judge's outputs")
+    except (ValueError, np.linalg.LinAlgError) as error:
+        found.value = SkippedMetric(name, str(error))
+        return
+    except Exception as error:  # anyone's metric may fail in any way; the others and the images stay
+        if type(error).__name__ == "AcceleratorError":
+            raise  # the device is gone, and with it all that follows: no fault of the metric
+        found.value = SkippedMetric(name, one_line(f"{type(error).__name__}: {error}"))
+        return
+    found.value = value
+    if by_class and metric.per_class is not None:
+        with algebra.on(algebra.device() if cell.largest_class >= WORTH_A_TRIP else None):
+            found.by_class = list(metric.per_class(cell, metric.fact, found.settings))
 
 
 def _value(metric: Metric, cell: Cell, settings: Mapping[str, Any]) -> MetricValue:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from bench.metrics.frechet import FrechetReference
 from bench.metrics.kernel import Kernel, SelfMean, kernel_self_mean
 from bench.metrics.manifold import Balls, balls
+from bench.metrics.once import Once
 from results.errors import BenchError
 
 
@@ -63,16 +63,20 @@ class ReferenceFeatures:
     sigma: np.ndarray | None = None
     labels: np.ndarray | None = None
     n: int | None = None
-    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _kept: Once = field(default_factory=Once, repr=False)
 
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray | None = None) -> ReferenceFeatures:
         """Take the features of every reference image."""
         return cls(features=features, labels=labels, n=len(features))
 
-    @cached_property
+    @property
     def frechet(self) -> FrechetReference:
         """The reference's side of a Frechet distance."""
+        found: FrechetReference = self.keep("frechet", self._frechet)
+        return found
+
+    def _frechet(self) -> FrechetReference:
         if self.mu is not None and self.sigma is not None:
             return FrechetReference(self.mu, self.sigma)
         if self.features is None:
@@ -95,9 +99,7 @@ class ReferenceFeatures:
 
     def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
         """Return `compute()`, computed once for each `key`."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
+        return self._kept.get(key, compute)
 
 
 class MetricValue(NamedTuple):

@@ -30,11 +30,14 @@ class Metric:
         measure: `(cell, fact, options)` to the value; `options` has every one of the metric's, defaults included.
             Raises Unavailable where it cannot be computed.
         per_class: `(cell, fact, options)` to values by class, where the metric has them.
+        ahead: `(cell, fact, options)`, to compute what the cells of a reference share before the first one's samples
+            are there: the cell has a reference and no outputs.
     """
 
     fact: MetricFact
     measure: Callable[[Cell, MetricFact, Options], MetricValue]
     per_class: Callable[[Cell, MetricFact, Options], Iterator[PerClass]] | None = None
+    ahead: Callable[[Cell, MetricFact, Options], None] | None = None
 
     def settings(self, options: Options) -> dict[str, Any]:
         """Return the metric's own options out of `options`, defaults for the rest."""

@@ -12,16 +12,16 @@ from typing import Protocol as Interface
 from bench.run.containment import too_long
 from bench.run.executors import TIMED_OUT, Executor, InProcess
 from bench.run.reading_ahead import read_ahead
-from bench.run.record import Context
+from bench.run.record import Context, reduce_reference
 from bench.run.schedule import Schedule, Span
 from bench.run.shard import CellFailure
 from bench.run.work import Work
 from bench.run.worker import (
     Sampled,
+    beside,
     draw_task,
     idle_task,
     keep_shard,
-    measure_beside,
     measure_task,
     proof_of,
     sample_task,
@@ -77,8 +77,9 @@ class Dispatch:
 
     def run(self, work: Sequence[Work]) -> None:
         """Sample what is missing of `work` and measure what is whole, until nothing is left that can be done."""
-        if self.pool.beside:
+        if self.pool.beside and work and self.outcomes.measures:
             self.thread = ThreadPoolExecutor(1, thread_name_prefix="measuring")
+            self._beside(reduce_reference)  # what fails here fails, and is said, later
         try:
             self._run(work)
         finally:
@@ -137,6 +138,11 @@ class Dispatch:
         few = self.thread is not None and measuring < MEASURED_BESIDE
         return len(self.running) - (measuring if few else 0)
 
+    def _beside(self, task: Callable[..., Any], *about: Any) -> Future[Any]:
+        """Have the measuring thread do a task of the run."""
+        assert self.thread is not None
+        return self.thread.submit(lambda: beside(self.context.device, task, self.context, *about))
+
     def _start(self, task: _Task, schedule: Schedule[Work]) -> None:
         item, span = task.item, task.span
         if span is not None and span == item.missing[-1]:
@@ -146,7 +152,7 @@ class Dispatch:
                 read_ahead(following.cell)
         about = (self.context, item.cell, item.labels)
         if span is None and self.thread is not None:
-            future = self.thread.submit(measure_beside, *about, item.ranges, self.runs, item.row)
+            future = self._beside(measure_task, item.cell, item.labels, item.ranges, self.runs, item.row)
         elif span is None:
             future = submit(self.pool.near, measure_task, *about, item.ranges, self.runs, item.row)
         elif self.pool.near is self.pool:

@@ -29,15 +29,18 @@ def evidence_of(
     """
     found: dict[str, np.ndarray] = {name: values for name, values in kept.items() if np.isfinite(values).all()}
     samples = len(next(iter(arrays.values()))) if arrays else 0
-    for name, values in arrays.items():
+    features = features_of(protocol)
+
+    def parts_of(name: str) -> dict[str, np.ndarray]:
+        values = arrays[name]
         if name == "thumbnails" or not np.issubdtype(values.dtype, np.floating) or not _finite(values):
-            continue
-        if values.ndim == 2 and len(values) > 1 and name in features_of(protocol):
-            parts = _sketch_parts(name, values)
-        else:
-            parts = sample_parts(name, values)
-            if "named" in parts:
-                parts |= _marginals(protocol, values, order)
+            return {}
+        if values.ndim == 2 and len(values) > 1 and name in features:
+            return _sketch_parts(name, values)
+        parts = sample_parts(name, values)
+        return parts | (_marginals(protocol, values, order) if "named" in parts else {})
+
+    for name, parts in zip(arrays, algebra.spread(parts_of, arrays), strict=True):
         found |= {f"{name}/{part}": array for part, array in parts.items()}
     return Evidence(found, samples)
 

@@ -20,8 +20,8 @@ from results.errors import BenchWarning
 
 TOLERATED = 0.1
 PROOF = 64
-"""Samples judged in both precisions, rounded up to whole batches. The two see the same images, so that few tell what
-moves between them: a score's difference spreads by 5e-4 of the score's own spread (ViT-H/14, float16)."""
+"""Samples judged in both precisions. The two see the same images, so that few tell what moves between them: a score's
+difference spreads by 5e-4 of the score's own spread (ViT-H/14, float16)."""
 STRICT = "strict:"
 """Prefix of a judge's float32 outputs beside its half ones."""
 

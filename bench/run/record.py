@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from bench.judges.pixels.resize import NATIVE_RESIZE
 from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import accelerator
 from bench.metrics import algebra
-from bench.metrics.measure import CellMetrics, ReferenceFeatures, measure
+from bench.metrics.measure import CellMetrics, ReferenceFeatures, ahead, measure
 from bench.metrics.registry import PER_CLASS, fact_of
 from bench.references.stored import Reference
 from bench.run.evidence import evidence_of
@@ -64,13 +65,33 @@ def reference_features(reference: Reference) -> dict[str, ReferenceFeatures]:
     A context comes anew with every task of a worker, and a reference with every row of an audit; this stays.
     """
     key = (reference.digest, *map(str, reference.arrays.values()))
-    if key not in _references:
-        _references.clear()
-        _references[key] = reference.features()
-    return _references[key]
+    with _one_at_a_time:
+        if key not in _references:
+            _references.clear()
+            _references[key] = reference.features()
+        return _references[key]
 
 
 _references: dict[tuple[str, ...], dict[str, ReferenceFeatures]] = {}
+_one_at_a_time = Lock()
+
+
+def reduce_reference(context: Context) -> None:
+    """Compute ahead, beside an accelerator, what the metrics need of the reference alone: while samples are drawn."""
+    references = context.reference_features()
+    sets = {name: known.features for name, known in references.items() if known.features is not None}
+    with reducing(context, sets):
+        ahead(
+            references,
+            context.protocol.metrics,
+            blocks=context.protocol.blocks,
+            options=metric_options(context.protocol),
+        )
+
+
+def metric_options(protocol: Protocol) -> dict[str, Any]:
+    """Return the options of a protocol's metrics."""
+    return {"num_classes": len(protocol.class_names), **protocol.metric_options}
 
 
 def reducing(context: Context, outputs: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
@@ -92,7 +113,7 @@ def measure_arrays(
     """
     protocol = context.protocol
     outputs = {name: array for name, array in arrays.items() if name != "thumbnails"}
-    options = {"num_classes": len(protocol.class_names), **protocol.metric_options}
+    options = metric_options(protocol)
     metrics = protocol.metrics
     if judges is not None:
         metrics = tuple(name for name in metrics if fact_of(name).judge in judges)

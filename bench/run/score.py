@@ -40,7 +40,7 @@ from bench.run.record import (
     thumbnail_rows,
 )
 from bench.run.shard import Host, judged_tensors, shard_ranges, shrink
-from bench.run.worker import load_judges
+from bench.run.worker import load_judges, reducing_ahead
 from protocols import Protocol, protocol_files
 from protocols.schema import digest_of
 from results.cells import CellDirectory, sweep_if_idle
@@ -115,7 +115,8 @@ def _score(
     directory = CellDirectory(runs, f"scoring-{mark()}")  # named when the images are known
     pixels = Pixels()
     try:
-        content, proof = _judge_images(images, context, used, directory, ranges, pixels)
+        with reducing_ahead(context):
+            content, proof = _judge_images(images, context, used, directory, ranges, pixels)
         arrays = directory.assemble(ranges)
         directory.remove_shards()
         thumbnails = arrays.pop("thumbnails", None)

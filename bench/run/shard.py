@@ -85,8 +85,8 @@ def sample_shard(
     """Return (arrays, facts) of samples [start, stop), in batches aligned to the sample index.
 
     `labels` int64 [N] are those of the whole cell. Arrays are `<judge>.<name>` [stop - start, ...] and `thumbnails`
-    uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Judges `beside` the others see the batches in which the
-    first PROOF samples are, and no more. Raises CellFailure when the adapter raises, ends, takes
+    uint8 [n, 3, h, w]; `timeout` limits each batch, in seconds. Judges `beside` the others see the first PROOF samples
+    and no more. Raises CellFailure when the adapter raises, ends, takes
     longer, replaces functions of others, or returns a wrong shape, dtype or value.
     """
     facts: dict[str, Any] = {"start": start, "stop": stop, "batch_size": cell.batch_size}
@@ -103,8 +103,10 @@ def sample_shard(
             sampled, peak = stamp(device), memory.read()
             broken = ~images.isfinite().flatten(1).all(dim=1)
             native, pixels = judged_pixels(images, protocol)
-            asked = {**judges, **(beside or {})} if first - start < PROOF else judges
-            said = judged_tensors(asked, pixels, batch_labels, native)
+            said = judged_tensors(judges, pixels, batch_labels, native)
+            doubted = max(0, PROOF - (first - start))
+            if beside and doubted:
+                said |= judged_tensors(beside, pixels[:doubted], batch_labels[:doubted], native[:doubted])
             host = Host({**said, BROKEN: broken, PIXELS: pixels})
             del images, native, pixels, said, broken  # the next batch takes their memory
             again = warm == (cell.cell_id, last - first)

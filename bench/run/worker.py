@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from bench.contracts.adapter import Adapter
 from bench.contracts.precision import full_precision
 from bench.judges.base import Judge, judge_specs, load_judge
-from bench.judges.threads import fix_threads
+from bench.judges.threads import accelerator, fix_threads
 from bench.metrics.measure import CellMetrics
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
@@ -25,7 +26,16 @@ from bench.run.devices import LOST, losses
 from bench.run.halves import halves, prove, settled, strict_beside, strict_judges, warn_of_float32
 from bench.run.plan import Cell
 from bench.run.provenance import differences, made_by
-from bench.run.record import Context, cell_record, cost_facts, finish_rows, measure_arrays, model_row, pixel_facts
+from bench.run.record import (
+    Context,
+    cell_record,
+    cost_facts,
+    finish_rows,
+    measure_arrays,
+    model_row,
+    pixel_facts,
+    reduce_reference,
+)
 from bench.run.shard import CellFailure, sample_shard
 from bench.weights.cache import cache_directory
 from protocols import Protocol
@@ -215,10 +225,21 @@ def measure_task(
     directory.remove_shards()
 
 
-def measure_beside(context: Context, *about: Any) -> None:
-    """Do what `measure_task` does in a thread: its work on an accelerator does not queue behind the sampler's."""
-    with torch.cuda.stream(torch.cuda.Stream(context.device) if context.device.startswith("cuda") else None):
-        measure_task(context, *about)
+def beside(device: str, task: Callable[..., T], *about: Any) -> T:
+    """Do a task in a thread: its work on an accelerator does not queue behind the sampler's."""
+    with torch.cuda.stream(torch.cuda.Stream(device) if device.startswith("cuda") else None):
+        return task(*about)
+
+
+@contextmanager
+def reducing_ahead(context: Context) -> Iterator[None]:
+    """Beside an accelerator, have `reduce_reference` done by a thread while the block judges."""
+    if accelerator(context.device) is None:
+        yield
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="reference") as thread:
+        thread.submit(beside, context.device, reduce_reference, context)  # what fails here fails, and is said, later
+        yield
 
 
 @contextmanager

@@ -143,10 +143,9 @@ def test_a_run_records_the_effect_and_may_fall_back(halved, on_a_processor, tmp_
 
     monkeypatch.setattr("bench.run.halves.TOLERATED", 1e9)
     kept, value = method_of(measure("kept"), "clip")
-    assert "judged in half: half precision moves the first 100 images by" in kept
+    assert "judged in half: half precision moves the first 64 images by" in kept
     monkeypatch.setattr("bench.run.halves.TOLERATED", 0.0)
-    monkeypatch.setattr("bench.run.shard.PROOF", 50)  # the rest of the shard is then drawn again
-    with pytest.warns(UserWarning, match="half precision is not accurate enough for judge 'clip'"):
+    with pytest.warns(UserWarning, match="half precision is not accurate enough for judge 'clip'"):  # and drawn again
         fallen, exact = method_of(measure("fallen"), "clip")
     assert "judged in float32" in fallen and value != exact
     monkeypatch.setattr("bench.run.worker._judges", {})
