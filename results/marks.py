@@ -21,7 +21,7 @@ TRAINED = "#"
 """Marks a row whose model was trained on features that metrics read."""
 ROUGH = "~"
 """Marks a value whose bias is removed only roughly."""
-INTERVALS = "±, or the two ends in brackets where they lie apart: 95% interval"
+INTERVALS = "±, or both ends in brackets if it is not symmetric: 95% interval"
 RANKS = "rank: 95% rank set by {metric}, simultaneous over all rows"
 FIRST = "first: probability that the {who} is truly the best by MMHM; =: one of the rows that may be the best, at 95%"
 MOST_PAIRED = 200

@@ -33,7 +33,7 @@ def models(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     home: Annotated[str | None, typer.Option(help="Only those at home in this protocol.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Only students of this model.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Only licences that hold these words.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Only licences that contain this text.")] = None,
     as_json: Annotated[bool, JSON] = False,
     schema: Annotated[bool, SCHEMA] = False,
 ) -> None:

@@ -51,7 +51,7 @@ def check(
         list[str] | None,
         typer.Option(metavar="METRIC=SIZE", help="Ignore differences up to SIZE, in the metric's unit; repeatable."),
     ] = None,
-    allow_better: Annotated[bool, typer.Option("--allow-better", help="Let metrics pass that became better.")] = False,
+    allow_better: Annotated[bool, typer.Option("--allow-better", help="Do not fail metrics that improved.")] = False,
     accept: Annotated[
         str | None,
         typer.Option(help="What may differ from the baseline: protocol, reference, judge, weights or harness."),

@@ -65,7 +65,7 @@ def _compare_several(database: Path, names: Sequence[str], seed: int | None, as_
         return
     letters = {row.cell["cell_id"]: _letters(index) for index, row in enumerate(outcome.rows)}
     for row, title in zip(outcome.rows, outcome.titles, strict=True):
-        page().print(f"{letters[row.cell['cell_id']]} = {title}{marks_of(row)}", markup=False)
+        print_lines(page(), [f"{letters[row.cell['cell_id']]} = {title}{marks_of(row)}"])
     metrics = list(dict.fromkeys(pair.metric for pair in outcome.pairs))
     if not metrics:
         page().print("none of the metrics that these rows share can be compared: too few common blocks", markup=False)
@@ -117,7 +117,8 @@ def _leads(first: Sequence[str], rest: Sequence[str]) -> str:
     """Name the rows that no other row is better than."""
     if len(first) == 1:
         return f"{first[0]} leads" + (", the others are worse" if rest else "")
-    shown = " and ".join(first) if len(first) < 4 else f"{', '.join(first[:2])} and {len(first) - 2} more"
+    named, last = (first[:-1], first[-1]) if len(first) < 4 else (first[:2], f"{len(first) - 2} more")
+    shown = f"{', '.join(named)} and {last}"
     return f"{shown} {'lead, ' if rest else 'are '}tied"
 
 
@@ -146,7 +147,7 @@ def _print_comparison(outcome: Comparison) -> None:
     from results.comparing import TIED
 
     for letter, title, row in zip("ab", (outcome.title_a, outcome.title_b), outcome.rows, strict=True):
-        page().print(f"{letter} = {title}{marks_of(row)}", markup=False)
+        print_lines(page(), [f"{letter} = {title}{marks_of(row)}"])
     columns = ["metric", "a", "b", "a - b", "95% interval", "verdict"]
     rows = [
         [
@@ -168,7 +169,7 @@ def _print_comparison(outcome: Comparison) -> None:
     for d in outcome.differences:
         if d.win_rate is not None:
             share, low, high = (f"{100 * (value or 0.0):.1f}" for value in (d.win_rate, d.win_low, d.win_high))
-            page().print(f"{d.metric}: a's image scores above b's in {share}% of pairs ({low}% to {high}%)")
+            print_lines(page(), [f"{d.metric}: a's image scores above b's in {share}% of pairs ({low}% to {high}%)"])
 
 
 def _compare_published(database: Path, name: str, seed: int | None, as_json: bool) -> None:

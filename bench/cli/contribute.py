@@ -143,10 +143,12 @@ def adapter_record(
 @adapter.command("grid")
 def adapter_grid(
     name: Annotated[str, typer.Argument(help="A model (its card's name) that is sampled by Euler's method.")],
-    steps: Annotated[str, typer.Option(help="Step counts, comma separated.")],
+    steps: Annotated[str, typer.Option(help="Step counts, comma-separated.")],
     cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 1.0,
     candidates: Annotated[int, typer.Option(min=2, max=1000, help="Uniform times to choose from.")] = 64,
-    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Noises that the error is a mean over.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Noise samples that the error is averaged over.")
+    ] = 64,
     weights: Annotated[Path | None, typer.Option(help="A local weights file.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Seeded noise as weights.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
@@ -154,7 +156,7 @@ def adapter_grid(
 ) -> None:
     """Find the step grids of least local error (BOSS).
 
-    They are printed as --option times=... of bench run takes them.
+    Prints each as --option times=..., as `bench run` takes it.
     """
     from bench.cli.parsing import parse_steps
     from bench.models.cards import find_card

@@ -12,6 +12,8 @@ from typer.core import TyperCommand
 _TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
 _LIMIT = 1_000_000
 """An upper bound from here on only keeps numbers inside what the database can store, and needs no mention."""
+_LEAST = 1e-6
+"""A lower bound up to here only keeps numbers positive."""
 
 
 class Command(TyperCommand):
@@ -58,9 +60,12 @@ def _typed(names: str) -> str:
 
 
 def _bounded(text: str) -> str:
-    """Return the help of an option without an upper bound that is a technical limit."""
+    """Return the help of an option without the bounds that are technical limits."""
 
-    def lower(found: re.Match[str]) -> str:
-        return found[0] if float(found[2]) < _LIMIT else f"x>={found[1]}"
+    def plain(found: re.Match[str]) -> str:
+        low, high = found[1], found[2]
+        if float(low) <= _LEAST:
+            return "x>0" if float(high) >= _LIMIT else f"0<x<={high}"
+        return found[0] if float(high) < _LIMIT else f"x>={low}"
 
-    return re.sub(r"([\d.]+)<=x<=([\d.]+)", lower, text)
+    return re.sub(r"(?<=[\[ ])([\d.e+-]+)<=x<=([\d.e+-]+)", plain, text)

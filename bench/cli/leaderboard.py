@@ -14,14 +14,12 @@ from bench.cli.output import (
     JSON,
     RUNS_DIR,
     console,
-    hidden_columns,
-    leaderboard_table,
     page,
     plain_table,
     print_json,
+    print_leaderboard,
     print_lines,
     print_table,
-    room,
 )
 from bench.cli.output import runs_directory as directory_of
 from bench.cli.seeds import print_over_seeds
@@ -41,7 +39,7 @@ ExcludeTrainedOn = Annotated[
     typer.Option(
         "--exclude-trained-on",
         metavar="[SPACE,...]",
-        help="Rank without models trained on these judges' features (inception ...) [any].",
+        help="Rank without models trained on these judges' features, e.g. inception (default: any).",
         show_default=False,
     ),
 ]
@@ -69,7 +67,8 @@ def leaderboard(
     ] = False,
     exclude: ExcludeTrainedOn = None,
     claims: Annotated[
-        bool, typer.Option("--claims", help="Published figures of systems with nothing to run too, never ranked.")
+        bool,
+        typer.Option("--claims", help="Also show published figures of systems that cannot be run here; never ranked."),
     ] = False,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
@@ -189,9 +188,7 @@ def _print_standing(standing: Standing, board: Leaderboard, composites: bool) ->
         print_lines(page(), [*_agreements(standing), *notes])
     else:
         sort = board.view.sort
-        print_table(page(), leaderboard_table(standing.rows, room(page()), sort))
-        if hidden := hidden_columns(standing.rows, room(page()), sort):
-            print_lines(page(), [f"no room for {', '.join(hidden)}: widen the terminal, pipe the output or use --json"])
+        print_leaderboard(page(), standing.rows, sort)
         print_lines(page(), [*_agreements(standing), *legend(standing.rows, standing.facts.get("clip"), sort)])
         print_lines(page(), standing.missing)
         if sort is not None and all(row.value(sort) is None for row in standing.rows):
@@ -260,7 +257,7 @@ def _print_composites(standing: Standing) -> None:
     print_table(page(), plain_table(columns, rows, right=columns[1:7], fixed=columns))
     for name, label in (("geometric", "geometric mean"), ("mean_rank", "mean rank")):
         apart, pairs = standing.disagreements(name)
-        page().print(f"{label}: orders {apart} of {pairs} pairs otherwise than MMHM", markup=False)
+        page().print(f"{label}: orders {apart:,} of {pairs:,} pairs differently from MMHM", markup=False)
     bounds = ", ".join("{} {:.4g} .. {:.4g}".format(name, *ranking["bounds"][name]) for name in MMHM_METRICS)
     clipped = "clipped" if ranking["clip"] else "not clipped"
     page().print(f"bounds, {ranking['bounds_source']}, {clipped}: {bounds}; eps {ranking['eps']:g}", markup=False)

@@ -17,10 +17,8 @@ from bench.cli.output import (
     DRY_RUN,
     RUNS_DIR,
     console,
-    leaderboard_table,
+    print_leaderboard,
     print_lines,
-    print_table,
-    room,
     runs_directory,
 )
 from bench.cli.parsing import LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
@@ -58,9 +56,7 @@ ADDRESS = typer.Option(
     metavar="HOST:PORT", help="The cluster of executor ray (default: RAY_ADDRESS, else one of this machine's own)."
 )
 OPTION = typer.Option(metavar="KEY=VALUE", help="Setting of the sampler, or of the executor; repeatable.")
-SYNC = typer.Option(
-    metavar="URL", help="Keep a copy of every shard and cell in s3://, gs:// ..., and go on from what is there."
-)
+SYNC = typer.Option(metavar="URL", help="Keep a copy of every shard and cell in s3://, gs:// ..., and resume from it.")
 WORKERS = typer.Option(min=0, max=1024, help="Worker processes; 0: one per core, or one for a GPU.")
 Names = Annotated[str | None, typer.Option("--model", help="Models, comma-separated (default: the protocol's).")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file.")]
@@ -305,13 +301,13 @@ def score(
             for other in rows(connection, protocol=row.cell["protocol"])
             if other.cell["measurement"] == row.cell["measurement"]
         } - {row.cell["num_samples"]}
-    print_table(console(), leaderboard_table([row], room(console())))
+    print_leaderboard(console(), [row])
     images = f"Images: {(row.pixels or {}).get('described', '')}"
     print_lines(console(), [*legend([row]), *missing, images])
     if others:
         counts = " and ".join(f"{count:,}" for count in sorted(others))
         print_lines(
             console(),
-            [f"Ranked apart from rows of {counts} images: FID and what else depends on N compare at equal N only"],
+            [f"Ranked apart from rows of {counts} images: FID and others that depend on N compare at equal N only"],
         )
-    console().print(f"\nCell {cell_id}; bench show {cell_id} tells all of it", markup=False)
+    console().print(f"\nCell {cell_id}; bench show {cell_id} shows all of it", markup=False)

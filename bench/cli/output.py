@@ -103,15 +103,22 @@ def plain_table(
 
 
 def print_table(out: Console, table: Table) -> None:
-    """Print a table with its fixed columns whole, past the edge if need be: a number cut short is another number."""
+    """Print a table with its fixed columns whole, past the edge if need be: a number cut short is another number.
+
+    No line ends in blanks.
+    """
     from rich.cells import cell_len
+    from rich.text import Text
 
     needed = -GAP
     for column in table.columns:
         widest = max(cell_len(str(cell)) for cell in [column.header, *column.cells])
         needed += GAP + (widest if column.no_wrap else min(widest, NARROWEST_TEXT))
     out.width = max(out.width, needed)
-    out.print(table)
+    for segments in out.render_lines(table, pad=False):
+        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 def with_interval(value: Value | None, digits: int = 4) -> str:
@@ -137,6 +144,13 @@ class Column(NamedTuple):
     """The metric or cost of a column that a narrow page may go without; empty for the others."""
 
 
+def print_leaderboard(out: Console, found: Sequence[Row], sort: str | None = None) -> None:
+    """Print the leaderboard, and in a line what the page has no room for."""
+    print_table(out, leaderboard_table(found, room(out), sort))
+    if hidden := hidden_columns(found, room(out), sort):
+        print_lines(out, [f"no room for {', '.join(hidden)}: widen the terminal, pipe the output or use --json"])
+
+
 def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None) -> Table:
     """Return the leaderboard: rank set, setting, NFE, metrics with intervals, MMHM, speed; fewer columns if narrow.
 
@@ -145,23 +159,33 @@ def leaderboard_table(found: Sequence[Row], width: int, sort: str | None = None)
     `first` is the probability of being truly the best (of the model, where each has one row); `results.marks.legend`
     says so. What the rows are sorted by has a column, and samples that failed have one where there are any.
     """
-    hidden = hidden_columns(found, width, sort)
-    columns = [column for column in leaderboard_columns(found, sort) if column.heading not in hidden]
+    columns, _ = _fitting(found, width, sort)
     headings = [column.heading for column in columns]
     lines = [[column.text(row) for column in columns] for row in found]
     return plain_table(headings, lines, right=[name for name in headings if name != "model"], fixed=["model"])
 
 
 def hidden_columns(found: Sequence[Row], width: int, sort: str | None = None) -> list[str]:
-    """Return the headings of the columns that a page of `width` has no room for."""
+    """Return what a page of `width` has no room for: columns by their headings, and the interval of the speed."""
+    return _fitting(found, width, sort)[1]
+
+
+def _fitting(found: Sequence[Row], width: int, sort: str | None) -> tuple[list[Column], list[str]]:
+    """Return the columns that fit, and what does not: first the interval of the speed, then whole columns."""
+    from results.catalog import FACTS
+
     columns, hidden = leaderboard_columns(found, sort), []
+    speed = FACTS["images_per_second"].short
+    if _width(columns, found) > width and any(_rate(row) != _bare_rate(row) for row in found):
+        columns = [Column(speed, _bare_rate) if column.heading == speed else column for column in columns]
+        hidden.append(f"the interval of {speed}")
     for heading in _dropped():
         if _width(columns, found) <= width:
             break
         kept = [column for column in columns if column.heading != heading or column.sorts == sort]
         hidden += [heading] * (len(kept) < len(columns))
         columns = kept
-    return hidden
+    return columns, hidden
 
 
 def leaderboard_columns(found: Sequence[Row], sort: str | None) -> list[Column]:
@@ -220,6 +244,13 @@ def _count(column: str, row: Row) -> str:
 
 def _rate(row: Row) -> str:
     return rate_of(row.cell)
+
+
+def _bare_rate(row: Row) -> str:
+    from results.numbers import number
+
+    rate = row.cell["images_per_second"]
+    return "-" if rate is None else number(rate)
 
 
 def rate_of(cell: Mapping[str, Any]) -> str:

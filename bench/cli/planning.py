@@ -47,22 +47,22 @@ def plan(
     gpus: Annotated[str, typer.Option(help="Counts of accelerators (of workers on a CPU), e.g. 1,8,64.")] = "1,8,64",
     hardware: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Take rates measured on devices of this name [this machine's device]."),
+        typer.Option(metavar="NAME", help="Use rates measured on devices of this name (default: this machine's)."),
     ] = None,
     peak_tflops: Annotated[
         float | None, typer.Option(min=1e-6, max=1e9, help="Peak of one accelerator where no rate was measured.")
     ] = None,
     utilisation: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Share of the peak that is reached.")] = 0.25,
-    read_gbps: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Gigabytes of weights read a second.")] = 1.0,
+    read_gbps: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Gigabytes of weights read per second.")] = 1.0,
     stragglers: Annotated[int, typer.Option(min=0, help="Seed of the simulated stragglers.")] = 0,
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
     **options: Any,
 ) -> None:
-    """Say what a run would cost, and how long it would take.
+    """Estimate what a run would cost and how long it would take.
 
-    Takes the options of 'bench run' and measures nothing. Times come from rates that rows in the database measured, or
-    from counted operations and a peak; the schedule is simulated, with weight loads and stragglers.
+    Takes the options of 'bench run' and measures nothing. Times come from measured rates in the database, or from
+    counted operations and a peak; the schedule is simulated, with weight loads and stragglers.
     """
     from bench.run.forecast import Hardware, as_json_table, forecast
     from bench.run.preview import preview

@@ -28,7 +28,7 @@ def power(
     as_json: Annotated[bool, JSON] = False,
     runs_dir: Annotated[Path | None, RUNS_DIR] = None,
 ) -> None:
-    """Say what difference more samples would detect.
+    """Estimate what difference more samples would detect.
 
     The two rows are a pilot of a few hundred samples each. Power is 80% at a significance level of 5%. The
     difference to detect is the pilot's own unless --difference sets another.

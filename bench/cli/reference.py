@@ -218,11 +218,13 @@ class BuildProgress:
 
 def push(
     name: Annotated[str, typer.Argument(help="Name of the reference in protocols.")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where copies lie: s3://, gs://, hf:// ... or file://.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Where copies are kept: s3://, gs://, hf:// ... or file://.")
+    ],
 ) -> None:
-    """Copy a built reference to storage from which others take it.
+    """Copy a built reference to storage, for others to pull.
 
-    Judges' outputs and statistics of the real images, no image.
+    Copies the judges' outputs and statistics of the real images, never the images.
     """
     from bench.references.copies import push_reference
 
@@ -235,9 +237,9 @@ def pull(
     name: Annotated[str, typer.Argument(help="Name of the reference in protocols.")],
     url: Annotated[str, typer.Argument(metavar="URL", help="Where 'bench reference push' put it.")],
 ) -> None:
-    """Fetch a built reference that somebody copied to storage.
+    """Fetch a built reference from storage.
 
-    Every file is held against its digest; what is here already stays.
+    Every file is checked against its digest; files that are already here are kept.
     """
     from bench.references.copies import pull_reference
 

@@ -16,7 +16,8 @@ from results.errors import BenchError
 def report(
     protocol: Annotated[str | None, typer.Option(help="Only this protocol's rows.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page to write [report.html in the runs directory].")
+        Path | None,
+        typer.Option("--output", "-o", help="The page to write (default: report.html in the runs directory)."),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(help="Write figures (SVG, PDF) and a LaTeX table to this directory instead.")

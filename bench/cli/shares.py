@@ -22,7 +22,7 @@ SHARDS = typer.Option(
     metavar="I/N", help="Sample only share I of N, to be put together with 'bench merge'. See docs/many-machines.md."
 )
 ALLOW_MIXED = typer.Option(
-    "--allow-mixed", help="Take shards and workers of other versions of fewstep-bench or its libraries."
+    "--allow-mixed", help="Accept shards and workers with other versions of fewstep-bench or its libraries."
 )
 
 

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.leaderboard import unreported
-from bench.cli.output import (
-    console,
-    leaderboard_table,
-    print_lines,
-    print_table,
-    room,
-)
+from bench.cli.output import console, print_leaderboard, print_lines
 from bench.cli.seeds import print_over_seeds
 from results.marks import legend
 
@@ -50,7 +44,7 @@ def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | Non
         each = " on each seed" if len({row.cell["seed"] for row in reported}) > 1 else ""
         by = found[0].fact(headline(found)).short
         out.print(f"\nBest setting of each model{each} by {by}{how}, ± 95% interval ({counts}):\n")
-        print_table(out, leaderboard_table(shown, room(out)))
+        print_leaderboard(out, shown)
         lines = unreported([choice.chosen for choice in choices if not choice.reported])
         clip = next((facts[row.cell["ranking"]]["clip"] for row in shown if row.cell["ranking"] in facts), None)
         print_lines(out, [*lines, *legend(shown, clip), *missing])

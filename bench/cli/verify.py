@@ -32,14 +32,15 @@ def audit(
     names: Annotated[list[str], typer.Argument(metavar="ROWS", help=f"{ROWS}; or bundles.")],
     samples: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Samples of each row to draw again.")] = 64,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Chooses the samples [at random, and printed].")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Seed that chooses the samples (default: random, and printed)."),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="The rows' protocol, a .toml file [the shipped one of its name].")
+        str | None, typer.Option(help="The rows' protocol, as a .toml file (default: the shipped one).")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A local weights file instead of the card's.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Images at once [the row's].")
+        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Images per batch (default: the row's).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, JSON] = False,
@@ -48,7 +49,7 @@ def audit(
     """Check rows against a few samples drawn again.
 
     Samples and metrics are compared with the evidence that every finished row keeps. Exit code 0: every row is
-    consistent; 1: a row is contradicted, or cannot be told here.
+    consistent; 1: a row is contradicted, or cannot be checked here.
     """
     from bench.cli.parsing import parse_protocol
     from bench.models.loading import parse_device

@@ -38,14 +38,14 @@ def use_worker(script: Path | None, python: str | None) -> None:
 @worker.command("setup")
 def worker_setup(
     name: Annotated[str, typer.Argument(help="A model (its card's name, or a .toml file).")],
-    python: Annotated[str | None, typer.Option(help="The interpreter to make it with [the card's version].")] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter to create it with (default: the card's version).")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before packages are installed.")] = False,
 ) -> None:
-    """Make the environment of a model, in the cache.
+    """Create a model's environment in the cache.
 
-    It has the packages that the card requires.
-
-    What a package does when it is installed and run, it does with your rights.
+    It gets the packages that the card requires. A package that is installed or run has the same rights as you.
     """
     from bench.models.cards import find_card
     from bench.models.environments import check_worker, environment_folder, make_environment

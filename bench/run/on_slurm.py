@@ -27,6 +27,7 @@ from bench.run.shard import shard_ranges
 from bench.run.shares import RequestTable, Share, read_share, request_of, run_share, table_of
 from results.errors import BenchError, one_line
 from results.files import disk_error, mark, remove
+from results.numbers import counted
 
 if TYPE_CHECKING:
     import submitit
@@ -240,7 +241,7 @@ class Logged:
 
     def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
         """Tell what is ahead."""
-        self._say(f"{cells} cells, {samples:,} samples to draw")
+        self._say(f"{counted(cells, 'row')}, {samples:,} samples to draw")
 
     def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
         """Tell of a shard."""
@@ -251,7 +252,7 @@ class Logged:
 
     def timing(self, done: int, total: int) -> None:
         """Tell of the timing."""
-        self._say(f"{done} of {total} cells timed")
+        self._say(f"{done} of {total} rows timed")
 
     def cell(self, cell: Cell, status: str, reason: str | None) -> None:
         """Tell what became of a cell."""

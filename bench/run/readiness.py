@@ -30,6 +30,7 @@ from protocols import Protocol, load_protocol, protocol_files
 from results.documents import shown
 from results.errors import BenchError, StoreError, one_line
 from results.files import disk_error, free_bytes, nearest_folder
+from results.numbers import counted
 from results.store import connect
 
 GROUPS: tuple[Group[Any], ...] = (
@@ -117,7 +118,7 @@ def _database(path: Path) -> Finding:
             row = connection.execute("SELECT count(*) FROM cells").fetchone()
     except StoreError as error:
         return Finding("broken", "database", str(error))
-    return Finding("ready", "database", f"{path}, {row[0] if row else 0} cells")
+    return Finding("ready", "database", f"{path}, {counted(row[0] if row else 0, 'row')}")
 
 
 def _protocols() -> list[Finding]:
