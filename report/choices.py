@@ -55,7 +55,7 @@ def picker(page: Page) -> Markup | None:
         ),
     ]
     unseen = element("span", "place", class_="unseen")
-    headings = (unseen, "model", "setting", "value", "NFE", "per image", "spent", "licence")
+    headings = (unseen, "model", "setting", "value", "NFE", "time per image", "spent", "licence")
     head = element("tr", [element("th", heading, scope="col") for heading in headings])
     table = element("table", element("thead", head), element("tbody"), id="pick-table")
     note = (

@@ -186,7 +186,7 @@ class Measurements:
         return picks.beaten_by(leaderboard.comparable(self._chosen(self.compared), metric), metric)
 
     def converging(self, metric: str) -> list[convergence.Convergence]:
-        """Return how `metric` goes with the number of images for each model's best row."""
+        """Return how `metric` changes with the number of images for each model's best row."""
         return convergence.convergence(self._chosen(self.best(metric)), self.finished, metric)
 
     def drawn(self, rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from report.data import record
-from report.text import number, rank, seconds, shortened, with_interval
+from report.text import in_lines, number, rank, seconds, shortened, with_interval
 from results.convergence import FEWEST, MOST, Convergence
 from results.facts import MetricFact
 from results.rows import Value
@@ -37,6 +37,11 @@ FAINT = "rgba(128,128,128,0.5)"
 def label(name: object, most: int = 60) -> str:
     """Return a name as Plotly shows it literally."""
     return html.escape(shortened(str(name), most), quote=False)
+
+
+def row_label(name: object) -> str:
+    """Return a row's name beside an axis, in two lines if it is long: its setting is not cut off."""
+    return "<br>".join(label(line, 34) for line in in_lines(str(name), 34))
 
 
 def palette(models: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -301,7 +306,7 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
     """
     rows = rows[::-1]
     middle = rows["place"].astype(float)
-    chances = ["" if pd.isna(chance) or chance < 0.005 else f"  first in {chance:.0%}" for chance in rows["p_first"]]
+    chances = ["" if pd.isna(chance) or chance < 0.005 else f"  {chance:.0%}" for chance in rows["p_first"]]
     figure = go.Figure(
         go.Scatter(
             x=numbers(middle),
@@ -333,7 +338,7 @@ def rank_intervals(rows: pd.DataFrame, styles: Mapping[str, dict[str, str]]) -> 
     )
     axes(figure, "rank", "")
     figure.update_xaxes(range=[0, 1.25 * float(rows["rank_high"].max()) + 1])
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name in rows["label"]])
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[row_label(name) for name in rows["label"]])
     figure.update_layout(height=110 + 30 * len(rows), meta={"fixed": True})
     return figure
 
@@ -390,7 +395,7 @@ def sensitivity(changes: Mapping[str, int], most: int = 12) -> go.Figure:
         )
     )
     axes(figure, "ranks that change without it", "")
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name, _ in rows])
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[row_label(name) for name, _ in rows])
     figure.update_layout(height=110 + 24 * len(rows), meta={"fixed": True})
     return figure
 
@@ -413,11 +418,11 @@ def cost(rows: pd.DataFrame) -> go.Figure:
             hovertemplate=f"{name}: %{{x:.3g}} s<extra></extra>",
         )
     axes(figure, "seconds for 1,000 images", "")
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[label(name, 34) for name in rows["label"]])
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[row_label(name) for name in rows["label"]])
     legend = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0}
     legend["traceorder"] = "normal"
     figure.update_layout(
-        barmode="stack", showlegend=True, legend=legend, height=130 + 24 * len(rows), meta={"fixed": True}
+        barmode="stack", showlegend=True, legend=legend, height=130 + 30 * len(rows), meta={"fixed": True}
     )
     return figure
 

@@ -28,7 +28,8 @@ def leader(data: Measurements, by: str) -> tuple[str, str]:
     value = data.value(first, metric.name)
     assert value is not None
     shown = f"{metric.short} {with_interval(value['value'], value['low'], value['high'])}"
-    answer = f"{data.fact(first, 'label')} leads on {shown}"
+    verb, alone = ("has", ", alone in its ranking") if len(data.ranked) == 1 else ("leads on", "")
+    answer = f"{data.fact(first, 'label')} {verb} {shown}{alone}"
     if tied:
         models = [data.fact(cell, "model") for cell in tied]
         answer += f"; {listed(models)} {'is' if len(models) == 1 else 'are'} statistically tied"
@@ -71,9 +72,8 @@ def _sureness(data: Measurements, first: str, metric: str) -> list[str]:
             f"{costs[first]:g} network evaluations per image."
         )
     elif known(costs[first]):
-        sentences.append(
-            f"No cheaper setting is tied with it; it takes {costs[first]:g} network evaluations per image."
-        )
+        takes = f"it takes {costs[first]:g} network evaluation{'s' if costs[first] != 1 else ''} per image."
+        sentences.append(f"I{takes[1:]}" if len(data.ranked) == 1 else f"No cheaper setting is tied with it; {takes}")
     return sentences
 
 
@@ -139,7 +139,8 @@ def bottleneck(utilities: Sequence[Mapping[str, float]], names: Mapping[str, str
     """Say which metric holds most composites down."""
     weakest = Counter(min(row, key=lambda key: row[key]) for row in utilities if row)
     key, count = weakest.most_common(1)[0]
-    return f"{names.get(key, key)} is the bottleneck of {count} of {counted(len(utilities), 'row')}"
+    share = f" of {count} of {len(utilities):,} rows" if len(utilities) > 1 else ""
+    return f"{names.get(key, key)} is the bottleneck{share}"
 
 
 def correlation(matrix: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
@@ -274,6 +275,6 @@ def converging(found: Sequence[Convergence], short: str) -> str:
         (abs(line.slope) / line.row.cell["num_samples"], line.row.cell) for line in found if line.slope is not None
     ]
     if not biases:
-        return f"How {short} goes with the number of images"
+        return f"How {short} changes with the number of images"
     most, cell = max(biases, key=lambda pair: pair[0])
     return f"At {cell['num_samples']:,} images, up to {number(most)} of {short} is bias ({cell['model']})"

@@ -469,12 +469,12 @@ def _run(row: pd.Series) -> list[object]:
     commit = "" if pd.isna(row["code_commit"]) else str(row["code_commit"])[:12]
     return [
         row["run_id"],
-        text.moment(row["started"]),
-        text.moment(row["finished"]),
+        element("span", text.moment(row["started"]), class_="kept"),
+        element("span", text.moment(row["finished"]), class_="kept"),
         element("code", row["command"]),
         row["code_version"],
         f"{commit} (dirty)" if pd.notna(row["code_dirty"]) and row["code_dirty"] else commit,
         f"{row['device']}, {text.counted(int(row['threads']), 'thread')}",
         f"Python {row['python']}, {row['platform']}",
-        ", ".join(f"{key} {value}" for key, value in decoded(row["packages"]).items()),
+        element("div", ", ".join(f"{key} {value}" for key, value in decoded(row["packages"]).items()), class_="broad"),
     ]

@@ -282,7 +282,7 @@ class Page:
                 )
             )
         matrix = {key: data.ranking["correlation"][key] for key in data.metrics if key in data.ranking["correlation"]}
-        if len(matrix) > 1:
+        if any(text.known(matrix[one].get(other)) for one in matrix for other in matrix if one != other):
             finding = findings.correlation(matrix, names)
             caption = f"{finding}. Over the ranked rows; FID counts as lower is better, so + means agreement."
             maps.append(self.figure("correlation", figures.correlation_matrix(matrix, data.metrics), caption))
@@ -355,7 +355,7 @@ class Page:
         if places.shape[1] > 1:
             caption = (
                 f"{findings.agreement(places)}. Place of each model's best setting by each metric, among models; the "
-                "darker the better, bold: may be the best setting (95%)."
+                "stronger the colour the better, bold: may be the best setting (95%)."
             )
             parts.append(element("div", element("p", caption, class_="note"), tables.ranks_table(places, first)))
         return section(

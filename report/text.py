@@ -80,6 +80,12 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
+def in_lines(name: str, most: int) -> list[str]:
+    """Return `name`, in two lines if it is longer than `most`: broken after a comma, else at a blank, if it has one."""
+    cut = max(name.rfind(", ", 0, most) + 1, 0) or name.rfind(" ", 0, most + 1)
+    return [name] if len(name) <= most or cut < 1 else [name[:cut], name[cut + 1 :]]
+
+
 def shortened(name: str, most: int = 24) -> str:
     """Return `name`, cut with an ellipsis for axes that cannot hold more."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
@@ -91,6 +97,6 @@ def moment(value: Any) -> str:
 
 
 __all__ = [
-    "NOTHING", "counted", "known", "listed", "memory", "moment", "number", "parameters", "plain", "rank", "seconds",
-    "shortened", "size", "spread", "with_interval",
+    "NOTHING", "counted", "in_lines", "known", "listed", "memory", "moment", "number", "parameters", "plain", "rank",
+    "seconds", "shortened", "size", "spread", "with_interval",
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def _bounded(text: str) -> str:
 
     def plain(found: re.Match[str]) -> str:
         low, high = found[1], found[2]
-        if float(low) <= _LEAST:
+        if 0 < float(low) <= _LEAST:
             return "x>0" if float(high) >= _LIMIT else f"0<x<={high}"
         return found[0] if float(high) < _LIMIT else f"x>={low}"
 

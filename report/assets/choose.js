@@ -45,7 +45,7 @@ function updatePick() {
   const others = tied.length ? `${plural(tied.length, "setting")} ${tied.length === 1 ? "is" : "are"} ${words[0]}` : words[1];
   heading("picker", `${row.model}${setting}: ${metric.short} ${valueText(best, key)}, best of ${plural(among.length, "setting")}; ${others}`);
   table.hidden = false;
-  const [kind, factor] = SPENDING[byId("pick-cost").value];
+  const unit = byId("pick-cost").value, [kind, factor] = SPENDING[unit];
   const spent = (cell) => (costOf(cell, kind) === null ? null : factor() * costOf(cell, kind));
   const line = (cell) => {
     const one = page.cells[cell], tr = document.createElement("tr"), cost = spent(cell);
@@ -60,7 +60,9 @@ function updatePick() {
   const cheapFirst = [...tied].sort((a, b) => (spent(a) ?? Infinity) - (spent(b) ?? Infinity));
   table.tHead.rows[0].cells[3].textContent = metric.short;
   table.tHead.rows[0].cells[6].textContent = byId("pick-cost").selectedOptions[0].textContent;
+  const again = { nfe: 6, milliseconds: 5 }[unit]; // a column that would say once more what its neighbour says
   table.tBodies[0].replaceChildren(...[best, ...cheapFirst.slice(0, 25)].map(line));
+  for (const tr of table.rows) for (const [place, cell] of [...tr.cells].entries()) cell.hidden = place === again;
   const notes = known ? [] : [`${metric.short} has no interval, so only equal settings are known to be tied.`];
   if (cheapFirst.length > 25) notes.push(`The 25 cheapest of ${cheapFirst.length} tied settings.`);
   byId("pick-note").textContent = notes.join(" ");

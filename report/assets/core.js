@@ -50,7 +50,7 @@ function logTicks(axis, values) {
   const doubled = Array.from({ length: 21 }, (_, power) => 2 ** power).filter((tick) => tick >= low && tick <= high);
   const sparse = series([1, 2, 5]);
   const counts = known.every(Number.isInteger);
-  axis.tickvals = counts ? doubled : sparse.length > 2 ? sparse : series([1, 1.5, 2, 3, 4, 5, 6, 8]);
+  axis.tickvals = counts && doubled.length > (low < high / 1.3 ? 1 : 0) ? doubled : sparse.length > 2 ? sparse : series([1, 1.5, 2, 3, 4, 5, 6, 8]);
   axis.ticktext = axis.tickvals.map(String);
 }
 

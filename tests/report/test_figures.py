@@ -125,7 +125,13 @@ def test_rank_figure_shows_interval_and_chance(styles):
     )
     figure = figures.rank_intervals(rows, styles)
     assert list(figure.data[0].error_x.array) == [2] and list(figure.data[0].error_x.arrayminus) == [1]
-    assert figure.data[1].text[0].strip() == "first in 25%" and titles(figure)[0] == "rank"
+    assert figure.data[1].text[0].strip() == "25%" and titles(figure)[0] == "rank"
+
+
+def test_a_long_row_label_keeps_its_setting_in_a_second_line():
+    assert figures.row_label("digits-flow-small at 16 steps, cfg 1.5") == "digits-flow-small at 16 steps,<br>cfg 1.5"
+    assert figures.row_label("digits-flow at 8 steps") == "digits-flow at 8 steps"
+    assert figures.row_label("x" * 40) == "x" * 33 + "…"
 
 
 def test_the_heat_table_shades_the_first_place_most_and_marks_who_may_be_first():

@@ -137,6 +137,21 @@ def test_names_and_commands_are_never_broken_over_lines(content):
     assert kept("a-b, 0.5 and x") == '<span class="kept">a-b,</span> 0.5 and x'
 
 
+def test_a_row_alone_is_neither_compared_nor_drawn_against_nothing(new_database):
+    builder = new_database()
+    builder.frame()
+    builder.run()
+    builder.model("digits-dmd", 1)
+    builder.cell("digits-dmd", 1, 0.7)
+    builder.rank()
+    keys = ("fid", "is", "clip", "pick")
+    builder.rows["rankings"][0]["correlation"] = json.dumps({one: dict.fromkeys(keys) for one in keys})
+    content = page.build(read_measurements(builder.close()))
+    assert "alone in its ranking" in content and "leads on" not in plain(content.split("<script")[0])
+    assert "It takes 1 network evaluation per image." in content
+    assert "correlation" not in data_of(content)["figures"] and "composite" in data_of(content)["figures"]
+
+
 def test_marks_and_missing_metrics_are_said_in_every_view(new_database, monkeypatch):
     builder = new_database()
     builder.frame()

@@ -42,6 +42,23 @@ def test_the_leaderboard_is_whole_at_any_width(width):
     assert ("Accuracy" in shown) == (width == 160)
 
 
+def test_a_narrow_page_shows_the_speed_without_its_interval_and_lines_end_in_no_blanks():
+    timing = {"batch_size": 1, "batch": {"median": 1e-3, "low": 9e-4, "high": 1.2e-3}}
+    found = [row("a-model-with-a-longer-name", images_per_second=1000.0, timing=timing)]
+    wide, narrow = (printed(leaderboard_table(found, width), 300)[1] for width in (300, 80))
+    assert wide.endswith("1,000 (833 to 1,111)") and narrow.endswith("1,000")
+    assert all(line == line.rstrip() for line in printed(plain_table(["a", "b"], [["x", "y"], ["long", ""]]), 80))
+
+
+def test_help_names_bounds_that_people_may_run_into():
+    from bench.cli.help import _bounded
+
+    assert _bounded("Peak.  [1e-06<=x<=1000000000.0]") == "Peak.  [x>0]"
+    assert _bounded("Share.  [default: 0.25; 1e-06<=x<=1.0]") == "Share.  [default: 0.25; 0<x<=1.0]"
+    assert _bounded("Workers.  [0<=x<=1024]") == "Workers.  [0<=x<=1024]"
+    assert _bounded("Seed.  [0<=x<=9223372036854775807]") == "Seed.  [x>=0]"
+
+
 def test_what_rows_are_sorted_by_has_a_column():
     assert "KID" in printed(leaderboard_table([row(metrics=("fid", "kid"))], 160, "kid"), 160)[0]
     heading, line = printed(leaderboard_table([row(latency_seconds=0.125)], 200, "latency_seconds"), 200)
