@@ -170,6 +170,13 @@ def spread(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Fou
         return [made.result() for made in [threads.submit(copy_context().run, aside, item) for item in items]]
 
 
+def both(one: Callable[[], Found], other: Callable[[], Item]) -> tuple[Found, Item]:
+    """Return what two functions return, computed at once as `spread` has it."""
+    calls: list[Callable[[], Any]] = [one, other]
+    first, second = spread(lambda call: call(), calls)
+    return first, second
+
+
 def _own_stream(place: torch.device) -> AbstractContextManager[Any]:
     if place.type != "cuda":
         return nullcontext()

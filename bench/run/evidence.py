@@ -24,10 +24,25 @@ def evidence_of(
 ) -> Evidence:
     """Return the evidence of judge outputs [N, ...] of a whole cell, `<judge>.<array>` each, under `protocol`.
 
-    Outputs that are not finite, or of other kinds, leave none. `kept`: what the metrics were counted from
-    (`CellMetrics.kept`). `order`: see `bench.metrics.measure.measure`.
+    `kept`: what the metrics were counted from (`CellMetrics.kept`). Other arguments as `evidence_of_outputs` has them.
     """
-    found: dict[str, np.ndarray] = {name: values for name, values in kept.items() if np.isfinite(values).all()}
+    return with_counts(evidence_of_outputs(protocol, arrays, order), kept)
+
+
+def with_counts(outputs: Evidence, kept: Mapping[str, np.ndarray]) -> Evidence:
+    """Return the evidence of `outputs` with what the metrics were counted from, `kept` as `evidence_of` takes it."""
+    counted = {name: values for name, values in kept.items() if np.isfinite(values).all()}
+    return Evidence(counted | dict(outputs.arrays), outputs.samples)
+
+
+def evidence_of_outputs(
+    protocol: Protocol, arrays: Mapping[str, np.ndarray], order: np.ndarray | None = None
+) -> Evidence:
+    """Return the evidence of the judges' outputs alone.
+
+    Outputs that are not finite, or of other kinds, leave none. `order`: see `bench.metrics.measure.measure`.
+    """
+    found: dict[str, np.ndarray] = {}
     samples = len(next(iter(arrays.values()))) if arrays else 0
     features = features_of(protocol)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -23,13 +24,13 @@ from bench.metrics import algebra
 from bench.metrics.measure import CellMetrics, ReferenceFeatures, ahead, measure
 from bench.metrics.registry import PER_CLASS, fact_of
 from bench.references.stored import Reference
-from bench.run.evidence import evidence_of
+from bench.run.evidence import evidence_of_outputs, with_counts
 from bench.run.halves import remark
 from protocols import Protocol
 from results.catalog import CATALOG
 from results.cells import CellDirectory
 from results.digests import digest_of
-from results.evidence import write_evidence
+from results.evidence import Evidence, write_evidence
 from results.numbers import counted
 
 WIDE = 256
@@ -128,6 +129,18 @@ def measure_arrays(
             options=options,
             order=order,
         )
+
+
+def reduce_arrays(
+    context: Context, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, order: np.ndarray | None = None
+) -> tuple[CellMetrics, Evidence]:
+    """Return all metrics of a whole cell, as `measure_arrays` does, and its evidence; at once beside an accelerator."""
+    with reducing(context, arrays):
+        measured, evidence = algebra.both(
+            partial(measure_arrays, context, arrays, labels, order),
+            partial(evidence_of_outputs, context.protocol, arrays, order),
+        )
+    return measured, with_counts(evidence, measured.kept)
 
 
 def metric_rows(
@@ -236,9 +249,8 @@ def finish_rows(
 ) -> dict[str, list[dict[str, Any]]]:
     """Join a cell's shards, measure them, keep their evidence and return the rows by table."""
     arrays = directory.assemble(ranges)
-    measured = measure_arrays(context, arrays, labels)
-    with reducing(context, arrays):
-        write_evidence(directory.path, evidence_of(context.protocol, arrays, measured.kept))
+    measured, evidence = reduce_arrays(context, arrays, labels)
+    write_evidence(directory.path, evidence)
     thumbnails = arrays.get("thumbnails")
     return {
         "metrics": metric_rows(context, measured, proof),

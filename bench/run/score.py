@@ -20,9 +20,8 @@ from bench.metrics.cell import UNLABELLED
 from bench.metrics.inception import order_of_content
 from bench.metrics.measure import CellMetrics, SkippedMetric
 from bench.metrics.registry import fact_of
-from bench.references.source import ImageSource, open_images
+from bench.references.source import Batch, ImageSource, open_images
 from bench.references.stored import conditions, prepare_reference
-from bench.run.evidence import evidence_of
 from bench.run.halves import PROOF, halves, prove, settled, strict_beside, warn_of_float32
 from bench.run.needs import needs_of_judging, require
 from bench.run.plan import Request, judged_under
@@ -36,7 +35,7 @@ from bench.run.record import (
     metric_rows,
     per_class_rows,
     ranking_of,
-    reducing,
+    reduce_arrays,
     thumbnail_rows,
 )
 from bench.run.shard import Host, judged_tensors, shard_ranges, shrink
@@ -116,14 +115,13 @@ def _score(
     pixels = Pixels()
     try:
         with reducing_ahead(context):
-            content, proof = _judge_images(images, context, used, directory, ranges, pixels)
+            content, proof = _Judging(images, context, used, directory, ranges).run(pixels)
         arrays = directory.assemble(ranges)
         directory.remove_shards()
         thumbnails = arrays.pop("thumbnails", None)
         order = order_of_content(np.concatenate(pixels.hashes), images.labels)
-        measured = measure_arrays(context, arrays, images.labels, order)
-        with reducing(context, arrays):
-            write_evidence(directory.path, evidence_of(protocol, arrays, measured.kept, order))
+        measured, evidence = reduce_arrays(context, arrays, images.labels, order)
+        write_evidence(directory.path, evidence)
         identity = ["images", content, name, context.judge_digests, protocol.measurement_digest]
         cell_id = digest_of(identity)[:20]
         directory = directory.rename(cell_id)
@@ -166,49 +164,77 @@ def _why(skipped: SkippedMetric, images: ImageSource, needing: Collection[str]) 
     return skipped.reason
 
 
-def _judge_images(
-    images: ImageSource,
-    context: Context,
-    judges: Mapping[str, Judge],
-    directory: CellDirectory,
-    ranges: list[tuple[int, int]],
-    seen: Pixels,
-) -> tuple[str, dict[str, Any]]:
-    """Judge the images in order, write a shard for each range; return the SHA-256 of all pixels, and a proof."""
-    protocol, device = context.protocol, context.device
-    doubted, proof = halves(judges), dict[str, Any]()
-    asked: Mapping[str, Judge] = {**judges, **strict_beside(judges)}
-    content = hashlib.sha256()
-    ends = {stop: start for start, stop in ranges}
-    parts: dict[str, list[np.ndarray]] = {}
-    batches = images.batches(0, BATCH)
-    for batch in one_ahead(batches) if accelerator(device) else batches:
-        for fault in batch.faults:
-            raise BenchError(f"{images.root / fault.name}: {fault.reason}; replace or remove it")
-        pixels, first, last = batch.images, batch.start, batch.stop
-        labels = torch.zeros(len(pixels), dtype=torch.int64)
-        if images.labels is not None:
-            labels = torch.from_numpy(images.labels[first:last])
-        said = Host(judged_tensors(asked, pixels.to(device), labels.to(device)))
-        seen.add(pixels.numpy(), batch.notes)  # while an accelerator judges
-        content.update(pixels.numpy().data)
+class _Judging:
+    """Images judged in order, a shard written for each range; half-precision judges prove themselves on the first."""
+
+    def __init__(
+        self,
+        images: ImageSource,
+        context: Context,
+        judges: Mapping[str, Judge],
+        directory: CellDirectory,
+        ranges: list[tuple[int, int]],
+    ) -> None:
+        self.images, self.context, self.judges, self.directory = images, context, judges, directory
+        self.doubted, self.proof = halves(judges), dict[str, Any]()
+        self.asked: Mapping[str, Judge] = {**judges, **strict_beside(judges)}
+        self.ends = {stop: start for start, stop in ranges}
+        self.parts: dict[str, list[np.ndarray]] = {}
+
+    def run(self, seen: Pixels) -> tuple[str, dict[str, Any]]:
+        """Judge all; return the SHA-256 of all pixels, and the proof.
+
+        While an accelerator judges a batch, the host looks at its pixels and takes in what the batch before was found
+        to be.
+        """
+        images, device = self.images, self.context.device
+        content = hashlib.sha256()
+        batches = images.batches(0, BATCH)
+        under_way: list[tuple[Batch, Host]] = []
+        for batch in one_ahead(batches) if accelerator(device) else batches:
+            for fault in batch.faults:
+                raise BenchError(f"{images.root / fault.name}: {fault.reason}; replace or remove it")
+            pixels = batch.images
+            labels = torch.zeros(len(pixels), dtype=torch.int64)
+            if images.labels is not None:
+                labels = torch.from_numpy(images.labels[batch.start : batch.stop])
+            under_way.append((batch, Host(judged_tensors(self.asked, _sent(pixels, device), labels))))
+            seen.add(pixels.numpy(), batch.notes)
+            content.update(pixels.numpy().data)
+            while len(under_way) > (0 if self.doubted else 1):
+                self._take(*under_way.pop(0))
+        for last in under_way:
+            self._take(*last)
+        return content.hexdigest(), self.proof
+
+    def _take(self, batch: Batch, said: Host) -> None:
+        """Wait for what the judges say of a batch and keep it."""
+        first, last, thumbnails = batch.start, batch.stop, self.context.protocol.thumbnails
         for name, values in said.arrays().items():
-            parts.setdefault(name, []).append(values)
-        if first < protocol.thumbnails:
-            parts.setdefault("thumbnails", []).append(shrink(pixels[: protocol.thumbnails - first]).numpy())
-        if doubted and (last >= PROOF or last in ends):
-            both = {name: np.concatenate(values) for name, values in parts.items()}
-            part = None if images.labels is None else images.labels[:last]
-            stand, proof = prove(both, partial(_measured, context, doubted, part), len(images))
-            assert stand is not None  # both precisions have judged all that was judged
-            parts = {name: [values] for name, values in stand.items()}
-            warn_of_float32("these images", proof)
-            asked, doubted = settled(judges, proof), []
-        if last in ends:
-            arrays = {name: np.concatenate(values) for name, values in parts.items()}
-            directory.write_shard(ends[last], last, arrays, {"start": ends[last], "stop": last})
-            parts = {}
-    return content.hexdigest(), proof
+            self.parts.setdefault(name, []).append(values)
+        if first < thumbnails:
+            self.parts.setdefault("thumbnails", []).append(shrink(batch.images[: thumbnails - first]).numpy())
+        if self.doubted and (last >= PROOF or last in self.ends):
+            self._prove(last)
+        if last in self.ends:
+            arrays = {name: np.concatenate(values) for name, values in self.parts.items()}
+            start = self.ends[last]
+            self.directory.write_shard(start, last, arrays, {"start": start, "stop": last})
+            self.parts = {}
+
+    def _prove(self, count: int) -> None:
+        both = {name: np.concatenate(values) for name, values in self.parts.items()}
+        labels = None if self.images.labels is None else self.images.labels[:count]
+        stand, self.proof = prove(both, partial(_measured, self.context, self.doubted, labels), len(self.images))
+        assert stand is not None  # both precisions have judged all that was judged
+        self.parts = {name: [values] for name, values in stand.items()}
+        warn_of_float32("these images", self.proof)
+        self.asked, self.doubted = settled(self.judges, self.proof), []
+
+
+def _sent(pixels: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the images on the device; those on their way to an accelerator queue behind the batch it judges."""
+    return pixels if accelerator(device) is None else pixels.pin_memory().to(device, non_blocking=True)
 
 
 def _measured(
