@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.models.timing import TensorMemory
-from bench.run.costs import attention_operations, count_operations, first_calls
+from bench.run.costs import attention_operations, count_operations, first_calls, sample_operations
 from results.cells import CellDirectory
 from results.leaderboard import rows
 from results.store import connect
@@ -55,6 +55,35 @@ def test_operations_are_those_of_one_row_of_one_call():
 
 def test_a_part_that_is_never_called_costs_nothing():
     assert counted(Sampler(nn.Identity())) == (0.0, 0.0, 140.0)
+
+
+@pytest.mark.parametrize("guide", [None, Scaled(10, 5)], ids=["alone", "guided"])
+def test_a_checkpoint_is_counted_once_and_no_image_is_drawn_for_what_is_known(guide, monkeypatch):
+    class Whole(Sampler):
+        out_of_process = evaluations_differ = False
+
+        def own_labels(self, labels):
+            return labels
+
+        def sample(self, label, steps, cfg, *, noise):
+            guide, self.guide = self.guide, self.guide if cfg > 1 else None
+            drawn.append(steps)
+            try:
+                return super().sample(steps)
+            finally:
+                self.guide = guide
+
+    monkeypatch.setattr("bench.run.costs._operations", {})
+    drawn, adapter, labels = [], Whole(nn.Linear(10, 10), guide), np.zeros(4, np.int64)
+
+    def count(steps, cfg):
+        card = SimpleNamespace(name="linear")
+        cell = SimpleNamespace(card=card, dtype="float32", seed=0, steps=steps, cfg=cfg, settings={})
+        return sample_operations(cell, adapter, labels)
+
+    assert count(2, 1.0) == count(3, 1.0) == (200.0, 0.0, 140.0)
+    assert count(4, 2.0) == count(5, 2.0) == (200.0, 0.0 if guide is None else 100.0, 140.0)
+    assert drawn == ([2] if guide is None else [2, 3, 4]), "only a part that may have been left out is looked for"
 
 
 @pytest.mark.parametrize("fused", [True, False])
