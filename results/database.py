@@ -175,6 +175,8 @@ def fault_of(path: Path, error: duckdb.Error) -> StoreError | None:
         return StoreError(f"{path}: permission denied; ask its owner, or choose another place with --runs-dir")
     if "no space left" in message.lower() or "quota" in message.lower():
         return StoreError(f"{path}: {FULL}")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return StoreError(f"{path}: not enough memory to open or query it; free some, then try again")
     signs = ("corrupt", "checksum", "wal file", "deserializ", "not a valid duckdb", "magic bytes")
     kinds = (duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
     if any(sign in message.lower() for sign in signs) or isinstance(error, kinds):

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ from bench.cli.help import App
 from bench.cli.parsing import check_words, completed
 from bench.cli.terminal import data_alone, prepare_streams, write_line
 from results.errors import DEBUG, BenchError, BenchWarning, MissingError, one_line
+from results.files import FULL, is_full
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries click inside, at a place that changes between its versions."""
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
+        _check_place()
         _check_words(words)
         check_words(words)
         with data_alone() if DATA_OPTIONS.intersection(words) and "--help" not in words else nullcontext():
@@ -105,10 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageFault as error:
         if debug:
             raise
-        error.show()  # type: ignore[attr-defined]
+        with suppress(OSError):
+            error.show()  # type: ignore[attr-defined]
         sys.exit(2)
     except BrokenPipeError:
-        _pipe_closed()
+        _leave_output()
+        sys.exit(1)  # quietly: whoever read the output has what they wanted
     except MemoryError as error:
         if debug:
             raise
@@ -129,6 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults()  # names a distribution with unreadable entry points: torch, triton and pydantic fail on one
         if debug:
             raise
+        if isinstance(error, OSError) and is_full(error):
+            _leave_output()
+            write_line(f"Error: {FULL}")
+            sys.exit(2)
         if isinstance(error, OSError) and error.filename is not None:
             write_line(f"Error: {one_line(str(error.filename))}: {error.strerror}; check the path")
             sys.exit(2)
@@ -138,17 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if result == INTERRUPTED:  # typer turns Ctrl-C into an exit code of its own
         _interrupted()
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # now, where a closed pipe can be met
-    except BrokenPipeError:
-        _pipe_closed()
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def _called(words: Sequence[str]) -> Any:
     try:
-        return app(args=completed(words), standalone_mode=False)
+        result = app(args=completed(words), standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, where a closed pipe or a full disk can be met
+        return result
     finally:
         if DEBUG in os.environ:
             sys.excepthook = _traceback  # typer has put one of its own in the place
@@ -158,6 +164,14 @@ def _traceback(kind: type[BaseException], error: BaseException, trace: Traceback
     """Show where an error arose; the exit code is that of the command without --debug."""
     sys.__excepthook__(kind, error, trace)
     sys.exit(2)
+
+
+def _check_place() -> None:
+    """Refuse a working directory that was removed: libraries end the process over it."""
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() is the same call
+    except OSError as error:
+        raise BenchError("the working directory was removed, or may not be read; change to another") from error
 
 
 def _check_words(words: Sequence[str]) -> None:
@@ -170,10 +184,10 @@ def _check_words(words: Sequence[str]) -> None:
                 raise BenchError(f"'{word}' is not UTF-8 text, and no file has this name") from error
 
 
-def _pipe_closed() -> NoReturn:
-    """End quietly: whoever read the output has what they wanted."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+def _leave_output() -> None:
+    """Drop what stdout still holds: Python writes it once more at its end, and fails once more."""
+    with suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

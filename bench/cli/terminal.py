@@ -6,7 +6,8 @@ import codecs
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from results.printable import in_ascii, printable
@@ -16,7 +17,18 @@ WIDTH = 150
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr write every text: letters that their encoding lacks are spelled in ASCII."""
+    """Make stdout and stderr write every text: letters that their encoding lacks are spelled in ASCII.
+
+    A stream that was closed (`>&-`) writes nowhere; else the next file opened, a database, would take its number.
+    """
+    if os.name == "posix":
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     codecs.register_error("bench", _spelled)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
@@ -73,8 +85,9 @@ def write_line(text: str, stream: TextIO | None = None) -> None:
     """Write one line to stderr (or `stream`): whatever breaks it is escaped."""
     stream = stream or sys.stderr
     if stream is not None:
-        stream.write(printable(text) + "\n")
-        stream.flush()
+        with suppress(OSError):  # a full disk, or nobody reads: there is nowhere else to say it
+            stream.write(printable(text) + "\n")
+            stream.flush()
 
 
 def people(*, stderr: bool, width: int | None = None) -> Any:

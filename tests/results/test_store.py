@@ -2,12 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import duckdb
 import pytest
 
-from results.database import SCHEMA_VERSION
-from results.errors import StoreError
+from results.database import SCHEMA_VERSION, fault_of
+from results.errors import DamagedDatabaseError, StoreError
 from results.export import export
 from results.leaderboard import best_of_each, rows, sorted_rows
 from results.moving import merge
@@ -139,3 +140,9 @@ def test_unknown_tables_and_formats_are_named(database, tmp_path):
         export(database, "metric", "csv", tmp_path / "x")
     with pytest.raises(StoreError, match="unknown format 'xlsx'"):
         export(database, "metrics", "xlsx", tmp_path / "x")
+
+
+def test_want_of_memory_is_no_damage():
+    fault = fault_of(Path("bench.duckdb"), duckdb.OutOfMemoryException("Out of Memory Error: Allocation failure"))
+    assert fault is not None and not isinstance(fault, DamagedDatabaseError)
+    assert "not enough memory" in str(fault) and "reindex" not in str(fault)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -88,3 +89,39 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(runs):
     assert code == 2
     assert errors.count(b"\n") == 1
     assert b"is not UTF-8 text" in errors
+
+
+def shell(line, directory):
+    """Return (exit code, stdout, stderr) of a shell line, in which `bench` is the command."""
+    command = f'bench() {{ {sys.executable} -c "from bench.cli import main; main()" "$@"; }}; {line}'
+    result = subprocess.run(["bash", "-c", command], cwd=directory, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["--version", "models --json"])
+def test_an_output_that_is_full_is_one_line(tmp_path, words):
+    code, _, errors = shell(f"bench {words} > /dev/full", tmp_path)
+    assert code == 2
+    assert errors == "Error: no space left on the device; free some and run the same command to continue\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_exit_code_needs_no_stderr(tmp_path):
+    assert shell("bench nothing 2> /dev/full", tmp_path)[0] == 2
+    assert shell("bench leaderboard 2> /dev/full", tmp_path)[0] == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors of POSIX")
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    look = "import os; prepare_streams(); fd = os.open('x', os.O_CREAT); assert fd > 2, fd; print('lost')"
+    line = f'{sys.executable} -c "from bench.cli.terminal import prepare_streams; {look}" <&- >&-'
+    assert shell(line, tmp_path) == (0, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a directory in use stays")
+def test_a_working_directory_that_was_removed_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code, _, errors = shell("cd gone && rmdir ../gone && bench models", tmp_path)
+    assert code == 2
+    assert errors == "Error: the working directory was removed, or may not be read; change to another\n"
