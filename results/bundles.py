@@ -115,7 +115,7 @@ def read_bundle(path: Path, allowed: Path | None = None) -> Bundle:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise StoreError(f"{path}: not a readable bundle ({one_line(str(error), 100)}); ask for it again") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
 def is_bundle(path: Path) -> bool:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from results.errors import StoreError
+from results.errors import NotFinishedError, StoreError
 from results.files import disk_error, read_regular, remove, sweep, write_atomically, writing
 from results.records import checked, is_cell_id, parsed
 
@@ -119,9 +119,9 @@ class CellDirectory:
     def scores(self, name: str) -> np.ndarray | None:
         """Return a judge's score of each image, without reading all of it; None where there is none to read."""
         path = self.path / f"{name}.npy"
-        if not path.is_file():  # a merged database has no scores of images
-            return None
         try:
+            if not path.is_file():  # a merged database has no scores of images
+                return None
             found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
@@ -137,11 +137,14 @@ class CellDirectory:
         write_atomically(self.result_path, json.dumps(record, indent=1, allow_nan=False).encode())
 
     def load_result(self) -> dict[str, Any]:
-        """Return the record. Raises StoreError, saying why, when there is none or it is not this cell's."""
+        """Return the record.
+
+        Raises NotFinishedError when there is none, and StoreError, saying why, when it is unreadable or another cell's.
+        """
         try:
             text = read_regular(self.result_path, LARGEST_RECORD)
         except FileNotFoundError as error:
-            raise StoreError("not finished") from error
+            raise NotFinishedError("not finished") from error
         except OSError as error:
             raise StoreError(f"cannot be read ({error.strerror or error})") from error
         record = parsed(text)
@@ -224,7 +227,7 @@ def sweep_runs(runs: Path) -> None:
             sweep(path.parent, path.name)
             continue
         sweep(path, "*.tmp")
-        if (path / RESULT).is_file():
-            for shard in path.glob("shard-*.safetensors"):
-                with suppress(OSError):
+        with suppress(OSError):  # another user's cell
+            if (path / RESULT).is_file():
+                for shard in path.glob("shard-*.safetensors"):
                     remove(shard)

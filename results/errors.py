@@ -33,6 +33,10 @@ class StoreError(BenchError):
     """A fault of the database, its cells or a query."""
 
 
+class NotFinishedError(StoreError):
+    """A cell without a record."""
+
+
 class DatabaseInUseError(StoreError):
     """Another process holds the database; what was measured lies in the cells' directories."""
 

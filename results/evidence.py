@@ -148,7 +148,9 @@ def _read(path: Path) -> tuple[bytes, Evidence] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror or error}); ask its owner, or copy it again"
+        ) from error
     try:
         return payload, parse_evidence(payload)
     except StoreError as error:

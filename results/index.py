@@ -18,6 +18,7 @@ from results.errors import (
     BenchWarning,
     DamagedDatabaseError,
     DatabaseInUseError,
+    NotFinishedError,
     StoreError,
     one_line,
 )
@@ -111,8 +112,7 @@ def reindex(runs: Path, *, drop: bool = False, without: Sequence[str] = ()) -> R
                 records.append(directory.load_result())
                 continue
             except StoreError as error:
-                reason = str(error)
-            unfinished = not directory.result_path.exists()
+                reason, unfinished = str(error), isinstance(error, NotFinishedError)
             if name in stored and drop and unfinished:
                 dropped.append(name)
             elif name in stored:

@@ -13,7 +13,7 @@ import numpy as np
 from results.bundles import Bundle, Packed, is_bundle, pack, read_bundle
 from results.cells import CellDirectory, alone, cell_directories, is_array_name
 from results.database import check_foreign, dictionaries, now, transaction
-from results.errors import BenchError, StoreError, one_line
+from results.errors import BenchError, NotFinishedError, StoreError, one_line
 from results.evidence import NAME as EVIDENCE
 from results.evidence import evidence_bytes
 from results.files import disk_error, mark, remove, write_atomically
@@ -59,12 +59,12 @@ def _of_directory(runs: Path) -> tuple[dict[str, Incoming], list[Fault]]:
     found: dict[str, Incoming] = {}
     faults = []
     for directory in cell_directories(runs):
-        if not directory.result_path.exists():
-            continue
         try:
             evidence = directory.path / EVIDENCE
             record = _unsigned(directory.load_result())
             found[directory.path.name] = Incoming(record, _arrays(directory), evidence if evidence.exists() else None)
+        except NotFinishedError:
+            continue
         except StoreError as error:
             faults.append(Fault(directory.path.name, f"{directory.result_path}: {error}"))
     database = runs / "bench.duckdb"

@@ -14,6 +14,10 @@ samples drawn again each of
 has mean zero and a small spread (the degenerate part of Hoeffding's decomposition), so that what is stated of all the
 samples together cannot be far from what they are. The first is nearly a combination of the others, which are its
 control variates: a tenth of its spread is left.
+
+The row's samples are all there are, drawn without replacement. The stated mean and covariance are theirs, so the last
+two, and the control variates, have mean zero over all N^2 pairs, a sample with itself included; over different samples
+it is -(mean of the diagonal) / (N - 1), which matters to a row of few samples and is taken off.
 """
 
 from __future__ import annotations
@@ -119,12 +123,17 @@ class Redrawn:
         mean, e, y, values = _centred(parts, drawn)
         product, inner = y @ y.T, (np.square(y) * np.square(values)).sum(axis=1)
         along, across = y @ mean, (y * np.square(values)) @ mean
-        return [
+        controls = [
             e @ e.T,
             np.square(product) - inner[:, None] - inner + float((values**4).sum()),
             (along[:, None] + along) * product - across[:, None] - across,
             np.outer(along, along),
         ]
+        return [self._balanced(control) for control in controls]
+
+    def _balanced(self, pairs: np.ndarray) -> np.ndarray:
+        """Return a matrix [n, n] whose mean over all pairs of the row is zero, so that it is over different samples."""
+        return pairs + pairs.diagonal().sum() / max(1, len(pairs) * (self.evidence.samples - 1))
 
     def _moments(self, stays: np.ndarray) -> Iterator[Finding]:
         for output in self.outputs:
@@ -138,7 +147,7 @@ class Redrawn:
                 ("mean", e @ e.T, self.size**2 * trace),
                 ("covariance", (y @ y.T) ** 2 - inner[:, None] - inner + powers, self.size * powers),
             ):
-                if _off(pairs, slack + ROUNDED * trace):
+                if _off(self._balanced(pairs), slack + ROUNDED * trace):
                     said = f"{len(e)} samples drawn again deny the {what} stated of '{output}'"
                     yield Finding("", "contradicted", said)
 

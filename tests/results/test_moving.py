@@ -1,17 +1,19 @@
 """Rows that come, go, and are rebuilt: nothing is lost on the way, and directories and database agree."""
 
+import errno
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import duckdb
 import pytest
 
 from bench.cli import main
-from results.cells import CellDirectory, alone
+from results.cells import CellDirectory, alone, sweep_runs
 from results.database import transaction, write_ahead_log
 from results.errors import DatabaseInUseError, StoreError
 from results.files import mark
@@ -77,6 +79,22 @@ def test_a_truncated_record_is_written_anew_from_its_row(tmp_path, runs_with, ce
     path.write_bytes(path.read_bytes()[:100])
     assert reindex(runs).kept == ["a"]
     assert json.loads(path.read_text())["metrics"][0]["value"] == 3.0 and cells(runs) == ["a", "b"]
+
+
+def test_a_cell_that_another_user_keeps_closed_is_named_and_the_others_are_taken(tmp_path, monkeypatch, runs_with):
+    runs, mine = runs_with(tmp_path / "theirs", "a", "b", database=False), tmp_path / "mine"
+    look = Path.stat
+
+    def closed(path, **options):
+        if path.parent.name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    for faults in (merge(mine, [runs]).faults, reindex(runs).faults):
+        assert [fault.cell for fault in faults] == ["a"] and "Permission denied" in faults[0].reason
+    assert CellDirectory(runs, "a").scores("pick.score") is None
+    sweep_runs(runs)
 
 
 def test_a_damaged_database_is_moved_aside_with_its_log_and_rebuilt(tmp_path, capsys, runs_with, cells):

@@ -61,8 +61,10 @@ def test_a_true_row_is_consistent_at_any_batch_size(rows, runs, batch_size):
     assert "contradicted" not in verdicts.values()
 
 
-def test_a_true_row_of_few_samples_whose_distance_is_mostly_bias_is_consistent(tmp_path, quiet):
-    request = Request(find_protocol("gaussian"), models=("gaussian",), steps=(2,), cfg=(1.0,), num_samples=40)
+@pytest.mark.parametrize(("protocol", "model"), [("gaussian", "gaussian"), ("digits", "digits-flow-small")])
+def test_a_true_row_of_few_samples_is_consistent(tmp_path, quiet, protocol, model):
+    """Its distances are mostly bias, and pairs of all its samples are no independent draws."""
+    request = Request(find_protocol(protocol), models=(model,), steps=(2,), cfg=(1.0,), num_samples=40)
     run(request, tmp_path, progress=quiet(), workers=1)
     (directory,) = cell_directories(tmp_path)
     found = audit(directory.read_result(), read_evidence(directory.path), tmp_path, SETTINGS)
