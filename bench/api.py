@@ -31,8 +31,8 @@ from results.store import connect
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.run.interface import Progress, Summary
     from bench.run.plan import Cell, Request
-    from bench.run.runner import Progress, Summary
     from protocols import Protocol
 
 __all__ = [
@@ -241,15 +241,15 @@ def measure(
     timeout: float | None = None,
     allow_mixed: bool = False,
 ) -> Iterator[tuple[Request, Summary]]:
-    """Measure requests one after the other and yield what became of each; see `bench.run.runner.How`.
+    """Measure requests one after the other and yield what became of each; see `bench.run.interface.How`.
 
     Every fault that can be met before is met before the first sample of the first one.
     """
     from bench.run.executors import batch_of, check_options
+    from bench.run.interface import How
     from bench.run.needs import needs_of_run, require
     from bench.run.provenance import typed_command
     from bench.run.readiness import check_surroundings
-    from bench.run.runner import How
     from bench.run.runner import run as run_request
 
     how = How(

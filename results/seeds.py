@@ -54,11 +54,6 @@ class Repeated(NamedTuple):
     rows: tuple[Row, ...]
     metrics: dict[str, OverSeeds]
 
-    @property
-    def disagreeing(self) -> list[str]:
-        """Names of the metrics whose seeds disagree with the jackknife."""
-        return [name for name, found in self.metrics.items() if found.disagree]
-
 
 def repeated(found: Sequence[Row], *, composite: bool = False) -> list[Repeated]:
     """Return the settings of `found` that were measured on two seeds or more, in the order of their first rows.

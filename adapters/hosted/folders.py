@@ -20,7 +20,6 @@ from results.errors import BenchError, BenchWarning, one_line
 INDEX = "model_index.json"
 LIBRARIES = ([None], ["diffusers"], ["transformers"])
 """What a component of a folder may begin with: none, or a library's class; any other would be code of its own."""
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -226,7 +226,8 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
         cell["metrics"] = {row.pop("metric"): row for row in dictionaries(connection, query, by_id)}
         query = "SELECT * EXCLUDE (cell_id) FROM skipped_metrics WHERE cell_id = ?"
         cell["skipped_metrics"] = {row["metric"]: row["reason"] for row in dictionaries(connection, query, by_id)}
-        ranks = dictionaries(connection, "SELECT * EXCLUDE (cell_id) FROM ranks WHERE cell_id = ?", by_id)
+        query = "SELECT * EXCLUDE (cell_id, jackknife, jackknife_reference) FROM ranks WHERE cell_id = ?"
+        ranks = dictionaries(connection, query, by_id)
         cell["rank"] = ranks[0] if ranks else None
         runs_rows = dictionaries(connection, "SELECT * FROM runs WHERE run_id = ?", [cell["run_id"]])
         cell["run"] = runs_rows[0] if runs_rows else None

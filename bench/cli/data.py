@@ -51,7 +51,7 @@ def export(
     else:
         target = output_file(path, "--output", database)
     count = export_table(database, table, format, target, raw=raw)
-    console().print(f"{count:,} rows: {path}", markup=False)
+    console().print(f"{counted(count, 'row')}: {path}", markup=False, soft_wrap=True)
 
 
 def merge(

@@ -11,7 +11,7 @@ from bench.cli.seeds import print_over_seeds
 from results.marks import legend
 
 if TYPE_CHECKING:
-    from bench.run.runner import Summary
+    from bench.run.interface import Summary
 
 
 def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | None, select_on: int | None) -> None:

@@ -146,13 +146,6 @@ def distributions_with_plugins() -> dict[str, str]:
     return {name: version(name) for name in sorted(names)}
 
 
-def rescan() -> None:
-    """Forget what was found: the next look sees distributions that were installed since."""
-    _scan.cache_clear()
-    _load.cache_clear()
-    _faults.clear()
-
-
 def _report(fault: Fault) -> None:
     if fault in _faults:
         return

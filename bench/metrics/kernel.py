@@ -272,11 +272,6 @@ def clip_maximum_mean_discrepancy(
     )
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Return `features` [n, d] as float64 rows of unit length."""
-    return _unit(np.asarray(features, dtype=np.float64))
-
-
 def _unit(x: Any) -> Any:
     """Return float64 rows [n, d] at unit length, numpy's or torch's."""
     return x / (np.linalg.norm(x, axis=1, keepdims=True) if isinstance(x, np.ndarray) else x.norm(dim=1, keepdim=True))

@@ -28,9 +28,9 @@ from results.errors import BenchError, one_line, unknown
 from results.printable import printable
 
 if TYPE_CHECKING:
+    from bench.run.interface import How, Progress, Summary
     from bench.run.plan import Request
     from bench.run.record import Context
-    from bench.run.runner import How, Progress, Summary
 
 TIMED_OUT = "timed out"
 _last_words: IO[str] | None = None

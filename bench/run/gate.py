@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import bench
 from bench.references.stored import conditions, prepare_reference
+from bench.run.interface import Progress
 from bench.run.plan import Request, make_plan
 from bench.run.readiness import preflight
-from bench.run.runner import Progress, run
+from bench.run.runner import run
 from bench.run.worker import load_judges
 from protocols import find_protocol
 from results import baseline as baselines

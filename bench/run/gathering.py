@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.run.interface import Progress, Summary
 from bench.run.plan import Cell, Request
 from bench.run.provenance import differences, made_by
-from bench.run.runner import Prepared, Progress, Summary, run
+from bench.run.runner import Prepared, run
 from bench.run.schedule import Span
 from bench.run.shard import CellFailure
 from bench.run.shares import Manifest, Share, assigned, failure_of, read_share, request_of

@@ -12,8 +12,8 @@ from results.mirror import has_result, pull_cells, pull_share, push_cell, share_
 from results.remote import Storage, push
 
 if TYPE_CHECKING:
+    from bench.run.interface import Progress
     from bench.run.plan import Cell
-    from bench.run.runner import Progress
 
 
 MARK = "fewstep-bench.json"

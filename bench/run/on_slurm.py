@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.run.executors import Batch, reason_of
 from bench.run.gathering import find_shares, finish, gathered
+from bench.run.interface import How, Progress, Summary
 from bench.run.plan import Cell, Request
-from bench.run.runner import How, Progress, Summary
 from bench.run.shard import shard_ranges
 from bench.run.shares import RequestTable, Share, read_share, request_of, run_share, table_of
 from results.errors import BenchError, one_line

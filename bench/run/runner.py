@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from bench.references.stored import conditions, prepare_reference
 from bench.run.dispatch import Dispatch, reopen, submit, warm_up
 from bench.run.executors import Executor, check_not_starting, open_executor
 from bench.run.halves import halves
+from bench.run.interface import How, Progress, Summary
 from bench.run.plan import Cell, Request, make_plan
 from bench.run.provenance import made_by, run_record
 from bench.run.readiness import preflight
@@ -36,42 +37,6 @@ from results.index import Indexer, index_cells, rank_all
 from results.store import connect, finish_runs
 
 
-class Progress(Interface):
-    """Told about every step; the command line draws it."""
-
-    def wait(self, runs: Path) -> None:
-        """Another run is at work in the directory; this one begins when that one ends."""
-
-    def plan(self, cells: int, reused: int, samples: int, cost: float) -> None:
-        """Tell what is ahead; `cost` is samples x steps."""
-
-    def shard(self, cell: Cell, done: int, total: int, samples: int) -> None:
-        """A shard of `samples` samples was finished (`done` of the cell's `total`)."""
-
-    def cell(self, cell: Cell, status: str, reason: str | None) -> None:
-        """A cell was finished."""
-
-    def shares(self, ended: int, jobs: int, done: int, total: int) -> None:
-        """Of `jobs` jobs that sample shares `ended` have; of the `total` shards of all, `done` are there."""
-
-    def timing(self, done: int, total: int) -> None:
-        """Of `total` cells that are timed after all sampling, `done` were."""
-
-
-@dataclass
-class Summary:
-    """What a run did."""
-
-    database: Path
-    indexer: Indexer
-    measured: list[Cell] = field(default_factory=list)
-    reused: list[Cell] = field(default_factory=list)
-    failed: list[tuple[Cell, str]] = field(default_factory=list)
-    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
-    behind: DatabaseInUseError | None = None
-    """Why the database lacks what was measured."""
-
-
 class Prepared(NamedTuple):
     """A run whose first sample can be drawn."""
 
@@ -81,29 +46,6 @@ class Prepared(NamedTuple):
     """The plan."""
     judged: Callable[[], Layout]
     """Tells what the judges say of one image."""
-
-
-@dataclass(frozen=True)
-class How:
-    """In which way cells are sampled, which moves no number.
-
-    Attributes:
-        executor: name in the entry point group `bench.executors`.
-        workers: how many; 0: as many as fit.
-        options: the executor's own.
-        fresh: measure again what is already measured.
-        timeout: limit of each batch in seconds, which needs a worker process that can be ended.
-        allow_mixed: take shards that other code or libraries made, and workers that have others.
-        arguments: the command line, for the record.
-    """
-
-    executor: str = "local"
-    workers: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fresh: bool = False
-    timeout: float | None = None
-    allow_mixed: bool = False
-    arguments: Sequence[str] = ()
 
 
 class Gather(Interface):

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.models.loading import parse_device
 from bench.run.dispatch import Dispatch
 from bench.run.executors import check_not_starting
+from bench.run.interface import How, Progress
 from bench.run.needs import needs_of_run, require
 from bench.run.plan import Cell, Request
 from bench.run.readiness import check_surroundings
 from bench.run.record import Context
-from bench.run.runner import How, Prepared, Progress, alone, prepared
+from bench.run.runner import Prepared, alone, prepared
 from bench.run.schedule import Span
 from bench.run.shard import CellFailure, shard_ranges
 from bench.run.work import Ahead, Earlier, Work, has_metrics

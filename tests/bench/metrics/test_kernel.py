@@ -11,13 +11,17 @@ from bench.metrics.kernel import (
     kernel_distance,
     kernel_distance_subsets,
     sliced_wasserstein,
-    unit_rows,
 )
 
 
 def pair(n1=90, n2=70, d=12):
     random = np.random.default_rng(1)
     return random.normal(size=(n1, d)).astype(np.float32), (0.2 + 1.1 * random.normal(size=(n2, d))).astype(np.float32)
+
+
+def unit_rows(x):
+    x = np.asarray(x, dtype=np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def test_subsets_agree_with_torch_fidelity():

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("submitit")
 
 from bench.run.executors import batch_of, check_options, split_options
+from bench.run.interface import How
 from bench.run.on_slurm import MergeJob, ShareJob, Slurm, _minutes, _signals_passed_on
-from bench.run.runner import How, run
+from bench.run.runner import run
 from bench.run.shares import table_of
 from results.errors import BenchError
 
