@@ -126,7 +126,7 @@ def replay(case: Case) -> Replay:
     names = {"sampler": "mode", "timesteps": "times", "interval": "interval"}
 
     def network(call: Call) -> Tensor:
-        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
+        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels", null_label=last)
         # Upstream's labels are one-hot, and an all-zero one is the last row of the table, null or not.
         output: Tensor = adapter.network(x, t, t - r, labels.clamp(max=last))
         return output

@@ -125,13 +125,14 @@ class Quantiles(Float32Buffers):
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a drifting case."""
     adapter = recorded_adapter(case, Drifting, "embedded")
+    null = adapter.num_classes - 1  # upstream counts the null class, the last row of the table, among the classes
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            x, labels, cfg, noise_labels = case.arguments(call, "x", "labels", "cfg", "noise_labels")
-            return {"output": adapter.network(x, labels, cfg, noise_labels)}
+            roles = ("x", "labels", "cfg", "noise_labels")
+            return {"output": adapter.network(*case.arguments(call, *roles, null_label=null))}
         SamplerSettings.checked(case.options(call), case.name)
-        z, labels, cfg = case.noise(call).initial, case.labels(call), call.get("guidance", 1.0)
+        z, labels, cfg = case.noise(call).initial, case.labels(call, null), call.get("guidance", 1.0)
         # The recording holds the noise labels themselves, which upstream draws as integers.
         return {"output": adapter.network(z, labels, filled(cfg, z), case.tensor(call["injected"]))}
 

@@ -132,7 +132,8 @@ def replay(case: Case) -> Replay:
     adapter = recorded_adapter(case, GMFlow, "classifier-free")
 
     def network(call: Call) -> Tensor:
-        output: MixtureOutput = adapter.network(*case.arguments(call, "x", "t", "labels"))
+        inputs = case.arguments(call, "x", "t", "labels", null_label=adapter.num_classes)
+        output: MixtureOutput = adapter.network(*inputs)
         return output[PARTS.index(case.options(call)["part"])]
 
     def cfg(call: Call) -> float:

@@ -159,7 +159,8 @@ def replay_embedded(case: Case, family: type[ImprovedMeanFlow]) -> Replay:
     names = {"t_min": "t_min", "t_max": "t_max", "timesteps": "times"}
 
     def network(call: Call) -> Tensor:
-        inputs = case.arguments(call, "x", "t", "h", "omega", "t_min", "t_max", "labels")
+        roles = ("x", "t", "h", "omega", "t_min", "t_max", "labels")
+        inputs = case.arguments(call, *roles, null_label=adapter.num_classes)
         if call.get("head", "u") == "u":
             output: Tensor = adapter.network(*inputs)
             return output
@@ -171,4 +172,8 @@ def replay_embedded(case: Case, family: type[ImprovedMeanFlow]) -> Replay:
         found = case.options(call)
         return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
 
-    return recorded_replay(case, adapter, network, options=options, null_label=adapter.num_classes)
+    def refused(steps: int, cfg: float, settings: EmbeddedSettings) -> str | None:
+        # The network takes any scale but 0, whose reciprocal it is told; that it saw none below 1 is advice.
+        return settings.misfit(steps) or (f"{case.name}: guidance 0 has no reciprocal" if cfg == 0 else None)
+
+    return recorded_replay(case, adapter, network, options=options, null_label=adapter.num_classes, refused=refused)

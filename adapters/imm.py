@@ -172,7 +172,7 @@ def replay(case: Case) -> Replay:
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            x, t, s, labels = case.arguments(call, "x", "t", "s", "labels")
+            x, t, s, labels = case.arguments(call, "x", "t", "s", "labels", null_label=adapter.num_classes or None)
             return {"output": adapter.predict(x, t, s, labels)}
         options = case.options(call)
         if "mid_nt" in options:

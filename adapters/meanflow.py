@@ -207,7 +207,7 @@ def replay(case: Case) -> Replay:
     adapter = recorded_adapter(case, MeanFlow, "classifier-free")
 
     def network(call: Call) -> Tensor:
-        inputs = case.arguments(call, "x", "t", "h", "labels")
+        inputs = case.arguments(call, "x", "t", "h", "labels", null_label=adapter.num_classes or None)
         output: Tensor = adapter.network(*(value for value in inputs if value is not None))
         return output
 

@@ -38,10 +38,11 @@ class MeanFlowRAE(RAE):
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of an MF-RAE case."""
     adapter = recorded_adapter(case, MeanFlowRAE)
+    null = adapter.num_classes
 
     def network(call: Call) -> Tensor:
-        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels")
+        x, t, r, labels = case.arguments(call, "x", "t", "r", "labels", null_label=null)
         output: Tensor = adapter.network(x, t, t - r, labels)
         return output
 
-    return recorded_replay(case, adapter, network, cfg=lambda call: 1.0)
+    return recorded_replay(case, adapter, network, cfg=lambda call: 1.0, null_label=null)

@@ -91,9 +91,8 @@ def replay(case: Case) -> Replay:
     adapter = recorded_adapter(case, PiFlow)
 
     def network(call: Call) -> Tensor:
-        output: Tensor = adapter.network(*case.arguments(call, "x", "t", "labels"))[
-            PARTS.index(case.options(call)["part"])
-        ]
+        inputs = case.arguments(call, "x", "t", "labels", null_label=adapter.num_classes)
+        output: Tensor = adapter.network(*inputs)[PARTS.index(case.options(call)["part"])]
         return output
 
     return recorded_replay(case, adapter, network, cfg=lambda call: 1.0, null_label=adapter.num_classes)

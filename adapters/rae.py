@@ -213,7 +213,7 @@ def replay(case: Case) -> Replay:
             network = adapter.network
             if "weights" in call:
                 network = other_network(call["weights"], call.get("architecture", "architecture"))
-            return {"output": network(*case.arguments(call, "x", "t", "labels"))}
+            return {"output": network(*case.arguments(call, "x", "t", "labels", null_label=adapter.num_classes))}
         options = case.options(call)
         recorded = options.pop("method", "none")
         cfg = 1.0 if recorded == "none" else max(call.get("guidance", 1.0), 1.0)  # Upstream: up to 1 is off.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.facm import consistency_sample
 from adapters.flax_trees import Rule, convert, image_kernel, matrix, same, unbatched
 from adapters.guidance import Guided
 from adapters.latent import LatentAdapter
@@ -19,6 +20,7 @@ from bench.contracts.card import ModelCard
 from bench.contracts.noise import NoiseSource
 from bench.contracts.recording import Call, Case, Replay, recorded_adapter
 from bench.contracts.settings import SamplerSettings
+from results.errors import unknown
 
 
 def shortcut_sample(
@@ -79,12 +81,14 @@ class Shortcut(LatentAdapter):
         """Return the velocity towards the data at (x, t) for the step index d, float32 like x."""
         return self.network(x, t, torch.zeros_like(d) if self.ignore_step_size else d.float(), labels)
 
-    def integrate(self, x: Tensor, labels: Tensor, steps: int, cfg: float, step_index: float) -> Tensor:
-        """Return samples from noise x, taking labels, steps and guidance literally (`cfg` 0: null label only)."""
+    def guided(self, labels: Tensor, cfg: float) -> Guided:
+        """Return the velocity as a function of (x, t, d), taking labels and guidance literally (0: null label only)."""
         null = torch.full_like(labels, self.null_label)
-        if cfg == 0.0:
-            labels, cfg = null, 1.0
-        return shortcut_sample(Guided(self.velocity, labels, null, cfg), x, steps, step_index)
+        return Guided(self.velocity, null if cfg == 0.0 else labels, null, cfg or 1.0)
+
+    def integrate(self, x: Tensor, labels: Tensor, steps: int, cfg: float, step_index: float) -> Tensor:
+        """Return samples from noise x, taking labels, steps and guidance literally."""
+        return shortcut_sample(self.guided(labels, cfg), x, steps, step_index)
 
     def generate(self, labels: Tensor, steps: int, cfg: float, noise: NoiseSource, settings: SamplerSettings) -> Tensor:
         """Return latents, float32 [B, *latent_shape]; an unconditional model takes the null label it was trained on."""
@@ -121,6 +125,8 @@ FLAX_RULES = [
         ("embedding", "weight", same),
     )
 ]
+TRAIN_TYPES = ("shortcut", "naive", "livereflow", "consistency")
+"""What recordings call the objective that a network was trained with, which says how it is sampled."""
 UNUSED = "Embed_0/embedding"
 """A table of the training loss; it does not influence the output."""
 
@@ -139,7 +145,7 @@ def convert_flax(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         if all(part in converted for part in parts):
             q, k, v = (converted.pop(part) for part in parts)
             head_dim = q.shape[0] // heads
-            converted[query.replace(".query.", ".qkv.")] = torch.cat([q * head_dim**-0.5, k, v])
+            converted[query.replace(".query.", ".qkv.")] = torch.cat([q.float() * head_dim**-0.5, k, v])
     return converted
 
 
@@ -149,12 +155,21 @@ def replay(case: Case) -> Replay:
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            return {"output": adapter.velocity(*case.arguments(call, "x", "t", "dt", "labels"))}
-        steps, options = call["steps"], case.options(call)
-        finest = options.get("train_type", "shortcut") == "naive"
-        # Upstream truncates the index of a step count that is not a power of two.
-        step_index = options.get("dt_index", int(log2(adapter.finest if finest else steps)))
-        x, labels = case.noise(call).normal(adapter.latent_shape), case.labels(call, adapter.null_label)
-        return {"output": adapter.integrate(x, labels, steps, call.get("guidance", 1.0), step_index)}
+            inputs = case.arguments(call, "x", "t", "dt", "labels", null_label=adapter.null_label)
+            return {"output": adapter.velocity(*inputs)}
+        steps, options, noise = call["steps"], case.options(call), case.noise(call)
+        kind = options.get("train_type", "shortcut")
+        if kind not in TRAIN_TYPES:
+            raise unknown(f"train_type of {case.name}", kind, TRAIN_TYPES)
+        # Upstream truncates the index of a step count that is not a power of two; live reflow has two indices.
+        coarse = 1 if kind == "livereflow" and steps < adapter.finest else steps
+        step_index = options.get("dt_index", int(log2(adapter.finest if kind == "naive" else coarse)))
+        x, labels = noise.normal(adapter.latent_shape), case.labels(call, adapter.null_label)
+        cfg = call.get("guidance", 1.0)
+        if kind != "consistency":
+            return {"output": adapter.integrate(x, labels, steps, cfg, step_index)}
+        velocity = adapter.guided(labels, cfg)
+        field = lambda x, t: velocity(x, filled(t, x), filled(step_index, x))  # noqa: E731
+        return {"output": consistency_sample(field, x, [i / steps for i in range(steps + 1)], noise)}
 
     return run

@@ -215,7 +215,7 @@ def replay(case: Case) -> Replay:
     adapter = recorded_adapter(case, SiT, "classifier-free")
 
     def network(call: Call) -> Tensor:
-        x, t, labels = case.arguments(call, "x", "t", "labels")
+        x, t, labels = case.arguments(call, "x", "t", "labels", null_label=adapter.null_label)
         channels = case.options(call).get("guidance_channels", 3)
         return adapter.guided(labels, call.get("guidance", 1.0), channels)(x, t)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -205,7 +206,8 @@ class UCGM(LatentAdapter):
         if self.kind not in NETWORKS:
             raise unknown("UCGM network", self.kind, NETWORKS)
         facts.setdefault("num_classes", card.num_classes)
-        self.null_label = facts.pop("null_label", facts["num_classes"])
+        null_label = facts.pop("null_label", facts["num_classes"])
+        self.null_label = None if self.kind == "EDM2" else null_label  # which skips its label branch instead
         try:
             self.network = NETWORKS[self.kind](**facts)
         except TypeError as error:
@@ -227,7 +229,7 @@ class UCGM(LatentAdapter):
         return Guided(
             self.evaluate,
             labels,
-            null=None if self.kind == "EDM2" else torch.full_like(labels, self.null_label),
+            null=None if self.null_label is None else torch.full_like(labels, self.null_label),
             cfg=cfg,
             channels=GUIDED_CHANNELS.get(self.kind) if channels is None else channels,
             interval=None if interval is None else (interval[0], interval[1]),
@@ -246,25 +248,25 @@ def replay(case: Case) -> Replay:
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            return {"output": adapter.evaluate(*case.arguments(call, "x", "t", "labels"))}
-        labels, settings = (
-            case.labels(call, adapter.null_label or 0),
-            UCGMSettings.checked(case.options(call), case.name),
-        )
+            inputs = case.arguments(call, "x", "t", "labels", null_label=adapter.null_label)
+            return {"output": adapter.evaluate(*inputs)}
+        settings, noise, times = UCGMSettings.checked(case.options(call), case.name), case.noise(call), []
         cfg = call.get("guidance") or 1.0  # Upstream: 0 is off.
-        guided, times = adapter.guided(labels, cfg, settings), []
+        predict: PredictAt = partial(adapter.evaluate, labels=None)
+        if call.get("labels") or adapter.null_label is not None:
+            predict = adapter.guided(case.labels(call, adapter.null_label or 0), cfg, settings)
 
         def predict_at(x: Tensor, t: float) -> Tensor:
             times.append(t)
-            return guided(x, t)
+            return predict(x, t)
 
         with Evaluations(adapter.network) as evaluations:
-            estimates = list(trajectory(predict_at, case.noise(call), adapter.latent_shape, call["steps"], settings))
+            estimates = list(trajectory(predict_at, noise, adapter.latent_shape, call["steps"], settings))
         return {
             "output": estimates[-1],
             "trajectory": torch.stack(estimates),
             "times": times,
-            "nfe_per_image": evaluations.rows / len(labels),
+            "nfe_per_image": evaluations.rows / len(noise),
         }
 
     return run

@@ -191,7 +191,7 @@ def replay(case: Case) -> Replay:
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            x, labels = case.arguments(call, "x", "labels")
+            x, labels = case.arguments(call, "x", "labels", null_label=adapter.num_classes)
             return {"output": adapter.network(x, labels)}
         options = case.options(call)
         part = options.pop("part", "codes")

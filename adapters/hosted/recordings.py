@@ -15,6 +15,9 @@ from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.recording import Call, Case, Replay, sampled
 from results.errors import BenchError, unknown
 
+BINNING = {"use_resolution_binning"}
+"""Switched off for runs but on by default, with which pipelines take sizes that are no multiple of theirs."""
+
 
 def replay(case: Case) -> Replay:
     """Return the function that replays one recorded call of a pipeline."""
@@ -31,6 +34,8 @@ def replay(case: Case) -> Replay:
         check_arguments(adapter, arguments)
         if call.get("guidance") is not None:
             arguments[adapter.hosting.argument] = float(call["guidance"])
+        for argument in BINNING & adapter.hosting.fixed.keys():
+            arguments.setdefault(argument, True)
         size = Size(options["height"], options["width"])
         given = conditioning(case, call.get("conditioning") or {})
         return replayed(adapter, case, call, size, given, arguments)
@@ -65,7 +70,8 @@ def _dmd2(case: Case, pipeline: str) -> Replay:
         names = dict(options.get("conditioning", {}))
         sizes = case.tensor(names.pop("time_ids", None))
         given = conditioning(case, {"pooled_prompt_embeds" if k == "text_embeds" else k: v for k, v in names.items()})
-        arguments: dict[str, Any] = {"timesteps": list(options["timesteps"]), "guidance_scale": call["guidance"]}
+        scale = call.get("guidance", 0.0)
+        arguments: dict[str, Any] = {"timesteps": list(options["timesteps"]), "guidance_scale": scale}
         if sizes is not None:
             if not bool((sizes == sizes[0]).all()):
                 raise BenchError(f"{case.name}: time_ids differ between samples, a pipeline takes one size a call")

@@ -151,15 +151,15 @@ class DiT(nn.Module):
 class DecoupledDiT(DiT):
     """Decoupled MeanFlow's DiT (arXiv 2510.24474): the first `dmf_depth` blocks see t, the others and the end see r.
 
-    Both times go through the one embedder. Raises BenchError for a `dmf_depth` that leaves either none.
+    Both times go through the one embedder. Raises BenchError for a `dmf_depth` of more blocks than there are.
     """
 
     t_embedder: ScalarEmbedder
 
     def __init__(self, *, dmf_depth: int, **facts: Any) -> None:
         super().__init__(**facts)
-        if not 0 < dmf_depth < len(self.blocks):
-            raise BenchError(f"DecoupledDiT: dmf_depth must lie in 1..{len(self.blocks) - 1}, found {dmf_depth}")
+        if not 0 <= dmf_depth <= len(self.blocks):
+            raise BenchError(f"DecoupledDiT: dmf_depth must lie in 0..{len(self.blocks)}, found {dmf_depth}")
         self.dmf_depth = dmf_depth
 
     def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:

@@ -63,9 +63,16 @@ class Case:
         """Return the tensors of a call's `inputs` by role (null stays None)."""
         return {role: self.tensor(name) for role, name in call["inputs"].items()}
 
-    def arguments(self, call: Call, *roles: str) -> list[Any]:
-        """Return a network call's inputs in the order of `roles`: a tensor each, None where it has none."""
-        return [self.tensor(call["inputs"].get(role)) for role in roles]
+    def arguments(self, call: Call, *roles: str, null_label: int | None = None) -> list[Any]:
+        """Return a network call's inputs in the order of `roles`: a tensor each, None where it has none.
+
+        With a `null_label`, a call without labels asks for that one everywhere.
+        """
+        found = [self.tensor(call["inputs"].get(role)) for role in roles]
+        if null_label is not None and "labels" in roles and found[roles.index("labels")] is None:
+            count = next(len(value) for value in found if value is not None)
+            found[roles.index("labels")] = torch.full((count,), null_label)
+        return found
 
     def tensor(self, name: str | None) -> Tensor | None:
         """Return a recorded tensor by name; None for null."""
@@ -153,6 +160,7 @@ def recorded_replay(
     options: Callable[[Call], Mapping[str, Any]] | None = None,
     cfg: Callable[[Call], float] | None = None,
     null_label: int | Tensor = 0,
+    refused: Callable[[int, float, Any], str | None] | None = None,
 ) -> Replay:
     """Return the replay of an adapter whose recorded samples are those of its `generate`.
 
@@ -163,15 +171,20 @@ def recorded_replay(
         options: `(call)` to the sampler settings of a `sample` call; by default those that are recorded.
         cfg: `(call)` to its guidance scale; by default the recorded one, 1 where there is none.
         null_label: the label, or the row of labels, of samples for which none is recorded.
+        refused: `(steps, cfg, settings)` to the reason why there is no such sample, or None; by default what the
+            adapter does not offer, which may be less than the authors' code computes.
     """
+    refused = refused or adapter.unsupported
 
     def run(call: Call) -> dict[str, Any]:
         if call["kind"] == "network":
-            output = network(call) if callable(network) else adapter.network(*case.arguments(call, *network))
-            return {"output": output}
+            if callable(network):
+                return {"output": network(call)}
+            null = null_label if isinstance(null_label, int) else None
+            return {"output": adapter.network(*case.arguments(call, *network, null_label=null))}
         settings = adapter.Settings.checked(options(call) if options else case.options(call), case.name)
         steps, scale = call["steps"], cfg(call) if cfg else float(call.get("guidance", 1.0))
-        reason = adapter.unsupported(steps, scale, settings)
+        reason = refused(steps, scale, settings)
         if reason is not None:
             raise BenchError(reason)
         labels, noise = case.labels(call, null_label), case.noise(call)

@@ -113,7 +113,7 @@ def test_the_ends_of_an_interval_belong_to_it() -> None:
     ("facm-a", {"wo_shift": True}, "wo_shift"),
     ("facm-a", {"auxiliary_time_cond": True}, "auxiliary_time_cond"),
     ("facm-a", {"use_resnet": True}, "use_resnet"),
-    ("dmf-a", {"dmf_depth": 4}, r"dmf_depth must lie in 1\.\.3, found 4"),
+    ("dmf-a", {"dmf_depth": 5}, r"dmf_depth must lie in 0\.\.4, found 5"),
     ("dmf-a", {"use_rope": True}, "use_rope"),
     ("mf-rae-a", {"use_conv": True}, "use_conv"),
     ("alphaflow-a", {"use_rope": True}, "use_rope"),

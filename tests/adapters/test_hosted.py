@@ -21,12 +21,14 @@ from adapters.hosted.schedulers import build_scheduler
 from adapters.hosted.table import HOSTED
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
+from bench.contracts.recording import load_case
 from bench.judges.base import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.models.conformance import check_adapter
 from bench.models.counting import Counter
 from bench.models.loading import build_adapter
 from bench.models.meter import Meter
+from bench.recordings.replay import open_replay
 from bench.run.plan import Request, make_plan
 from bench.run.record import pixel_facts
 from bench.run.shard import sample_shard
@@ -326,3 +328,16 @@ def test_prompts_are_sampled_at_their_own_size_and_resized_once(tmp_path: Path) 
     assert pixels is not None
     assert (pixels["native"], pixels["resize"]) == (16, "lanczos")
     assert replace(cell, host="diffusers 0.1").cell_id != cell.cell_id
+
+
+def test_a_recorded_size_off_the_multiples_of_a_pipeline_is_replayed_as_by_its_bins() -> None:
+    case = load_case(Path(__file__).parents[1] / "golden" / "t2i-sana-sprint")
+    (call,) = (dict(call) for call in case.spec["calls"] if call["id"] == "steps1")
+    odd = {**call, "options": {**call["options"], "height": 16}}
+    exact = {**odd, "options": {**odd["options"], "arguments": {"use_resolution_binning": False}}}
+    replay = open_replay(case)
+    with torch.inference_mode():
+        expected = case.tensors[call["output"]]
+        torch.testing.assert_close(replay(odd)["output"], expected, atol=call["atol"], rtol=0)
+        with pytest.raises(ValueError, match="divisible by 32"):
+            replay(exact)

@@ -12,7 +12,7 @@ import adapters.cards
 from adapters.shortcut import Shortcut, convert_flax, replay, shortcut_sample
 from bench.contracts.card import Guidance, ModelCard
 from bench.contracts.noise import PhiloxNoise
-from bench.contracts.recording import Case, load_case
+from bench.contracts.recording import Case, load_case, recorded_adapter
 from bench.models.cards import load_card
 from bench.recordings.replay import replay_case
 from results.errors import BenchError
@@ -190,3 +190,39 @@ def test_card_has_the_published_size(path: Path) -> None:
 def test_celeba_has_one_class_and_the_null_label() -> None:
     card = load_card(next(path for path in CARDS if "celeba" in path.name))
     assert (card.num_classes, card.architecture["num_classes"], card.guidance.kind) == (0, 1, "none")
+
+
+@pytest.mark.parametrize(("kind", "steps", "index"), [("livereflow", 4, 0), ("livereflow", 128, 7), ("naive", 4, 7)])
+def test_a_recorded_objective_says_which_step_index_is_told(kind: str, steps: int, index: int) -> None:
+    case = recorded()
+    call = next(call for call in case.spec["calls"] if call["kind"] == "sample") | {"steps": steps}
+    named, told = ({**call, "options": options} for options in ({"train_type": kind}, {"dt_index": index}))
+    with torch.inference_mode():
+        assert torch.equal(replay(case)(named)["output"], replay(case)(told)["output"])
+    with pytest.raises(BenchError, match=r"unknown train_type of shortcut-dit-a 'naiv'.*naive"):
+        replay(case)({**call, "options": {"train_type": "naiv"}})
+
+
+def test_a_recorded_consistency_model_jumps_to_the_data_and_takes_fresh_noise() -> None:
+    case = recorded()
+    call = next(call for call in case.spec["calls"] if call["kind"] == "sample")
+    noise, labels = case.tensors[call["noise"]], case.tensors[call["labels"]]
+    fresh = torch.randn(2, *noise.shape, generator=torch.Generator().manual_seed(0))
+    case.tensors["fresh"] = fresh  # type: ignore[index]
+    network = recorded_adapter(case, Shortcut).velocity
+    full = lambda value: torch.full((len(noise),), float(value))  # noqa: E731
+    with torch.inference_mode():
+        options = {"train_type": "consistency"}
+        found = replay(case)({**call, "steps": 3, "injected": "fresh", "options": options})["output"]
+        x = noise
+        for i in range(3):
+            t, then = i / 3, (i + 1) / 3
+            x = then * (x + (1 - t) * network(x, full(t), full(1), labels)) + (1 - then) * (fresh[i] if i < 2 else 0)
+    torch.testing.assert_close(found, x, atol=1e-5, rtol=1e-5)
+
+
+def test_queries_in_half_precision_are_scaled_in_full() -> None:
+    case = recorded()
+    half = {key: value.half() for key, value in case.weights.items()}
+    found, exact = (convert_flax(state, 6) for state in (half, {key: value.float() for key, value in half.items()}))
+    assert all(torch.equal(found[key].float(), exact[key]) for key in exact)
