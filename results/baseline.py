@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,10 @@ from results.files import write_atomically
 from results.rows import Row
 from results.statistics import FEWEST_BLOCKS, influences, paired_half_width
 
-FORMAT = 2
-READABLE = (1, FORMAT)
+FORMAT = 3
+READABLE = (1, 2, FORMAT)
+FORMER_NAME = re.compile(r"(.+) (\d+) steps cfg (\S+)")
+"""What a setting was called before format 3."""
 """Format 1 has neither blocks nor costs nor digests: its metrics are compared with their intervals, unpaired."""
 FALSE_ALARMS = 0.01
 """Probability that any metric of a check is said to have moved where none has."""
@@ -74,7 +77,7 @@ class Baseline(NamedTuple):
         protocol: its name or file.
         models: names of models.
         steps: step counts.
-        num_samples: samples a cell.
+        num_samples: samples per cell.
         cells: metrics by cell.
         costs: costs by cell; empty in format 1.
         cfg: guidance scales; None for the protocol's.
@@ -101,7 +104,7 @@ class Check(NamedTuple):
     """One metric or cost of one cell, now and in the baseline.
 
     Attributes:
-        cell: model and setting.
+        cell: the setting, `MODEL@STEPS@CFG`.
         name: of the metric or cost.
         kind: `metric` or `cost`.
         baseline: the value in the baseline.
@@ -151,7 +154,7 @@ def measured_of(found: Sequence[Row]) -> Measured:
     cells: Values = {}
     costs: Costs = {}
     for row in found:
-        name = f"{row.cell['model']} {row.cell['steps']} steps cfg {row.cell['cfg']:g}"
+        name = f"{row.cell['model']}@{row.cell['steps']}@{row.cell['cfg']:g}"
         costs[name] = {cost: row.cell[cost] for cost in COSTS}
         cells[name] = {
             metric: Kept(
@@ -307,14 +310,22 @@ def read_baseline(path: Path) -> Baseline:
         tuple(content["models"]),
         tuple(content["steps"]),
         content["num_samples"],
-        {cell: {name: _unpacked(entry) for name, entry in table.items()} for cell, table in content["cells"].items()},
-        content.get("costs") or {},
+        {
+            _renamed(cell): {name: _unpacked(entry) for name, entry in table.items()}
+            for cell, table in content["cells"].items()
+        },
+        {_renamed(cell): entries for cell, entries in (content.get("costs") or {}).items()},
         None if cfg is None else tuple(float(scale) for scale in cfg),
         content.get("seed"),
         content.get("options") or {},
         content.get("digests") or {},
         content["format"],
     )
+
+
+def _renamed(cell: str) -> str:
+    """Return `MODEL@STEPS@CFG`, as commands take it, for what a setting was called before format 3."""
+    return FORMER_NAME.sub(r"\1@\2@\3", cell)
 
 
 def _fault(content: dict[str, Any]) -> str | None:

@@ -131,13 +131,13 @@ def _narrowed(baseline: Baseline, path: Path, narrowing: Narrowing) -> Baseline:
     models, steps = narrowing.models or baseline.models, narrowing.steps or baseline.steps
 
     def within(cell: str) -> bool:
-        words = cell.rsplit(" ", 4)  # MODEL STEPS steps cfg SCALE
-        if len(words) != 5:
+        words = cell.rsplit("@", 2)  # MODEL@STEPS@CFG
+        if len(words) != 3:
             return False
         return (
             words[0] in models
             and words[1] in {str(count) for count in steps}
-            and (narrowing.cfg is None or words[4] in {f"{scale:g}" for scale in narrowing.cfg})
+            and (narrowing.cfg is None or words[2] in {f"{scale:g}" for scale in narrowing.cfg})
         )
 
     if narrowing == Narrowing():

@@ -13,7 +13,7 @@ WHOLE = {
     "models": ["digits-dmd"],
     "steps": [1],
     "num_samples": 20,
-    "cells": {"digits-dmd 1 steps cfg 1": {"fid": {"value": 1.0, "low": 0.5, "high": 1.5}}},
+    "cells": {"digits-dmd@1@1": {"fid": {"value": 1.0, "low": 0.5, "high": 1.5}}},
 }
 
 
@@ -80,6 +80,14 @@ def test_a_baseline_of_the_first_format_is_compared_unpaired(tmp_path):
         (check,) = compare(old, Measured({cell: {"fid": kept(value)}}, {}))
         assert (check.rule, check.verdict, check.passed) == ("unpaired", verdict, verdict == "same")
     assert changed_digests(old, {"protocol": "a"}) == []
+
+
+def test_settings_of_older_formats_are_read_under_the_names_that_commands_take(tmp_path):
+    name, costs = "digits-dmd 1 steps cfg 1.25", {"nfe": 1.0}
+    content = {**WHOLE, "format": 2, "cells": {name: WHOLE["cells"]["digits-dmd@1@1"]}, "costs": {name: costs}}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    old = read_baseline(tmp_path / "b.json")
+    assert list(old.cells) == ["digits-dmd@1@1.25"] and old.costs == {"digits-dmd@1@1.25": costs}
 
 
 def test_pairing_sees_what_the_interval_hides_and_a_trifle_is_none():
