@@ -76,9 +76,9 @@ def one_line(text: str, length: int = LINE_LENGTH) -> str:
     return line if len(line) <= length else f"{line[:length]} ..."
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
-    """Return the error for an unknown `name`, with the nearest of the `known` names."""
-    return BenchError(f"unknown {kind} '{one_line(name)}': {did_you_mean(name, known)}")
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> BenchError:
+    """Return the error for an unknown `name`, with the nearest of the `known` names; see `did_you_mean`."""
+    return BenchError(f"unknown {kind} '{one_line(name)}': {did_you_mean(name, known, otherwise)}")
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
@@ -86,12 +86,14 @@ def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     return f"{where}: key '{key}' is not known; {did_you_mean(key, known)}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the names of `known` nearest to `name` as a question, or else what is known."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the names of `known` nearest to `name` as a question, or else `otherwise`, by default what is known."""
     names = sorted(known)
     near = nearest(name, names)
     if near:
         return f"did you mean {' or '.join(near)}?"
+    if otherwise:
+        return otherwise
     return f"known: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else "none are installed"
 
 

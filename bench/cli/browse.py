@@ -21,6 +21,7 @@ from bench.cli.output import (
 from results.errors import BenchError, unknown
 
 SCHEMA = typer.Option("--schema", help="Print the JSON Schema of these files, for editors.")
+LISTS = "'bench models', 'bench protocols' and 'bench leaderboard --all' list them"
 
 
 def register(app: typer.Typer) -> None:
@@ -211,7 +212,7 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
 
     database = runs / "bench.duckdb"
     if not database.exists():
-        raise unknown("model, protocol or row", name, known)
+        raise unknown("model, protocol or row", name, known, LISTS)
     with connect(database, retry=True) as connection:
         mark_tables(connection)
         cells = [cell for cell in dictionaries(connection, "SELECT * FROM cells ORDER BY finished") if fits(cell, name)]
@@ -219,7 +220,7 @@ def _cell(name: str, runs: Path, known: list[str]) -> dict[str, Any]:
             if len(cells) > 1:
                 fitting = "; ".join(f"{cell['cell_id']} ({title(cell)})" for cell in cells[:4])
                 raise BenchError(f"'{name}' matches {len(cells)} rows: {fitting}; use the cell id of one")
-            raise unknown("model, protocol or row", name, known)
+            raise unknown("model, protocol or row", name, known, LISTS)
         cell = cells[0]
         by_id = [cell["cell_id"]]
         query = "SELECT * EXCLUDE (cell_id, jackknife, jackknife_reference) FROM metrics WHERE cell_id = ?"

@@ -109,5 +109,5 @@ def find_card(name: str) -> ModelCard:
             raise _without_teacher(card, cards())
         return card
     if name not in cards():
-        raise unknown("model", name, cards())
+        raise unknown("model", name, cards(), "'bench models' lists those that are installed")
     return cards()[name]

@@ -92,6 +92,7 @@ def finished(tmp_path_factory):
         (["models", "--family", "digits-flw"], "unknown family 'digits-flw'"),
         (["adapter", "new", "Bad Name"], "must be lower-case letters"),
         (["adapter", "check", "digits-flwo"], "unknown model"),
+        (["adapter", "check", "zebra"], "unknown model 'zebra': 'bench models' lists those that are installed"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(bench, words, message):
