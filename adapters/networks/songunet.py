@@ -30,7 +30,7 @@ def group_norm(channels: int, eps: float = EPS) -> nn.GroupNorm:
 
 def label_rows(labels: Tensor, label_dim: int) -> Tensor:
     """Return one-hot rows [B, label_dim] of class indices int64 [B]; rows pass as they are."""
-    return labels if labels.is_floating_point() else F.one_hot(labels, label_dim)
+    return labels if labels.is_floating_point() else F.one_hot(labels.long(), label_dim)
 
 
 def split_interleaved(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -129,3 +129,13 @@ def test_a_decoupled_network_may_tell_either_time_to_all_of_its_blocks() -> None
     assert torch.equal(plain, later) and not torch.allclose(plain, nearer)
     assert not torch.allclose(outputs[4][0], outputs[4][2]), "the last layer is told r"
     assert not torch.allclose(outputs[4][0], outputs[3][0])
+
+
+@pytest.mark.parametrize("name", ["ucgm-tit-linear-few", "ucgm-edm2-edm"])
+def test_a_recorded_scale_of_1_costs_two_evaluations_and_changes_nothing(name: str) -> None:
+    case = load_case(GOLDEN / name)
+    (call,) = (dict(call) for call in case.spec["calls"] if call["id"] == "steps4-guided")
+    with torch.inference_mode():
+        off, at_one = (open_replay(case)({**call, "guidance": scale}) for scale in (0.0, 1.0))
+    assert (off["nfe_per_image"], at_one["nfe_per_image"]) == (4.0, call["nfe_per_image"])
+    torch.testing.assert_close(off["output"], at_one["output"], atol=1e-5, rtol=1e-5)
