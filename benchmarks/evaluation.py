@@ -3,6 +3,7 @@
     python benchmarks/evaluation.py --num 1000,4000 --models small
     python benchmarks/evaluation.py --num 128 --models full --resolution 256
     python benchmarks/evaluation.py --algebra          (the trace and per-class FID against scipy's sqrtm)
+    python benchmarks/evaluation.py --fid --references 4000 --num 4000     (FID with its interval, part by part)
 
 Every variant runs in a process of its own and is timed without its start (imports, loading of networks, the
 reference, which all of them keep; on an accelerator also its first batch, with which libraries load their kernels):
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from judge_files import SETS, Layer, SmallClassifier, stored_images, write_classifier, write_clip, write_images
-from reductions import algebra, reductions
+from reductions import algebra, fid, reductions
 
 from bench.contracts.bench_worker import peak_memory
 
@@ -389,6 +390,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=None, help="where images and weights are kept for other runs")
     parser.add_argument("--algebra", action="store_true", help="only the trace and per-class FID")
     parser.add_argument("--reductions", action="store_true", help="only the metrics, on synthetic features of d = 2048")
+    parser.add_argument("--fid", action="store_true", help="only the parts of FID with its interval, likewise")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -405,6 +407,10 @@ def main() -> None:
     if given.reductions:
         for number in numbers:
             reductions(number, given.references)
+        return
+    if given.fid:
+        for number in numbers:
+            fid(number, given.references)
         return
     print(f"models {given.models}: {SETS[given.models].facts}; {given.resolution} pixels, batch {BATCH}")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""The reductions behind `evaluation.py --algebra` and `--reductions`: ours against scipy's and torch-fidelity's."""
+"""The reductions behind `evaluation.py --algebra`, `--reductions` and `--fid`: ours, scipy's and torch-fidelity's."""
 
 from __future__ import annotations
 
@@ -102,3 +102,66 @@ def reductions(count: int, references: int, dimension: int = 2048, classes: int 
         mine, began = time.process_time() - began, time.process_time()
         work()
         print(f"| {name} | {mine:.2f} s | {time.process_time() - began:.2f} s |", flush=True)
+
+
+def fid(count: int, references: int, dimension: int = 2048, repeats: int = 3) -> None:
+    """Print the parts of FID with its interval, torch-fidelity's FID without one, and how far the blocks are off.
+
+    CPU seconds, the median of `repeats`; both take the same features in the same process, alternating. Blocks are held
+    against their own eigenvalues, which takes longer than all the rest.
+    """
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    from bench.metrics import downdates
+    from bench.metrics.frechet import FrechetReference, distances_to_sides, sides_without_blocks
+
+    random = np.random.default_rng(0)
+    spectrum = np.linspace(1, dimension, dimension) ** -0.5
+    real = (random.standard_normal((references, dimension)) * spectrum).astype(np.float32)
+    made = (random.standard_normal((count, dimension)) * spectrum + 0.02).astype(np.float32)
+    blocks, real_blocks = np.arange(count) % 20, np.arange(references) % 20
+    reference = FrechetReference.of(real)
+    print(f"\n{count} images, {references} reference images, d = {dimension}, 20 blocks of either side\n")
+    if not downdates.pays(count, dimension, blocks):
+        print("blocks of this size are counted by their own eigenvalues; nothing to compare")
+        return
+    _ = reference.triangular
+    began = time.process_time()
+    out = downdates.reference_blocks_out(reference, real, real_blocks)
+    kept = time.process_time() - began
+    statistics = fid_features_to_statistics(torch.from_numpy(real))
+    seconds = []
+    for _ in range(repeats):
+        clock = [time.process_time()]
+        decomposed = downdates.Decomposed(reference, made, blocks)
+        clock.append(time.process_time())
+        left = decomposed.without_blocks()
+        clock.append(time.process_time())
+        left_reference = decomposed.without_reference_blocks(out)
+        clock.append(time.process_time())
+        theirs = fid_statistics_to_metric(fid_features_to_statistics(torch.from_numpy(made)), statistics, False)
+        clock.append(time.process_time())
+        seconds.append(np.diff(clock))
+    value, own, other, fidelity = np.median(seconds, axis=0)
+    rows = {
+        "value, and samples in its basis": value,
+        "20 blocks of the samples": own,
+        "20 blocks of the reference": other,
+        "torch-fidelity's FID": fidelity,
+        "once for a reference: its samples made white": kept,
+    }
+    print("| part | CPU s | share of torch-fidelity's |\n|---|---|---|")
+    for name, part in rows.items():
+        print(f"| {name} | {part:.2f} | {part / fidelity:.2f} |")
+    print(f"| *value and the samples' blocks* | {value + own:.2f} | {(value + own) / fidelity:.2f} |")
+    print(f"| *all three* | {value + own + other:.2f} | {(value + own + other) / fidelity:.2f} |")
+    exact, exact_left = reference.leave_one_out(made, blocks)
+    (name,) = theirs
+    print(f"\nFID {decomposed.distance:.9f}; {exact:.9f} by eigenvalues; {theirs[name]:.9f} by torch-fidelity")
+    half = 2.0 * np.sqrt(19 / 20 * ((exact_left - exact_left.mean()) ** 2).sum())
+    differences = {"samples": np.abs(left - exact_left).max()}
+    if left_reference is not None:
+        expected = distances_to_sides(made, sides_without_blocks(real, real_blocks))
+        differences["reference"] = np.abs(left_reference - expected).max()
+    facts = ", ".join(f"{side}: {largest:.1e}" for side, largest in differences.items())
+    print(f"largest difference of a block from its own eigenvalues, {facts}; half width {half:.1e}")

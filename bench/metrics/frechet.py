@@ -243,6 +243,11 @@ class FrechetReference:
         """A factor L [d, r] of the covariance, L L^T = sigma: Cholesky, or by eigenvalues if sigma is singular."""
         return _root(self.sigma)
 
+    @cached_property
+    def triangular(self) -> bool:
+        """Whether the factor is lower triangular: of full rank."""
+        return self.root.shape[0] == self.root.shape[1] and not np.triu(self.root, 1).any()
+
     def distance(self, moments: Moments) -> float:
         """Return the squared Frechet distance to `moments` (n > d is assumed for accuracy; at n <= d it is close)."""
         covariance = moments.covariance
