@@ -208,14 +208,16 @@ def reference_blocks_out(reference: FrechetReference, features: np.ndarray, bloc
     root = reference.root
     if not pays(len(features), features.shape[1], blocks) or root.shape[0] != root.shape[1]:
         return None
-    x = np.asarray(features, dtype=np.float64) - reference.mu
+    x = np.asarray(features, dtype=np.float64)
+    mean = x.mean(axis=0)
+    x = x - mean
     if reference.triangular:
         white = solve_triangular(root, x.T, lower=True, check_finite=False).T
     else:  # columns at right angles, their lengths the roots of eigenvalues
         squares = (root * root).sum(axis=0)
         kept = squares > ACCURATE * squares.max()
         white = x @ np.where(kept, root / np.where(kept, squares, 1.0), 0.0)
-    return _blocks_out(x, reference.mu, white / np.sqrt(len(x) - 1), blocks)
+    return _blocks_out(x, mean, white / np.sqrt(len(x) - 1), blocks)
 
 
 class Decomposed:
