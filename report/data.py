@@ -358,7 +358,9 @@ def _choose_protocol(connection: duckdb.DuckDBPyConnection, database: Path, aske
     if len(names) > 1:
         names = [name for name in names if name != leaderboard.SPEED]  # a section of every page
     if not names:
-        raise ReportError(f"{database} has no finished rows: run 'bench run' first")
+        others = connection.execute("SELECT status, reason FROM cells ORDER BY finished DESC LIMIT 1").fetchone()
+        last = "run 'bench run' first" if others is None else f"the last one is {others[0]} ({others[1]})"
+        raise ReportError(f"{database} has no finished rows: {last}")
     if asked is not None and asked not in names:
         raise ReportError(f"{database} has no finished rows of protocol {asked!r}, only of {', '.join(sorted(names))}")
     chosen = asked or names[0]

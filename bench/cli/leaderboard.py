@@ -260,7 +260,7 @@ def _print_composites(standing: Standing) -> None:
         page().print(f"{label}: orders {apart:,} of {pairs:,} pairs differently from MMHM", markup=False)
     bounds = ", ".join("{} {:.4g} .. {:.4g}".format(name, *ranking["bounds"][name]) for name in MMHM_METRICS)
     clipped = "clipped" if ranking["clip"] else "not clipped"
-    page().print(f"bounds, {ranking['bounds_source']}, {clipped}: {bounds}; eps {ranking['eps']:g}", markup=False)
+    print_lines(page(), [f"bounds, {ranking['bounds_source']}, {clipped}: {bounds}; eps {ranking['eps']:g}"])
     table = []
     for one in MMHM_METRICS:
         values = [ranking["correlation"][one][other] for other in MMHM_METRICS]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.output import JSON, RUNS_DIR, page, plain_table, print_json, print_table, runs_directory
+from bench.cli.output import JSON, RUNS_DIR, page, plain_table, print_json, print_lines, print_table, runs_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def power(
     if as_json:
         print_json([{**p._asdict(), "gain": p.gain if math.isfinite(p.gain) else None} for p in found])
         return
-    page().print(f"a = {outcome.title_a}\nb = {outcome.title_b}", markup=False)
+    print_lines(page(), [f"a = {outcome.title_a}", f"b = {outcome.title_b}"])
     columns = ["metric", "a - b", f"detected with {found[0].samples:,}", "to detect", "samples needed", "paired gain"]
     cells = [
         [
@@ -51,7 +51,7 @@ def power(
             f"{p.resolves:.3g}",
             f"{p.sought:.3g}",
             "none" if p.needed is None else f"{p.needed:,}",
-            f"{p.gain:.3g}x",
+            f"{p.gain:.3g}x" if math.isfinite(p.gain) else "-",
         ]
         for p in found
     ]

@@ -58,4 +58,5 @@ def print_summary(summary: Summary, protocol: str, runs: Path, given: Path | Non
         return
     suffix = f" --runs-dir {given}" if given is not None else ""
     out.print(f"\nDatabase: {summary.database}", markup=False, soft_wrap=True)
-    out.print(f"Next: bench report{suffix}    (or: bench leaderboard --sort fid{suffix})", markup=False, soft_wrap=True)
+    sort = " --sort fid" if any("fid" in row.metrics for row in found) else ""
+    out.print(f"Next: bench report{suffix}    (or: bench leaderboard{sort}{suffix})", markup=False, soft_wrap=True)

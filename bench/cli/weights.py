@@ -55,7 +55,9 @@ def list_weights(as_json: Annotated[bool, JSON] = False) -> None:
         print_json(rows)
         return
     cells = [[row["model"], row["state"], size_text(row["bytes"]), row["source"]] for row in rows]
-    print_table(page(), plain_table(["model", "state", "size", "source"], cells, right=["size"]))
+    print_table(
+        page(), plain_table(["model", "state", "size", "source"], cells, right=["size"], fixed=["model", "source"])
+    )
 
 
 def fetch(

@@ -71,6 +71,10 @@ def test_faults_are_one_line(new_database, tmp_path):
         read_measurements(tmp_path / "damaged.duckdb")
     with pytest.raises(ReportError, match="has no finished rows"):
         read_measurements(new_database("empty.duckdb").close())
+    refused = new_database("refused.duckdb")
+    refused.cell("digits-dmd", 2, 0, status="unsupported", reason="takes 1 step only", images_per_second=None)
+    with pytest.raises(ReportError, match=r"no finished rows: the last one is unsupported \(takes 1 step only\)"):
+        read_measurements(refused.close())
     newer = new_database("newer.duckdb")
     newer.insert("schema_version", version=99)
     with pytest.raises(ReportError, match="its schema is version 99"):
