@@ -167,10 +167,7 @@ class Cell:
             interactions = frechet_interactions(reference, features, self.blocks, real, blocks)
         if blocks is not None and real is not None and len(left):
             if decomposed is not None:
-                key = ("blocks out", int(blocks.max()))
-                without = decomposed.without_reference_blocks(
-                    known.keep(key, lambda: downdates.reference_blocks_out(reference, real, blocks))
-                )
+                without = decomposed.without_reference_blocks(self._out(name, real, blocks))
             if without is None:
                 without = distances_to_sides(features, self._sides(name, real, blocks))
         tails = tail_share(_squared_deviations(features))
@@ -182,11 +179,18 @@ class Cell:
         return found
 
     def frechet_ahead(self, name: str) -> None:
-        """Factor the reference's covariance, and without each block, as an accelerator takes it."""
+        """Factor the reference's covariance, and take each block out of it."""
         known, blocks = self.reference(name), self.reference_blocks(name)
         _ = known.frechet.root
-        if blocks is not None and known.features is not None:
+        if blocks is not None and known.features is not None and self._out(name, known.features, blocks) is None:
             self._sides(name, known.features, blocks)
+
+    def _out(self, name: str, real: np.ndarray, blocks: np.ndarray) -> downdates.BlocksOut | None:
+        known, key = self.reference(name), ("blocks out", int(blocks.max()))
+        found: downdates.BlocksOut | None = known.keep(
+            key, lambda: downdates.reference_blocks_out(known.frechet, real, blocks)
+        )
+        return found
 
     def manifold(self, k: int, comparison: manifold.Comparison) -> manifold.Halved:
         """Precision, recall, density and coverage with `k` neighbours, and what stands for those without each block."""

@@ -220,11 +220,13 @@ class FrechetReference:
     """One side of the distance, with the factor of its covariance computed once and shared by every distance to it."""
 
     def __init__(self, mu: np.ndarray, sigma: np.ndarray, root: np.ndarray | None = None) -> None:
-        """Take the mean `mu` [d], covariance `sigma` [d, d] and, if known, `root` [d, r] with root root^T = sigma."""
+        """Take the mean `mu` [d], covariance `sigma` [d, d] and, of r <= d samples, them as `root` [d, r]: see `of`."""
         self.mu = np.asarray(mu, dtype=np.float64)
         self.sigma = np.asarray(sigma, dtype=np.float64)
         if self.mu.ndim != 1 or self.sigma.shape != (self.mu.size, self.mu.size):
             raise ValueError(f"mu {self.mu.shape} and sigma {self.sigma.shape} are not [d] and [d, d]")
+        self.of_samples = root is not None
+        """Whether the factor is made of few samples, one column each."""
         if root is not None:
             self.root = root
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.metrics import algebra, downdates
+from bench.metrics import algebra, downdates, root_traces
 from bench.metrics.frechet import FrechetReference, distances_to_sides, sides_without_blocks
 from bench.metrics.kernel import UnitGaussianKernel, kernel_distance
 from bench.metrics.manifold import precision_recall_halves
@@ -23,7 +23,7 @@ BLOCKS = np.arange(SAMPLES) % 20
 
 def promised(decomposed):
     """What a distance without a block may err by: 1e-9 of tr (S1 S2)^(1/2), which it holds twice, and rounding."""
-    return 2e-9 * decomposed.root_trace / np.sqrt(decomposed.n - 1) + 1e-10
+    return 2e-9 * decomposed.root_trace / np.sqrt(decomposed.blocks.size - 1) + 1e-10
 
 
 def test_distances_without_blocks_of_either_side_are_those_of_their_own_eigenvalues():
@@ -50,14 +50,14 @@ def test_the_integral_holds_for_any_condition(condition):
     least = np.linalg.eigvalsh(np.eye(15) - z @ z.T)[0]
     rest = np.linalg.eigvalsh(x[15:].T @ x[15:])
     expected = np.sqrt(np.clip(values, 0, None)).sum() - np.sqrt(np.clip(rest, 0, None)).sum()
-    (found,) = downdates.root_trace_drops(values[kept], lambda *_: z, 1, least)
+    (found,) = root_traces.root_trace_drops(values[kept], lambda *_: z, least, [0])
     assert found == pytest.approx(expected, rel=1e-8, abs=3e-7)
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0, 1e6, 1e14, 1e22])
 @pytest.mark.parametrize("error", [1e-3, 1e-5, 1e-12])
 def test_a_rule_for_the_inverse_root_errs_by_no_more_than_it_says_with_the_fewest_nodes(condition, error):
-    nodes, weights, found = downdates.rule(0.3, 0.3 * condition, error)
+    nodes, weights, found, _ = root_traces.rule(0.3, 0.3 * condition, error)
     assert found <= error
     x = np.random.default_rng(0).uniform(np.log(0.3), np.log(0.3 * condition), 4000)
     x = np.exp(x)[:, None]
@@ -77,16 +77,16 @@ def test_what_is_not_proven_is_counted_by_a_finer_rule_or_in_double_precision(na
     real, made, blocks = samples(0, 900), samples(1, 900, shift=0.02), BLOCKS[:900]
     reference = FrechetReference.of(real)
     sides = downdates.reference_blocks_out(reference, real, blocks)
-    decomposed = downdates.Decomposed(reference, made, blocks)
+    decomposed = downdates.by_scatter(reference, made, blocks)
     expected = [decomposed.without_blocks(), decomposed.without_reference_blocks(sides)]
-    used, drop = [], downdates._drop
+    used, count = [], root_traces._logarithms
 
-    def seen(values, rows, rule, kind):
+    def seen(values, rows, rule, kind, singular):
         used.append((len(rule.nodes), kind.name))
-        return drop(values, rows, rule, kind)
+        return count(values, rows, rule, kind, singular)
 
-    monkeypatch.setattr(downdates, "_drop", seen)
-    monkeypatch.setattr(downdates, name, setting)
+    monkeypatch.setattr(root_traces, "_logarithms", seen)
+    monkeypatch.setattr(root_traces, name, setting)
     found = [decomposed.without_blocks(), decomposed.without_reference_blocks(sides)]
     np.testing.assert_allclose(found, expected, rtol=0, atol=promised(decomposed))
     assert used[0][0] > 10, "a rule that misses much of the first order is not used"
@@ -132,6 +132,41 @@ def test_dead_and_doubled_features_go_the_quick_way_with_more_digits_than_their_
     np.testing.assert_allclose(left, expected_left, rtol=0, atol=promised(decomposed))
 
 
+SIZES = [(600, 1300, 1.0), (600, 1300, 1e-4), (700, 640, 1.0), (640, 700, 1e-2), (640, 640, 1.0), (1300, 640, 1.0)]
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["processor", "accelerator"])
+@pytest.mark.parametrize("n, m, decay", SIZES, ids=str)
+def test_a_side_of_few_samples_has_the_distances_of_its_own_singular_values(n, m, decay, device):
+    dimension = 800
+    spectrum = np.linspace(1, dimension, dimension) ** -0.5 * np.geomspace(1, decay, dimension)
+    real, made = (
+        (np.random.default_rng(seed).standard_normal((count, dimension)) * spectrum) for seed, count in ((0, m), (1, n))
+    )
+    blocks, real_blocks = np.arange(n) % 20, np.arange(m) % 20
+    reference = FrechetReference.of(real)
+    expected = reference.distance_from_features(made)
+    expected_left = [reference.distance_from_features(made[blocks != block]) for block in (0, 13)]
+    expected_sides = distances_to_sides(made, sides_without_blocks(real, real_blocks)[::13])
+    with algebra.on(device):
+        value, left, decomposed = downdates.leave_one_out(reference, made, blocks)
+        assert decomposed is not None
+        sides = decomposed.without_reference_blocks(downdates.reference_blocks_out(reference, real, real_blocks))
+    assert value == pytest.approx(expected, abs=promised(decomposed))
+    np.testing.assert_allclose(left[::13], expected_left, rtol=0, atol=promised(decomposed))
+    np.testing.assert_allclose(sides[::13], expected_sides, rtol=0, atol=promised(decomposed))
+
+
+def test_samples_twice_among_few_go_the_exact_way():
+    real, made = samples(0, 1300), samples(1, 500, d=700)
+    real, made = samples(0, 1300, d=700), np.concatenate([made, made[:60]])
+    reference, blocks = FrechetReference.of(real), np.arange(560) % 20
+    value, left, decomposed = downdates.leave_one_out(reference, made, blocks)
+    assert decomposed is None
+    expected, expected_left = reference.leave_one_out(made, blocks)
+    assert value == expected and (left == expected_left).all()
+
+
 def test_samples_that_do_not_differ_have_a_distance_all_the_same():
     real, made = samples(5, 600), np.full((600, DIMENSION), 0.5, np.float32)
     reference = FrechetReference.of(real)
@@ -141,10 +176,9 @@ def test_samples_that_do_not_differ_have_a_distance_all_the_same():
 
 
 def test_large_blocks_and_small_dimensions_are_not_worth_it():
-    assert not downdates.pays(1300, 64, BLOCKS)
-    assert not downdates.pays(1300, 512, BLOCKS % 5)
-    assert not downdates.pays(500, 512, BLOCKS[:500])
-    assert downdates.pays(1300, 512, BLOCKS)
+    assert not downdates.pays(64, BLOCKS)
+    assert not downdates.pays(512, BLOCKS % 5)
+    assert downdates.pays(512, BLOCKS)
 
 
 def test_a_cell_with_wide_features_takes_the_same_values_either_way(monkeypatch):
