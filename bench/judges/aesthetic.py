@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts.card import WeightsSource
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import JudgeCost, score_cost
 from bench.judges.files import file_sha256, option_path
+from bench.judges.judge import Judge, JudgeSpec
 from bench.judges.open_clip import MODEL_OPTIONS, load_towers, model_files
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import Towers, unit

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import tower_cost
 from bench.judges.files import file_sha256, library_version
+from bench.judges.judge import Judge, JudgeSpec, Prompt
 from bench.judges.pixels.preprocess import Preprocess, from_processor_config
 from bench.judges.transformers_clip import MODEL_OPTIONS, directory_files, load_model, model_files
 from bench.weights.file import NeededFile

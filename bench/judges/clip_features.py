@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import feature_cost
 from bench.judges.files import file_sha256, library_version
+from bench.judges.judge import Judge, JudgeSpec
 from bench.judges.open_clip import MODEL_OPTIONS as OPEN_CLIP_OPTIONS
 from bench.judges.open_clip import load_towers
 from bench.judges.open_clip import model_files as open_clip_files

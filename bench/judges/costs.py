@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from bench.judges.base import JudgeSpec
+    from bench.judges.judge import JudgeSpec
 
 
 class JudgeCost(NamedTuple):

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import tower_cost
 from bench.judges.files import file_sha256, library_version
+from bench.judges.judge import Judge, JudgeSpec
 from bench.judges.pixels.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from bench.judges.towers import ImageFeatureJudge
 from bench.judges.transformers_clip import MODEL_OPTIONS, load_model, model_files

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts.plugins import Group
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import JudgeCost
 from bench.judges.files import file_sha256, library_version, option_path
+from bench.judges.judge import Judge, JudgeSpec
 from bench.weights.file import NeededFile
 from results.errors import BenchError, unknown
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from bench.judges import open_clip as open_clip_judge
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import tower_cost
 from bench.judges.files import option_path
+from bench.judges.judge import Judge, JudgeSpec
 from bench.judges.towers import AlignmentJudge
 from bench.weights.file import NeededFile
 

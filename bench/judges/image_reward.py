@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, Prompt, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.files import library_version
+from bench.judges.judge import Judge, JudgeSpec, Prompt
 from bench.weights.file import NeededFile
 from results.errors import BenchError
 

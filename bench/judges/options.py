@@ -22,7 +22,7 @@ from results.errors import BenchError, ProtocolError
 if TYPE_CHECKING:
     import torch
 
-    from bench.judges.base import Judge, JudgeSpec
+    from bench.judges.judge import Judge, JudgeSpec
     from bench.weights.file import NeededFile
 
 GEOMETRIES = ("shortest-edge", "crop-square", "squash", "longest")

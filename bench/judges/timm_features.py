@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from bench.judges.base import Judge, JudgeKind, JudgeSpec, check_options
+from bench.judges.base import JudgeKind, check_options
 from bench.judges.costs import feature_cost
 from bench.judges.files import file_sha256, library_version, option_path
+from bench.judges.judge import Judge, JudgeSpec
 from bench.judges.pixels.preprocess import Preprocess
 from bench.judges.towers import ImageFeatureJudge
 from bench.weights.file import NeededFile

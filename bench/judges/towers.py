@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.contracts.precision import full_precision
-from bench.judges.base import Judge, Prompt
+from bench.judges.judge import Judge, Prompt
 from bench.judges.pixels.preprocess import Preprocess
 from results.errors import BenchError
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.judges.pixels.npz import npz_keys
 from bench.judges.pixels.sanity import Pixels
 from bench.metrics.frechet import FrechetReference, row_blocks

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bench.contracts.plugins import Group
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.metrics.measure import ReferenceFeatures
 from bench.references.datasets import DATASETS
 from bench.weights.cache import cache_directory

@@ -19,7 +19,7 @@ from scipy.stats import binom
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.precision import full_precision
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.judges.threads import fixed_threads
 from bench.references.stored import Reference, conditions, prepare_reference
 from bench.run.evidence import project, sample_parts

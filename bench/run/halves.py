@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.metrics.measure import CellMetrics
 from bench.metrics.registry import fact_of
 from results.errors import BenchWarning

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.judges.base import JudgeSpec, judge_cost, judge_kind, judge_specs
+from bench.judges.base import judge_cost, judge_kind, judge_specs
+from bench.judges.judge import JudgeSpec
 from bench.run.forecast import Hardware, assumed_peaks, judging_seconds
 from bench.run.needs import Needs, joined, needs_of_judging
 from bench.run.provenance import device_name

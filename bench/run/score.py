@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.judges.threads import accelerator, fixed_threads
 from bench.metrics.cell import UNLABELLED

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.judges.pixels.resize import NATIVE_RESIZE, resize
 from bench.judges.pixels.sanity import Pixels
 from bench.models.meter import Meter, PeakMemory, Stamp, clock, seconds, stamp

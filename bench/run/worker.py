@@ -16,7 +16,8 @@ import torch
 
 from bench.contracts.adapter import Adapter
 from bench.contracts.precision import full_precision
-from bench.judges.base import Judge, judge_specs, load_judge
+from bench.judges.base import judge_specs, load_judge
+from bench.judges.judge import Judge
 from bench.judges.threads import accelerator, fix_threads
 from bench.metrics.measure import CellMetrics
 from bench.models.loading import build_adapter

@@ -22,7 +22,7 @@ from adapters.hosted.table import HOSTED
 from bench.contracts.adapter import Adapter
 from bench.contracts.noise import PhiloxNoise
 from bench.contracts.recording import load_case
-from bench.judges.base import Judge
+from bench.judges.judge import Judge
 from bench.judges.pixels.sanity import Pixels
 from bench.models.conformance import check_adapter
 from bench.models.counting import Counter

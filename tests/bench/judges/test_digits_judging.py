@@ -8,7 +8,8 @@ import sklearn.datasets
 import torch
 
 import protocols.digits
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 
 ROOT = Path(protocols.digits.__file__).parent
 SPECS = [

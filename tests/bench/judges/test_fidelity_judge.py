@@ -7,7 +7,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import register_feature_extractor
 
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 from results.errors import BenchError
 
 EXTRACTOR = "small-extractor"

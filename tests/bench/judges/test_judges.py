@@ -11,9 +11,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bench.judges.base import JudgeSpec, load_judge
 from bench.judges.base import judge_files as judge_files_of
+from bench.judges.base import load_judge
 from bench.judges.dinov2 import set_positions
+from bench.judges.judge import JudgeSpec
 from bench.metrics.measure import ReferenceFeatures, measure
 from bench.weights.cache import FileCache, cache_directory
 from bench.weights.file import fetch_files

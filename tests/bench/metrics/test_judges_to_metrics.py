@@ -15,7 +15,8 @@ from scipy.spatial.distance import cdist
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.transforms.v2 import functional
 
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 from bench.metrics.measure import ReferenceFeatures, measure
 from results.catalog import VALIDATION_DISTANCES
 from results.errors import BenchError

@@ -19,7 +19,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
 from bench.cli import main
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 from bench.judges.pixels.resize import resize
 from bench.metrics.frechet import frechet_distance_from_features
 from bench.references.build import BuildRequest, build_reference

@@ -1,4 +1,5 @@
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 from bench.references.stored import prepare_reference
 from protocols import find_protocol
 

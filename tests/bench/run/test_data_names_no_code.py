@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bench.contracts.recording import Case
-from bench.judges.base import JudgeSpec, load_judge
+from bench.judges.base import load_judge
+from bench.judges.judge import JudgeSpec
 from bench.models.cards import load_card
 from bench.models.registry import family_class
 from bench.recordings.replay import open_replay

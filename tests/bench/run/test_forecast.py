@@ -3,8 +3,9 @@ import json
 import pytest
 
 from bench.cli import main
-from bench.judges.base import JudgeSpec, judge_cost
+from bench.judges.base import judge_cost
 from bench.judges.costs import Tower
+from bench.judges.judge import JudgeSpec
 from bench.models.cards import find_card
 from bench.models.counting import Counter
 from bench.models.loading import build_adapter

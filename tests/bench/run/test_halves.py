@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.judges import base
 from bench.judges.base import judge_specs, load_judge
+from bench.judges.judge import HALF_TYPES
 from bench.references.stored import feature_judges
 from bench.run.halves import halves, prove, remark, settled, strict_beside
 from bench.run.plan import Request
@@ -41,7 +41,7 @@ def halved(tmp_path):
 @pytest.fixture
 def on_a_processor(monkeypatch):
     """Let half precision be bfloat16 where the tests run."""
-    monkeypatch.setitem(base.HALF_TYPES, "cpu", torch.bfloat16)
+    monkeypatch.setitem(HALF_TYPES, "cpu", torch.bfloat16)
     monkeypatch.setattr("bench.run.worker._judges", {})
 
 
@@ -149,7 +149,7 @@ def test_a_run_records_the_effect_and_may_fall_back(halved, on_a_processor, tmp_
         fallen, exact = method_of(measure("fallen"), "clip")
     assert "judged in float32" in fallen and value != exact
     monkeypatch.setattr("bench.run.worker._judges", {})
-    monkeypatch.delitem(base.HALF_TYPES, "cpu")
+    monkeypatch.delitem(HALF_TYPES, "cpu")
     plain, strict = method_of(measure("plain"), "clip")
     assert strict == exact and "judged in" not in plain
 
