@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 2**27
 """Numbers of the matrices whose eigenvalues an accelerator finds at once: 1 GiB."""
+PARTLY = 512
+"""Dimension from which a few eigenvectors are sooner found than all."""
 SQUARED = 1e-12
 """Smallest eigenvalue of a Gram matrix, as a share of its largest, whose root has ten digits of the largest's."""
 AT_A_TIME = 8
@@ -227,6 +229,18 @@ def eigh(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
 
     values, vectors = torch.linalg.eigh(array(matrix))
     return host(values), host(vectors)
+
+
+def largest(matrix: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k largest eigenvalues of a symmetric matrix [d, d], ascending, and their eigenvectors as columns."""
+    d = len(matrix)
+    if _device.get() is None and k < d and d >= PARTLY:
+        from scipy.linalg import eigh as part
+
+        values, vectors = part(matrix, subset_by_index=[d - k, d - 1], driver="evr", check_finite=False)
+        return values, vectors
+    values, vectors = eigh(matrix)
+    return values[d - k :], vectors[:, d - k :]
 
 
 def eigvalsh(matrix: Any) -> np.ndarray:

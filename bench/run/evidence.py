@@ -130,9 +130,8 @@ def _sketch_parts(name: str, features: np.ndarray) -> dict[str, np.ndarray]:
     grid = Grid.of(projected)
     moments = Moments.of(features, shift=np.asarray(features[0], dtype=np.float64))
     covariance = moments.covariance
-    values, vectors = algebra.eigh(covariance)
-    rank = min(len(values), RANK)
-    factor = vectors[:, -rank:] * np.sqrt(np.clip(values[-rank:], 0.0, None))
+    values, vectors = algebra.largest(covariance, min(len(covariance), RANK))
+    factor = vectors * np.sqrt(np.clip(values, 0.0, None))
     return {
         "sketch": grid.levels(projected),
         "grid": np.stack(grid).astype(np.float32),

@@ -92,6 +92,20 @@ def test_the_smallest_of_parts_are_those_of_the_whole(device):
         np.testing.assert_array_equal(np.sort(columns, axis=1), np.sort(expected, axis=1))
 
 
+@pytest.mark.parametrize("device", [None, *DEVICES], ids=str)
+@pytest.mark.parametrize("d", [40, 600])
+def test_the_largest_eigenvalues_are_those_of_all(d, device):
+    x = np.random.default_rng(13).standard_normal((d + 50, d)) * np.geomspace(1, 0.1, d)
+    matrix = x.T @ x
+    with algebra.on(device):
+        values, vectors = algebra.largest(matrix, 5)
+        everything, _ = algebra.largest(matrix, d)
+    expected = np.linalg.eigvalsh(matrix)
+    np.testing.assert_allclose(values, expected[-5:], rtol=1e-10)
+    np.testing.assert_allclose(everything, expected, rtol=1e-8)
+    np.testing.assert_allclose(vectors.T @ matrix @ vectors, np.diag(values), atol=1e-9 * values[-1])
+
+
 def test_a_fault_of_one_metric_among_several_leaves_the_others(monkeypatch):
     from bench.metrics import inception
 
