@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,7 @@ SQUARED = 1e-12
 """Smallest eigenvalue of a Gram matrix, as a share of its largest, whose root has ten digits of the largest's."""
 AT_A_TIME = 8
 """Threads beside an accelerator."""
+_streams: dict[str, list[Any]] = {}
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 _device: ContextVar[torch.device | None] = ContextVar("algebra_device", default=None)
@@ -165,7 +166,7 @@ def spread(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Fou
         return [function(item) for item in items]
 
     def aside(item: Item) -> Found:
-        with _own_stream(place):
+        with own_stream(place):
             return function(item)
 
     with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="metrics") as threads:
@@ -179,12 +180,27 @@ def both(one: Callable[[], Found], other: Callable[[], Item]) -> tuple[Found, It
     return first, second
 
 
-def _own_stream(place: torch.device) -> AbstractContextManager[Any]:
+@contextmanager
+def own_stream(place: torch.device) -> Iterator[None]:
+    """Have what this thread gives an accelerator inside the block done beside what others give it.
+
+    Streams are used again, one by one at a time: each keeps the memory that it was given.
+    """
     if place.type != "cuda":
-        return nullcontext()
+        yield
+        return
     import torch
 
-    return torch.cuda.stream(torch.cuda.Stream(place))
+    idle = _streams.setdefault(str(place), [])
+    try:
+        stream = idle.pop()
+    except IndexError:
+        stream = torch.cuda.Stream(place)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        idle.append(stream)
 
 
 def triangle(size: int) -> tuple[Any, Any]:

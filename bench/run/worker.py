@@ -19,6 +19,7 @@ from bench.contracts.precision import full_precision
 from bench.judges.base import judge_specs, load_judge
 from bench.judges.judge import Judge
 from bench.judges.threads import accelerator, fix_threads
+from bench.metrics import algebra
 from bench.metrics.measure import CellMetrics
 from bench.models.loading import build_adapter
 from bench.run.containment import no_exit, time_limit
@@ -228,7 +229,7 @@ def measure_task(
 
 def beside(device: str, task: Callable[..., T], *about: Any) -> T:
     """Do a task in a thread: its work on an accelerator does not queue behind the sampler's."""
-    with torch.cuda.stream(torch.cuda.Stream(device) if device.startswith("cuda") else None):
+    with algebra.own_stream(torch.device(device)):
         return task(*about)
 
 

@@ -1,5 +1,6 @@
 """Metrics on an accelerator: several at once, each part of the work done once, and the processor's values."""
 
+import contextlib
 import threading
 import time
 
@@ -157,6 +158,21 @@ def test_ahead_leaves_nothing_of_the_reference_to_the_first_cell(monkeypatch):
     with algebra.on(torch.device("cpu")):
         found = measure(outputs, reference, NAMES, labels=labels, options={"per_class": False})
     assert [value.name for value in found.values] == NAMES
+
+
+def test_streams_of_an_accelerator_are_used_again(monkeypatch):
+    """Each keeps the memory that it was given, so that a new one for every metric would fill the card."""
+    made, inside = [], []
+    monkeypatch.setattr(algebra, "_streams", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda place: made.append(place) or len(made))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(inside.append(stream)))
+    with algebra.on(torch.device("cuda:0")):
+        for _ in range(5):
+            algebra.spread(lambda _: time.sleep(0.001), range(12))
+        with pytest.raises(ZeroDivisionError):
+            algebra.spread(lambda _: 1 / 0, range(2))
+    assert 1 <= len(made) <= algebra.AT_A_TIME and len(inside) == 62
+    assert sorted(algebra._streams["cuda:0"]) == list(range(1, len(made) + 1)), "all are given back, a failed one's too"
 
 
 def test_what_fails_once_is_tried_again_by_the_next():
