@@ -113,7 +113,7 @@ def _check_target(directory: Path) -> None:
     if not directory.exists():
         return
     if directory.is_symlink() or not directory.is_dir():
-        raise ReportError(f"{directory}: is no directory; choose another for the site")
+        raise ReportError(f"{directory}: is not a directory; choose another for the site")
     if not any(directory.iterdir()):
         return
     try:

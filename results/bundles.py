@@ -211,7 +211,7 @@ def _stated_size(entry: zipfile.ZipInfo) -> int:
         raise StoreError(f"'{one_line(entry.filename, 80)}' is packed in a way that no bundle is")
     limit = LARGEST.get(entry.filename.rpartition("/")[2])
     if limit is None:
-        raise StoreError(f"'{one_line(entry.filename, 80)}' is no file of a bundle")
+        raise StoreError(f"'{one_line(entry.filename, 80)}' is not a file of a bundle")
     if entry.file_size > limit:
         raise StoreError(f"'{one_line(entry.filename, 80)}' is larger than {limit >> 20} MiB once unpacked")
     return entry.file_size

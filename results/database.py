@@ -233,7 +233,7 @@ def _check_columns(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         there = {column.name: column.type for column in stored.get(table, ())}
         for column in columns_of(table):
             if there.get(column.name) != column.type:
-                kind = f"is {there[column.name]}, not {column.type}" if column.name in there else "is not there"
+                kind = f"is {there[column.name]}, not {column.type}" if column.name in there else "is missing"
                 raise _damaged(path, f"its tables have another layout: {table}.{column.name} {kind}")
 
 

@@ -115,7 +115,7 @@ def _check_folder(path: Path, option: str) -> None:
     """Raise BenchError unless a file can be made at `path`, in a folder that is there or can be made too."""
     folder = next(folder for folder in real_path(path).parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        reason = "may not be written to" if folder.is_dir() else "is no folder"
+        reason = "may not be written to" if folder.is_dir() else "is not a folder"
         raise BenchError(f"{path}: cannot be written ({folder} {reason}); choose another place with {option}")
 
 

@@ -249,7 +249,7 @@ def write_bundle(runs: Path, names: Sequence[str], output: str | Path, key: Path
             broken = next((fault for fault in faults if fault.cell.startswith(name)), None)
             if broken is not None:
                 raise StoreError(broken.reason)
-            what = "is not finished" if fitting else "is not there"
+            what = "is not finished" if fitting else "is not here"
             raise BenchError(f"row '{one_line(name, 80)}' {what} in {runs}; 'bench leaderboard --all' lists the rows")
         chosen |= done
     packed: dict[str, Packed] = {}

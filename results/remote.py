@@ -189,7 +189,7 @@ class Storage:
                 f"{self.url}: access denied; check the credentials of this machine and the rights that they have there"
             ) from error
         except FileNotFoundError as error:
-            raise BenchError(f"{self.url}: is not there, or its bucket is not; check the name") from error
+            raise BenchError(f"{self.url}: not found, or its bucket does not exist; check the name") from error
         except Exception as error:  # every scheme has errors of its own
             if isinstance(error, OSError) and is_full(error):
                 raise BenchError(f"{self.url}: {FULL}") from error

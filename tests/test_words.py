@@ -18,6 +18,8 @@ BANNED = {
     r"\bat most so many\b": "at most this many",
     r"\b(samples|evaluations|images|seconds|s|ms) (a|an) (cell|class|dimension|image|row|setting|step)\b": "per",
     r"\bholds? (no|NaN)\b": "contains, has",
+    r"\bheld against\b": "checked against, compared with",
+    r"\bis no (file|folder|directory|path)\b": "is not a",
     r"\bturns? round\b": "reverses",
     r"\bpassed over and said\b": "skipped and reported",
     r"\bgive another\b": "choose another",

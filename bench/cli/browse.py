@@ -277,7 +277,7 @@ def doctor(
         lines = [f"{one.state:7}  {one.subject:{width}}  {one.lacks or one.detail}" for one in findings]
         lines += [f"  {command}" for one in findings if protocol is not None for command in one.commands]
         if protocol is None and any(one.commands for one in findings):
-            lines.append("What a protocol lacks, and the commands that get it: bench doctor --protocol NAME")
+            lines.append("'bench doctor --protocol NAME' shows what a protocol lacks, and the commands that get it")
         print_lines(page(), lines)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)

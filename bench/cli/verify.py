@@ -123,9 +123,7 @@ def _print(found: Audit) -> None:
     lines += [f"  {reason}" for reason in found.reasons]
     untold = [finding.metric for finding in found.findings if finding.verdict == "cannot tell"]
     if untold:
-        lines.append(
-            f"  cannot tell: {', '.join(untold)} (only their intervals were held against the values without each block)"
-        )
+        lines.append(f"  cannot tell: {', '.join(untold)} (only their intervals could be checked)")
     if found.compared:
         lines.append(f"  the same samples again: --seed {found.seed}")
     print_lines(page(), lines)

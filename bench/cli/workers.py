@@ -29,7 +29,7 @@ def use_worker(script: Path | None, python: str | None) -> None:
 
     if script is not None:
         if not script.is_file():
-            raise BenchError(f"--worker: {script} is no file; give the script of a worker")
+            raise BenchError(f"--worker: {script} is not a file; name the script of a worker")
         os.environ[SCRIPT] = str(script.absolute())
     if python is not None:
         os.environ[PYTHON] = python

@@ -276,7 +276,7 @@ def _labels(row: Mapping[str, Any], protocol: Protocol, reference: Reference) ->
 def _changed(record: Mapping[str, Any], judges: Mapping[str, Judge], reference: Reference) -> str | None:
     """Return why the samples cannot be judged here as they were; None where they can."""
     if record["cell"]["steps"] is None:
-        return "images made elsewhere cannot be drawn again; only the metrics were held against the evidence"
+        return "images made elsewhere cannot be drawn again; only the metrics were checked against the evidence"
     for metric in record.get("metrics") or []:
         judge = metric["judge"]
         if judge in judges and metric["judge_digest"] != judges[judge].digest:

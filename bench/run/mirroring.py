@@ -116,4 +116,4 @@ class Mirror:
             push_cell(self.runs, cell_id, self.storage)
         except BenchError as error:
             self.failed = True
-            warnings.warn(f"{error}; the run goes on and uploads at its end", BenchWarning, stacklevel=2)
+            warnings.warn(f"{error}; the run continues and uploads at its end", BenchWarning, stacklevel=2)

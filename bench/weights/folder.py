@@ -80,5 +80,5 @@ def fetch_folder(cache: FileCache, repository: str, revision: str | None, title:
             commit = folder.name
             missing = lacking(folder)
             if missing:
-                raise BenchError(f"{title}: {repository} is no folder of a pipeline (no {', '.join(missing[:3])})")
+                raise BenchError(f"{title}: {repository} is not the folder of a pipeline (no {', '.join(missing[:3])})")
         return keep(cache, key, folder, None, title, repository=repository, file=INDEX, commit=commit)

@@ -80,7 +80,7 @@ def test_only_finished_rows_are_bundled(runs, tmp_path, record):
     CellDirectory(runs, "d").write_result(record("d", status="failed", reason="broke", model="other"))
     with pytest.raises(BenchError, match="'other' is not finished"):
         bundle(runs, tmp_path, "other")
-    with pytest.raises(BenchError, match="'nobody' is not there"):
+    with pytest.raises(BenchError, match="'nobody' is not here"):
         bundle(runs, tmp_path, "nobody")
     assert not (tmp_path / "rows.zip").exists()
 
@@ -111,8 +111,8 @@ def without(files, name):
         (lambda files: manifest_of(files, cells={"a": {"files": {"result.json": {}}}}), "which no row has"),
         (lambda files: manifest_of(files, cells={"a": {"files": {"result.json": {"bytes": 2}}}}), "which no row has"),
         (lambda files: files | {"../../escaped/result.json": b"{}"}, f"{MANIFEST} does not list it"),
-        (lambda files: files | {"/etc/passwd": b"root"}, "is no file of a bundle"),
-        (lambda files: files | {"cells/a/code.py": b"import os"}, "is no file of a bundle"),
+        (lambda files: files | {"/etc/passwd": b"root"}, "is not a file of a bundle"),
+        (lambda files: files | {"cells/a/code.py": b"import os"}, "is not a file of a bundle"),
         (lambda files: files | {MANIFEST: b"[" * 100_000}, "nested too deeply|not readable as JSON"),
         (lambda files: files | {"signature.json": b"[]"}, "its signature is none"),
         (lambda files: files | {"signature.json": b'{"kind": [], "signature": "x"}'}, "its signature is none"),

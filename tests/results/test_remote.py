@@ -258,8 +258,8 @@ def test_a_package_that_a_scheme_needs_is_named(monkeypatch):
 
 def test_a_bucket_that_is_not_there_or_not_ours_is_one_line(s3, tmp_path, runs_with, capsys, monkeypatch):
     runs = runs_with(tmp_path / "runs", "a")
-    assert "is not there" in error_of(["merge", "s3://no-such-bucket-here/rows.zip", "--runs-dir", "x"], capsys)
-    assert "is not there" in error_of(
+    assert "not found" in error_of(["merge", "s3://no-such-bucket-here/rows.zip", "--runs-dir", "x"], capsys)
+    assert "not found" in error_of(
         ["bundle", "a", "-o", "s3://no-such-bucket-here/rows.zip", "--runs-dir", str(runs)], capsys
     )
     import s3fs

@@ -84,9 +84,9 @@ def test_a_database_of_another_program_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("ALTER TABLE per_class DROP COLUMN value", "per_class.value is not there"),
+        ("ALTER TABLE per_class DROP COLUMN value", "per_class.value is missing"),
         ("ALTER TABLE cells ALTER COLUMN nfe TYPE VARCHAR", "cells.nfe is VARCHAR, not DOUBLE"),
-        ("DROP TABLE runs", "runs.run_id is not there"),
+        ("DROP TABLE runs", "runs.run_id is missing"),
     ],
 )
 def test_a_database_whose_tables_were_changed_is_refused(database, change, line):

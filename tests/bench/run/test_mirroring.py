@@ -45,7 +45,7 @@ def test_a_storage_that_fails_warns_once_and_is_tried_again_at_the_end(measure, 
         summary = measure(tmp_path / "runs", progress=mirror.around(quiet()), num_samples=600)
     assert len(summary.measured) == 1
     assert [str(line.message) for line in told if "network" in str(line.message)] == [
-        "the network is gone; the run goes on and uploads at its end"
+        "the network is gone; the run continues and uploads at its end"
     ]
     with pytest.raises(BenchError, match="the same command uploads it"):
         mirror.finish()
