@@ -15,6 +15,7 @@ import errno
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,7 +231,7 @@ def read_bounds(path: Path) -> PartialBounds:
         known = column_of(name) is not None
         numbers = isinstance(pair, dict) and all(
             key in ("min", "max")
-            and (bound is None or (isinstance(bound, int | float) and not isinstance(bound, bool)))
+            and (bound is None or (isinstance(bound, int | float) and not isinstance(bound, bool) and isfinite(bound)))
             for key, bound in pair.items()
         )
         if not known or not (pair is None or numbers):

@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from results.errors import BenchError
+
 _TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
 _LIMIT = 1_000_000
 """An upper bound from here on only keeps numbers inside what the database can store, and needs no mention."""
@@ -18,6 +20,16 @@ _LEAST = 1e-6
 
 class Command(TyperCommand):
     """A command whose help does not depend on how a version of typer spells arguments and types."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; an option of one value that is given twice is refused, where the first would be lost."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            repeatable = option.param_type_name != "option" or option.multiple or getattr(option, "is_flag", False)
+            if order.count(option) > 1 and not repeatable:
+                times = f"is given {order.count(option)} times"
+                raise BenchError(f"{option.opts[0]} {times}; give it once (a list of values with commas)")
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words after the command in the usage line."""

@@ -56,6 +56,13 @@ def test_separated_rows_are_told_apart():
     assert chances_of_first(values, left, "higher")[-1] > 0.99 and chances_of_first(values, left, "lower")[0] > 0.99
 
 
+def test_a_lone_leader_ahead_of_tied_rows_is_believed():
+    """Four standard errors ahead of seven equal rows: 0.72 on average, and 0.64 if no group could be of one row."""
+    fields = [observed(np.random.default_rng(seed), np.array([4.0] + [0.0] * 7)) for seed in range(40)]
+    said = [chances_of_first(*field, "higher", draws=1000)[0] for field in fields]
+    assert 0.68 < np.mean(said) < 0.9
+
+
 def test_noise_that_all_rows_share_cannot_turn_the_order_round():
     noise = np.random.default_rng(4).normal(size=20)
     values = np.array([1.0, 1.001])

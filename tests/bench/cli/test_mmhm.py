@@ -101,6 +101,7 @@ def test_a_malformed_table_is_one_line(score, tmp_path, text, message):
     ("bounds", "message"),
     [
         ('{"FID": {"min": 9, "max": 1}}', "bounds of 'FID': min 9 is above max 1; fix"),
+        ('{"FID": {"min": NaN, "max": 1}}', "entry 'FID' is not a column with a numeric min and max"),
         ("[]", "does not contain an object"),
         ('{"FID": {"min": "low"}}', "entry 'FID'"),
         (None, "cannot be read"),

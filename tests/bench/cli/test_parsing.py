@@ -1,5 +1,6 @@
 import pytest
 
+from bench.cli import main
 from bench.cli.parsing import check_words, parse_option, parse_scales, parse_steps
 from results.errors import BenchError
 
@@ -34,3 +35,11 @@ def test_words_in_pythons_spelling_of_numbers_are_refused():
         with pytest.raises(BenchError, match="is not a number here; write"):
             check_words(words)
     check_words(["--model", "a_1", "1_a"])
+
+
+@pytest.mark.parametrize("words", ["run --model a --model=b", "bundle x -o a.zip --output b.zip"])
+def test_an_option_of_one_value_is_taken_once(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    assert "is given 2 times; give it once" in capsys.readouterr().err
