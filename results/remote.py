@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -76,6 +77,10 @@ class Storage:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.scheme = urlsplit(url).scheme.lower()
+        if not url.strip():
+            raise BenchError("the URL of the storage is empty; write for example s3://BUCKET/NAME")
+        if re.match(r"[A-Za-z]://", url) and os.name == "posix":  # a drive of Windows
+            raise BenchError(f"{url}: no storage has the scheme '{self.scheme}'; write for example s3://BUCKET/NAME")
         with self._faults("opened"):
             try:
                 from fsspec.core import url_to_fs

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from bench.cli.terminal import write_line
 from results.errors import BenchError
 
 _TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INTEGER", "float": "NUMBER"}
@@ -22,14 +24,22 @@ class Command(TyperCommand):
     """A command whose help does not depend on how a version of typer spells arguments and types."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words; an option of one value that is given twice is refused, where the first would be lost."""
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        for option in order:
-            repeatable = option.param_type_name != "option" or option.multiple or getattr(option, "is_flag", False)
-            if order.count(option) > 1 and not repeatable:
-                times = f"is given {order.count(option)} times"
-                raise BenchError(f"{option.opts[0]} {times}; give it once (a list of values with commas)")
-        return super().parse_args(ctx, args)
+        """Read the words; of an option that is given twice, say that the last counts: the first is no part of a list.
+
+        An empty path (`--runs-dir "$UNSET"`) is refused: it would be the working directory.
+        """
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in dict.fromkeys(order):
+            name, times = parameter.opts[0], order.count(parameter)
+            repeatable = parameter.param_type_name != "option" or parameter.multiple
+            if times > 1 and not repeatable and not getattr(parameter, "is_flag", False):
+                write_line(f"Warning: {name} is given {times} times, and the last counts (a list has commas)")
+        rest = super().parse_args(ctx, args)
+        for parameter in order:
+            if _empty_path(given.get(parameter.name), ctx.params.get(parameter.name)):
+                what = _spelled(parameter) if parameter.param_type_name == "argument" else parameter.opts[0]
+                raise BenchError(f"{what} is an empty path; give one (`.` is the working directory)")
+        return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words after the command in the usage line."""
@@ -55,6 +65,13 @@ class App(typer.Typer):
         """Return the decorator that adds a command."""
         settings.setdefault("cls", Command)
         return super().command(name, **settings)
+
+
+def _empty_path(words: Any, values: Any) -> bool:
+    """Tell whether a word that stands for a path is empty; both are lists where several may be given."""
+    several = isinstance(words, (list, tuple)) and isinstance(values, (list, tuple))
+    pairs = zip(words, values, strict=False) if several else [(words, values)]
+    return any(word == "" and isinstance(value, Path) for word, value in pairs)
 
 
 def _arguments(command: TyperCommand, ctx: Any) -> list[Any]:

@@ -19,6 +19,9 @@ from bench.models.registry import skeleton
 CHEAP = 1_000_000
 """Parameters below which a network on the meta device is run as it is."""
 
+MOST_STEPS = 1000
+"""Of a sampler that is run to be counted: it takes seconds."""
+
 
 class Count(NamedTuple):
     """Evaluations per image, as a run measures them."""
@@ -61,11 +64,11 @@ class Counter:
 
 
 def count_on_meta(adapter: Adapter, steps: int, cfg: float, settings: Any) -> Count | None:
-    """Return what `Counter.count` does, for an adapter on the meta device."""
+    """Return what `Counter.count` does, for an adapter on the meta device; None above MOST_STEPS too."""
     declared = adapter.declared_nfe(steps, cfg, settings)
     if declared is not None:
         return Count(declared, 0.0)
-    if adapter.host:
+    if adapter.host or steps > MOST_STEPS:
         return None
     meter = Meter(adapter)
     labels = torch.zeros(1, dtype=torch.int64, device="meta")

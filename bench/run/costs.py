@@ -20,6 +20,9 @@ from bench.run.plan import Cell
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
+ENOUGH_STEPS = 100
+"""Of a sampler that is run on the meta device to see what one evaluation costs."""
+
 
 class Operations(NamedTuple):
     """Floating-point operations for one sample, a multiply-add counting two: products, convolutions and attention.
@@ -77,6 +80,7 @@ def operations_ahead(counter: Counter, steps: int, cfg: float, settings: Any) ->
     adapter = counter.adapter
     if adapter.out_of_process or adapter.host:
         return None
+    steps = min(steps, ENOUGH_STEPS)  # the others cost what these do
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     try:
         if adapter.evaluations_differ:

@@ -282,3 +282,9 @@ def test_rights_that_are_lacking_are_named(monkeypatch):
     monkeypatch.setattr(storage.system, "pipe_file", denied)
     with pytest.raises(BenchError, match="access denied; check the credentials"):
         storage.write(b"x")
+
+
+@pytest.mark.parametrize(("url", "said"), [("", "is empty"), ("x://y", "no storage has the scheme 'x'")])
+def test_an_url_of_nothing_is_no_folder_here(url, said):
+    with pytest.raises(BenchError, match=said):
+        Storage(url)

@@ -37,9 +37,25 @@ def test_words_in_pythons_spelling_of_numbers_are_refused():
     check_words(["--model", "a_1", "1_a"])
 
 
-@pytest.mark.parametrize("words", ["run --model a --model=b", "bundle x -o a.zip --output b.zip"])
-def test_an_option_of_one_value_is_taken_once(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["leaderboard", "--runs-dir", ""], "--runs-dir is an empty path"),
+        (["parity", "a", ""], "CASES... is an empty path"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
     with pytest.raises(SystemExit) as stop:
-        main(words.split())
-    assert stop.value.code == 2
-    assert "is given 2 times; give it once" in capsys.readouterr().err
+        main(words)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_option_of_one_value_that_is_given_twice_says_which_counts(capsys):
+    with pytest.raises(SystemExit):
+        main(["show", "--runs-dir", "a", "nothing", "--runs-dir=b"])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Warning: --runs-dir is given 2 times, and the last counts (a list has commas)"
+    assert len(said) == 2

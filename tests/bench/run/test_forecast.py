@@ -28,6 +28,14 @@ def test_operations_are_counted_without_weights_as_a_run_counts_them(model, cfg,
     assert ahead.network > 0
 
 
+def test_a_million_steps_are_not_run_to_be_counted():
+    counter = Counter(find_card("digits-flow-small"))
+    settings = counter.adapter.resolve_settings(10**6, "native", {})
+    assert counter.count(10**6, 1.0, settings) is None
+    one = operations_ahead(counter, 1, 1.0, counter.adapter.resolve_settings(1, "native", {}))
+    assert operations_ahead(counter, 10**6, 1.0, settings) == one
+
+
 def test_a_network_of_a_published_size_is_counted_in_its_own_forward():
     counter = Counter(find_card("meanflow-b-4"))
     settings = counter.adapter.resolve_settings(1, "native", {})
