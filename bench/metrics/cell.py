@@ -161,13 +161,15 @@ class Cell:
             found, left = reference.distance_from_features(features), np.empty(0)
         else:
             found, left, decomposed = downdates.leave_one_out(reference, features, self.blocks)
-        without, blocks, interactions = None, self.reference_blocks(name), None
+        without, blocks, interactions, out = None, self.reference_blocks(name), None, None
         real = None if blocks is None else self.reference_features(name)
+        if decomposed is not None and blocks is not None and real is not None:
+            out = self._out(name, real, blocks)
         if self.blocks is not None:
-            interactions = frechet_interactions(reference, features, self.blocks, real, blocks)
+            interactions = frechet_interactions(reference, features, self.blocks, real, blocks, decomposed, out)
         if blocks is not None and real is not None and len(left):
             if decomposed is not None:
-                without = decomposed.without_reference_blocks(self._out(name, real, blocks))
+                without = decomposed.without_reference_blocks(out)
             if without is None:
                 without = distances_to_sides(features, self._sides(name, real, blocks))
         tails = tail_share(_squared_deviations(features))

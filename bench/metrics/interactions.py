@@ -11,11 +11,13 @@ is what they add to the distance together; one of each side adds -2 (a, b).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.metrics import algebra
+from bench.metrics.downdates import BlocksOut, Decomposed
 from bench.metrics.frechet import FrechetReference, Moments, rows_of
 from results.interactions import Interactions
 
@@ -33,6 +35,8 @@ def frechet_interactions(
     blocks: np.ndarray,
     real: np.ndarray | None = None,
     real_blocks: np.ndarray | None = None,
+    decomposed: Decomposed | None = None,
+    out: BlocksOut | None = None,
 ) -> Interactions | None:
     """Return what pairs of blocks do to the distance of `features` [n, d] from `reference`; None of too few samples.
 
@@ -42,6 +46,8 @@ def frechet_interactions(
         blocks: block of each, int [n], numbers 0..K-1.
         real: samples of the reference, [m, d], where their sampling is to count.
         real_blocks: block of each, int [m], numbers 0..R-1.
+        decomposed: the samples without these blocks, where that is known: a CPU is spared the decomposition.
+        out: the reference without these blocks, likewise.
 
     A decomposition [d, d] and 2 n d^2 products; BLOCKS d^2 numbers are held for each side.
     """
@@ -50,19 +56,33 @@ def frechet_interactions(
     root = reference.root
     if min(sizes) < FEWEST_PER_DIMENSION * dimension or root.shape != (dimension, dimension):
         return None
-    moments = Moments.of(features, shift=reference.mu)
-    values, vectors = algebra.eigh(algebra.sandwich(root, moments.covariance))
-    kept = values > SMALLEST_VALUE * values[-1]
+    host = algebra.device() is None
+    white = decomposed.blocks.leaving if host and decomposed is not None else None
+    other = out.leaving if host and out is not None else None
+    if white is None or decomposed is None:
+        moments = Moments.of(features, shift=reference.mu)
+        values, vectors = algebra.eigh(algebra.sandwich(root, moments.covariance))
+    else:
+        values, vectors = decomposed.values / (len(features) - 1), decomposed.vectors
+    kept = values > SMALLEST_VALUE * values.max()
     if not kept.any():
         return None
     metric = _Metric.of(np.sqrt(values[kept]))
     basis = algebra.array(vectors[:, kept])
-    own = _deviations(features, moments.mean, algebra.array(root) @ basis, blocks, metric)
+    if white is None:
+        own = _deviations(_parts(features, moments.mean, algebra.array(root) @ basis, blocks), metric)
+    else:
+        length = metric.root * np.sqrt(len(features) - 1)
+        own = _deviations((part[:-1, kept] * length for part in white.rows[:BLOCKS]), metric)
     if real is None or real_blocks is None:
         return Interactions(algebra.host(own @ own.T))
-    inverse = algebra.inverse(root) if not np.triu(root, 1).any() else np.linalg.pinv(root, SMALLEST_VALUE)
-    stretched = (algebra.array(inverse.T) @ basis) * metric.root
-    theirs = _deviations(real, reference.mu, stretched, real_blocks, metric)
+    if other is None:
+        inverse = algebra.inverse(root) if reference.triangular else np.linalg.pinv(root, SMALLEST_VALUE)
+        stretched = (algebra.array(inverse.T) @ basis) * metric.root
+        theirs = _deviations(_parts(real, reference.mu, stretched, real_blocks), metric)
+    else:
+        stretched = basis * (metric.root * np.sqrt(len(real) - 1))
+        theirs = _deviations((part[:-1] @ stretched for part in other.rows[:BLOCKS]), metric)
     return Interactions(*map(algebra.host, (own @ own.T, theirs @ theirs.T, -2.0 * own @ theirs.T)))
 
 
@@ -84,13 +104,20 @@ class _Metric(NamedTuple):
         return cls(algebra.array(root), algebra.triangle(len(root)), algebra.array(weights))
 
 
-def _deviations(features: np.ndarray, mean: np.ndarray, basis: Any, blocks: np.ndarray, metric: _Metric) -> Any:
-    """Return the first BLOCKS blocks as vectors of plain scalar product, an `array` [B, r + r (r + 1) / 2]."""
-    rows, centre = [], algebra.array(mean)
+def _parts(features: np.ndarray, mean: np.ndarray, basis: Any, blocks: np.ndarray) -> Iterator[Any]:
+    """Yield the first BLOCKS blocks of features in a basis [d, r], each an `array` [b, r]."""
+    centre = algebra.array(mean)
     for block in range(min(int(blocks.max()) + 1, BLOCKS)):
-        x = algebra.array(rows_of(features, np.flatnonzero(blocks == block))) - centre
-        z = x @ basis
-        square = z.T @ z / len(z)
+        yield (algebra.array(rows_of(features, np.flatnonzero(blocks == block))) - centre) @ basis
+
+
+def _deviations(parts: Iterable[Any], metric: _Metric) -> Any:
+    """Return blocks [b, r] as vectors of plain scalar product, an `array` [B, r + r (r + 1) / 2]."""
+    rows = []
+    for z in parts:
+        square = z.T @ z
+        square /= len(z)
         rows.append(algebra.joined([z.mean(axis=0) / metric.root**0.5, square[metric.upper] * metric.weights])[None])
     found = algebra.joined(rows)
-    return found - found.mean(axis=0)
+    found -= found.mean(axis=0)
+    return found

@@ -6,6 +6,7 @@ import torch
 
 from bench.metrics import algebra, downdates, root_traces
 from bench.metrics.frechet import FrechetReference, distances_to_sides, sides_without_blocks
+from bench.metrics.interactions import frechet_interactions
 from bench.metrics.kernel import UnitGaussianKernel, kernel_distance
 from bench.metrics.manifold import precision_recall_halves
 from bench.metrics.measure import ReferenceFeatures, measure
@@ -38,6 +39,12 @@ def test_distances_without_blocks_of_either_side_are_those_of_their_own_eigenval
     found = decomposed.without_reference_blocks(sides)
     expected = distances_to_sides(made, sides_without_blocks(real, BLOCKS))
     np.testing.assert_allclose(found, expected, rtol=0, atol=promised(decomposed))
+    pairs = frechet_interactions(reference, made, BLOCKS, real, BLOCKS)
+    for given in ((decomposed, sides), (decomposed, None)):
+        for ours, theirs in zip(
+            frechet_interactions(reference, made, BLOCKS, real, BLOCKS, *given), pairs, strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e10, 1e16])
