@@ -46,6 +46,10 @@ UNREAD_ARCHIVES = (
     ".arrow",
     ".tfrecord",
 )
+UNREAD_IMAGES = {
+    ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".exr", ".hdr", ".tga", ".dds", ".psd", ".svg", ".qoi",
+    ".apng", ".mpo", ".ico", ".pbm", ".pfm", ".dng", ".npy",
+}  # fmt: skip
 FORMS = "a folder of images, a .zip, .tar, .tar.gz or .parquet of them, or an .npz with arr_0"
 ERRORS = (
     OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
@@ -375,7 +379,10 @@ def _sort_out(
         elif name.suffix.lower() in SUFFIXES:
             images.append(name)
         else:
-            left_out.append(LeftOut(text, "is not an image file"))
+            unread = name.suffix.lower() in UNREAD_IMAGES
+            left_out.append(
+                LeftOut(text, "is of a format that is not read; use PNG" if unread else "is not an image file")
+            )
     return images if keep_order else sorted(images)
 
 

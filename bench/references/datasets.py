@@ -30,6 +30,7 @@ from bench.references.containers import ARCHIVE_SUFFIXES, FORMS, Container, Left
 from bench.references.label_file import find_label_file, read_label_file
 from protocols.imagenet import synset_labels
 from results.errors import DatasetError
+from results.numbers import counted
 
 VALIDATION_FOLDERS = ("val", "imagenet_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
 V2_FOLDERS = {
@@ -81,8 +82,8 @@ class ImageSet:
 
 def describe(count: int, labels: np.ndarray | None, left_out: Sequence[LeftOut], above: Sequence[str] = ()) -> str:
     """Return one line: images, classes, whence where that is several folders, and what was passed over and why."""
-    classes = "" if labels is None else f", {len(set(labels.tolist())):,} classes"
-    line = f"{count:,} image{'s' * (count != 1)}{classes or ', no classes'}"
+    classes = 0 if labels is None else len(set(labels.tolist()))
+    line = f"{counted(count, 'image')}, {'no' if not classes else f'{classes:,}'} class{'es' * (classes != 1)}"
     if len(above) > 1:
         more = f" and {len(above) - SHOWN} more" if len(above) > SHOWN else ""
         line += f", taken together from {len(above):,} folders ({', '.join(above[:SHOWN])}{more})"

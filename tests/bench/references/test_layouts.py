@@ -125,10 +125,14 @@ def test_hidden_files_and_what_systems_leave_behind_are_no_part_of_a_set(tmp_pat
     (root / "Thumbs.db").write_bytes(b"x")
     (root / "notes.txt").write_text("x")
     (root / "1" / "film.webm").write_text("x")
+    (root / "1" / "later.avif").write_text("x")
     value, source = distance(root)
     assert value == pytest.approx(DISTANCE, abs=1e-8)
     said = source.describe()
-    assert said == "300 images, 10 classes; passed over: 2 (1 .webm, 1 .txt), each of which is not an image file"
+    assert said == (
+        "300 images, 10 classes; passed over: 2 (1 .webm, 1 .txt), each of which is not an image file; "
+        "passed over: 1/later.avif is of a format that is not read; use PNG"
+    )
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path, folder, distance):
@@ -244,6 +248,7 @@ def touched(root, *names):
         ([f"{n:03d}/a.png" for n in range(1, 10)], "seem to be numbered from 1 .*--first-label 1"),
         (["0/a.png", "1/b.png", "grid.png"], r"grid\.png: lies next to class folders"),
         (["a.png", "b.png", "c.png", "old/d.png"], r"/old: is a folder with 1 image next to 3 loose ones"),
+        (["0/a.avif"], "contains no images.*passed over: 0/a.avif is of a format that is not read; use PNG"),
         (["0/a.txt"], "contains no images.*passed over: 0/a.txt is not an image file"),
         (["a.tar", "b.tar"], r"contains no images but 2 archives \(the first a.tar\)"),
         (["0/a.png"], "contains 1 image; a score needs at least 2"),
