@@ -52,7 +52,14 @@ def plan(
     peak_tflops: Annotated[
         float | None, typer.Option(min=1e-6, max=1e9, help="Peak of one accelerator where no rate was measured.")
     ] = None,
-    utilisation: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Share of the peak that is reached.")] = 0.25,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1.0,
+            help="Share of the peak that is reached (default: 0.25 of an accelerator, 0.8 of a core).",
+        ),
+    ] = None,
     read_gbps: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Gigabytes of weights read per second.")] = 1.0,
     stragglers: Annotated[int, typer.Option(min=0, help="Seed of the simulated stragglers.")] = 0,
     as_json: Annotated[bool, JSON] = False,

@@ -102,5 +102,6 @@ def totals(found: Forecast, seen: Preview, simulated: Sequence[Simulated]) -> li
     )
     lines.append(f"Assumed:  {'; '.join(found.assumed)}")
     if found.uncounted:
-        lines.append(f"Not counted: judges {', '.join(found.uncounted)}, until a row of this protocol is measured here")
+        names = ", ".join(found.uncounted)
+        lines.append(f"Not counted: judges {names} and their metrics, until a row of this protocol is measured here")
     return lines

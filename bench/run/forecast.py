@@ -37,10 +37,11 @@ from results.timing import FEWEST
 
 PEAKS: Mapping[str, Mapping[str, float]] = {
     "cuda": {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12},
-    "cpu": {"float32": 50e9, "bfloat16": 50e9, "float16": 50e9},
+    "cpu": {"float32": 90e9, "bfloat16": 90e9, "float16": 90e9},
 }
-"""Floating-point operations a second where none is stated: the data sheet of an H100 SXM, and one core of a server."""
-UTILISATION = 0.25
+"""Floating-point operations a second where none is stated: the data sheet of an H100 SXM, and products by one core of a
+server, as docs/speed.md has them."""
+UTILISATION = {"cuda": 0.25, "cpu": 0.8}
 """Share of the peak that sampling and judging reach where nothing was measured; docs/speed.md has measured shares."""
 READ_BYTES = 1e9
 """Bytes of weights that are read and moved to the device in a second."""
@@ -59,14 +60,18 @@ class Hardware:
     Attributes:
         name: part of the name of a device in the database, whose measured rates are taken; None: this machine's.
         peak: floating-point operations a second of one accelerator; None: by dtype, from PEAKS.
-        utilisation: the share of it that is reached.
+        utilisation: the share of it that is reached; None: by kind of device, from UTILISATION.
         read_bytes: bytes of weights read a second.
     """
 
     name: str | None = None
     peak: float | None = None
-    utilisation: float = UTILISATION
+    utilisation: float | None = None
     read_bytes: float = READ_BYTES
+
+    def share(self, kind: str) -> float:
+        """Return the share of the peak that a `cuda` or `cpu` device reaches."""
+        return self.utilisation or UTILISATION[kind]
 
 
 class CellCost(NamedTuple):
@@ -250,7 +255,7 @@ def _kept(seen: Preview, request: Request, runs: Path) -> tuple[float, float] | 
 def judging_seconds(costs: Iterable[tuple[JudgeCost, bool]], kind: str, hardware: Hardware) -> float:
     """Return the seconds that judges take for an image on a `cuda` or `cpu` device; each with whether it is in half."""
     return sum(
-        cost.operations / (_peak(kind, "float16" if half else "float32", hardware) * hardware.utilisation)
+        cost.operations / (_peak(kind, "float16" if half else "float32", hardware) * hardware.share(kind))
         for cost, half in costs
     )
 
@@ -266,7 +271,7 @@ def _cost(entry: Planned, judging: _Judging, weights: int, kind: str, hardware: 
         flops = entry.operations.per_sample(entry.evaluations.nfe, entry.evaluations.guide_nfe)
     image, how = rates.image(cell, flops)
     if image is None and flops:
-        image, how = flops / (_peak(kind, cell.dtype, hardware) * hardware.utilisation), "operations"
+        image, how = flops / (_peak(kind, cell.dtype, hardware) * hardware.share(kind)), "operations"
     if image is None:
         return CellCost(entry, flops, None, judging.image, "unknown", None)
     n = cell.num_samples
@@ -277,7 +282,7 @@ def _cost(entry: Planned, judging: _Judging, weights: int, kind: str, hardware: 
         missing=ranges,
         image=image + judging.image,
         load=weights / hardware.read_bytes,
-        measure=MEASURE_SECONDS + MEASURE_SECONDS_A_SAMPLE * n,
+        measure=MEASURE_SECONDS + MEASURE_SECONDS_A_SAMPLE * n if judging.costs else 0.0,
         timing=timing_seconds(image, n, cell.batch_size),
     )
     return CellCost(entry, flops, image, judging.image, how, job)
@@ -358,7 +363,7 @@ def assumed_peaks(kind: str, dtypes: Sequence[str], hardware: Hardware) -> str:
     """Say by which peak operations become seconds."""
     peaks = ", ".join(f"{_peak(kind, dtype, hardware) / 1e12:g} TFLOP/s in {dtype}" for dtype in dict.fromkeys(dtypes))
     stated = "" if hardware.peak else " (H100 SXM data sheet)" if kind == "cuda" else " (one core)"
-    return f"a peak of {peaks}{stated}, of which {hardware.utilisation:.0%} is reached"
+    return f"a peak of {peaks}{stated}, of which {hardware.share(kind):.0%} is reached"
 
 
 def as_json_table(found: Forecast, runs_on: Sequence[Simulated]) -> dict[str, Any]:

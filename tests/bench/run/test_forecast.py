@@ -10,7 +10,7 @@ from bench.models.cards import find_card
 from bench.models.counting import Counter
 from bench.models.loading import build_adapter
 from bench.run.costs import operations_ahead, sample_operations
-from bench.run.forecast import Hardware, forecast
+from bench.run.forecast import PEAKS, Hardware, forecast
 from bench.run.plan import make_plan
 from bench.run.preview import preview
 from bench.run.rates import read_rates
@@ -68,7 +68,7 @@ def test_rates_that_rows_measured_replace_what_is_assumed(measure, digits_reques
     before = forecast([request], preview([request], runs), runs)
     assert [cost.how for cost in before.cells] == ["operations", "operations"]
     assert set(before.uncounted) == set(request.protocol.judges)
-    doubled = forecast([request], preview([request], runs), runs, Hardware(peak=100e9))
+    doubled = forecast([request], preview([request], runs), runs, Hardware(peak=2 * PEAKS["cpu"]["float32"]))
     assert doubled.cells[0].image == pytest.approx(before.cells[0].image / 2)
     (cell,) = measure(runs).measured
     after = forecast([request], preview([request], runs), runs)

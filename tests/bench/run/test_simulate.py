@@ -98,7 +98,7 @@ def test_the_fair_protocol_on_64_accelerators_stays_within_a_tenth_of_the_lower_
     costs = [(judge_cost(spec), spec.options.get("precision") == "half") for spec in judge_specs(protocol)]
     n, batch = protocol.num_samples, protocol.batch_size
     for dtype in ("float32", "bfloat16"):
-        rate = {kind: peak * UTILISATION for kind, peak in PEAKS["cuda"].items()}
+        rate = {kind: peak * UTILISATION["cuda"] for kind, peak in PEAKS["cuda"].items()}
         judging = sum(cost.operations / rate["float16" if half else "float32"] for cost, half in costs)
         jobs = [
             job(
