@@ -37,6 +37,7 @@ from protocols.labels import plan_labels
 from results.errors import BenchError, one_line
 from results.evidence import DEVIATIONS, LEVELS, Evidence, Grid
 from results.names import title
+from results.records import columns_of
 
 Outcome = Literal["consistent", "cannot tell", "contradicted"]
 
@@ -127,6 +128,7 @@ def audit(record: Mapping[str, Any], evidence: Evidence | None, runs: Path, sett
     """
     if settings.samples < 1:
         raise BenchError("audit: at least one sample has to be drawn")
+    record = _filled(record)
     row = record["cell"]
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     made = Audit(row["cell_id"], title(row), "cannot tell", (), seed=seed, signed_by=row.get("signed_by"))
@@ -135,6 +137,19 @@ def audit(record: Mapping[str, Any], evidence: Evidence | None, runs: Path, sett
             return _audit(made, seed, record, evidence, runs, settings)
     except _Untold as untold:
         return replace(made, reasons=(str(untold),))
+
+
+def _filled(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose rows have every column of the schema, those that may be empty and were left out too.
+
+    A metric without a value states nothing, and is no part of it; half an interval is none.
+    """
+    cell, metric = (dict.fromkeys(column.name for column in columns_of(table)) for table in ("cells", "metrics"))
+    metrics = [metric | dict(row) for row in record.get("metrics") or () if row.get("value") is not None]
+    for row in metrics:
+        if row["low"] is None or row["high"] is None:
+            row["low"] = row["high"] = None
+    return {**record, "cell": cell | dict(record["cell"]), "metrics": metrics}
 
 
 def _audit(

@@ -21,6 +21,7 @@ from bench.run.worker import _adapters
 from protocols import find_protocol
 from results.cells import CellDirectory, cell_directories
 from results.evidence import projection, read_evidence
+from results.records import checked, columns_of
 from results.statistics import COUNTED_ONCE, influences
 
 SETTINGS = Settings(seed=5)
@@ -214,6 +215,18 @@ def test_what_cannot_be_told_here_says_why(rows, runs, change, reason):
     record["cell"] |= change
     found = audit(record, rows[2, 1.0][1], runs, SETTINGS)
     assert found.outcome == "cannot tell" and reason in said(found)
+
+
+def test_columns_that_may_be_empty_may_be_left_out(rows, runs):
+    record, evidence = copy.deepcopy(rows[2, 1.0][0]), rows[2, 1.0][1]
+    for part, table in ((record["cell"], "cells"), *((metric, "metrics") for metric in record["metrics"])):
+        for column in columns_of(table):
+            if not column.required and column.name != "value":
+                part.pop(column.name, None)
+    record["metrics"][0] |= {"low": 0.0, "high": None}
+    record["metrics"][1] |= {"value": None}
+    checked(record)
+    assert audit(record, evidence, runs, SETTINGS).outcome in ("consistent", "cannot tell")
 
 
 def test_a_row_without_evidence_cannot_be_told(rows, runs):
