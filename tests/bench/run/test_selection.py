@@ -134,7 +134,7 @@ def test_composites_stand_side_by_side_and_say_where_they_disagree(synthetic, bo
     assert [row["bottleneck"] for row in ranking["rows"][:2]] == ["pick", "fid"]
     assert ranking["bounds"]["fid"] == [4.0, 20.0] and ranking["correlation"]["fid"]["is"] == pytest.approx(-1)
     _, text, _ = board("--composites")
-    assert "mean rank: orders 1 of 3 pairs otherwise than MMHM" in text
+    assert "mean rank: orders 1 of 3 pairs differently from MMHM" in text
     assert "geometric mean: orders 0 of 3 pairs" in text
     assert "bounds, rows, not clipped: fid 4 .. 20" in text
 
