@@ -36,7 +36,7 @@ class Command(TyperCommand):
                 write_line(f"Warning: {name} is given {times} times, and the last counts (a list has commas)")
         rest = super().parse_args(ctx, args)
         for parameter in order:
-            if _empty_path(given.get(parameter.name), ctx.params.get(parameter.name)):
+            if _empty_path(parameter, given.get(parameter.name), ctx.params.get(parameter.name)):
                 what = _spelled(parameter) if parameter.param_type_name == "argument" else parameter.opts[0]
                 raise BenchError(f"{what} is an empty path; give one (`.` is the working directory)")
         return rest
@@ -67,11 +67,15 @@ class App(typer.Typer):
         return super().command(name, **settings)
 
 
-def _empty_path(words: Any, values: Any) -> bool:
-    """Tell whether a word that stands for a path is empty; both are lists where several may be given."""
+def _empty_path(parameter: Any, words: Any, values: Any) -> bool:
+    """Tell whether a word that stands for a path is empty; both are lists where several may be given.
+
+    Older versions of typer make paths of the values later, and say by the type of the parameter that they will.
+    """
+    later = type(getattr(parameter, "type", None)).__name__.endswith("Path")
     several = isinstance(words, (list, tuple)) and isinstance(values, (list, tuple))
     pairs = zip(words, values, strict=False) if several else [(words, values)]
-    return any(word == "" and isinstance(value, Path) for word, value in pairs)
+    return any(word == "" and (later or isinstance(value, Path)) for word, value in pairs)
 
 
 def _arguments(command: TyperCommand, ctx: Any) -> list[Any]:
