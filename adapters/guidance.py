@@ -24,7 +24,7 @@ def combine(cond: Tensor, null: Tensor, cfg: float, channels: int | None = None)
 
 @dataclass(frozen=True)
 class Guided:
-    """A network under guidance, called as (x, *times); at `cfg` 1 there is one evaluation a call and no guidance.
+    """A network under guidance, called as (x, *times); at `cfg` 1 there is one evaluation per call and no guidance.
 
     `network(x, *times, labels)` takes x float32 [B, ...], times as tensors [B] or as plain numbers, and labels int64
     [B], and returns its prediction, [B, C, ...].
@@ -43,12 +43,14 @@ class Guided:
     """Whether the two ends of the interval are guided themselves."""
     doubled: bool = True
     """Whether both predictions come from one evaluation of the doubled batch rather than from two."""
+    always: bool = False
+    """Whether both predictions are asked for at `cfg` 1 too, as some authors' code does."""
     weak: Callable[..., Tensor] | None = None
     """Autoguidance: the weaker network, given the same labels, whose prediction takes the place of the null one."""
 
     def __call__(self, x: Tensor, *times: Tensor | float) -> Tensor:
         """Return the guided prediction, [B, C, ...]."""
-        if self.cfg == 1.0 or not self._inside(times[0]):
+        if (self.cfg == 1.0 and not self.always) or not self._inside(times[0]):
             return self.network(x, *times, self.labels)
         return combine(*self.both(x, *times), self.cfg, self.channels)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from math import nextafter
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -252,11 +252,12 @@ def replay(case: Case) -> Replay:
             inputs = case.arguments(call, "x", "t", "labels", null_label=adapter.null_label)
             return {"output": adapter.evaluate(*inputs)}
         settings, noise, times = UCGMSettings.checked(case.options(call), case.name), case.noise(call), []
-        cfg = call.get("guidance") or 1.0  # Upstream: 0 is off, and 1 is guidance at twice the cost.
-        cfg = nextafter(1.0, 2.0) if call.get("guidance") == 1 else cfg
+        asked = call.get("guidance")
         predict: PredictAt = partial(adapter.evaluate, labels=None)
         if call.get("labels") or adapter.null_label is not None:
-            predict = adapter.guided(case.labels(call, adapter.null_label or 0), cfg, settings)
+            # Upstream: 0 is off, and 1 is guidance at twice the cost.
+            guided = adapter.guided(case.labels(call, adapter.null_label or 0), asked or 1.0, settings)
+            predict = replace(guided, always=asked == 1)
 
         def predict_at(x: Tensor, t: float) -> Tensor:
             times.append(t)

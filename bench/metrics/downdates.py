@@ -97,6 +97,13 @@ class Leaving(NamedTuple):
             least = min(least, float(values[gone]))
         return cls(rows, least, lost)
 
+    def drops(self, values: np.ndarray) -> np.ndarray:
+        """Return what each block takes from the trace of the root of a scatter of eigenvalues `values`, [K].
+
+        Raises numpy.linalg.LinAlgError as `root_trace_drops` does.
+        """
+        return root_trace_drops(values, lambda block, _: self.rows[block], self.least, self.lost)
+
 
 def blocks_out(x: np.ndarray, mean: np.ndarray, blocks: np.ndarray, white: np.ndarray | None) -> BlocksOut:
     """Return a set without each block.
@@ -182,8 +189,7 @@ class Decomposed(NamedTuple):
         """Return the distances without each block of the samples, float64 [K]. Raises numpy.linalg.LinAlgError."""
         out = self.blocks
         assert out.leaving is not None
-        rows, least, lost = out.leaving
-        drops = root_trace_drops(self.values, lambda block, _: rows[block], least, lost)
+        drops = out.leaving.drops(self.values)
         facts = zip(out.mean, out.trace, (self.root_trace - drops) / np.sqrt(out.rest - 1), strict=True)
         return np.array([self.reference._assemble(*fact) for fact in facts])
 
@@ -201,8 +207,7 @@ class Decomposed(NamedTuple):
 
     def _of_reference(self, out: BlocksOut) -> np.ndarray:
         if out.leaving is None:
-            rows, least, lost = Leaving.of(self.vectors, out.members)
-            return root_trace_drops(self.values, lambda block, _: rows[block], least, lost)
+            return Leaving.of(self.vectors, out.members).drops(self.values)
         # The root of S2 is factored here, so that what leaves S1 = L L^T is stretched by it: the same eigenvalues.
         white, least, lost = out.leaving
         split, whole = int((1.0 - IN_DOUBLE) * len(self.values)), algebra.array(self.vectors)

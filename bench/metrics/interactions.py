@@ -46,7 +46,7 @@ def frechet_interactions(
         blocks: block of each, int [n], numbers 0..K-1.
         real: samples of the reference, [m, d], where their sampling is to count.
         real_blocks: block of each, int [m], numbers 0..R-1.
-        decomposed: the samples without these blocks, where that is known: a CPU is spared the decomposition.
+        decomposed: the samples without these blocks, where that is known: it spares the decomposition.
         out: the reference without these blocks, likewise.
 
     A decomposition [d, d] and 2 n d^2 products; BLOCKS d^2 numbers are held for each side.
@@ -56,9 +56,8 @@ def frechet_interactions(
     root = reference.root
     if min(sizes) < FEWEST_PER_DIMENSION * dimension or root.shape != (dimension, dimension):
         return None
-    host = algebra.device() is None
-    white = decomposed.blocks.leaving if host and decomposed is not None else None
-    other = out.leaving if host and out is not None else None
+    white = None if decomposed is None else decomposed.blocks.leaving
+    other = None if out is None else out.leaving
     if white is None or decomposed is None:
         moments = Moments.of(features, shift=reference.mu)
         values, vectors = algebra.eigh(algebra.sandwich(root, moments.covariance))
@@ -73,7 +72,7 @@ def frechet_interactions(
         own = _deviations(_parts(features, moments.mean, algebra.array(root) @ basis, blocks), metric)
     else:
         length = metric.root * np.sqrt(len(features) - 1)
-        own = _deviations((part[:-1, kept] * length for part in white.rows[:BLOCKS]), metric)
+        own = _deviations((algebra.array(part[:-1, kept]) * length for part in white.rows[:BLOCKS]), metric)
     if real is None or real_blocks is None:
         return Interactions(algebra.host(own @ own.T))
     if other is None:
@@ -82,7 +81,7 @@ def frechet_interactions(
         theirs = _deviations(_parts(real, reference.mu, stretched, real_blocks), metric)
     else:
         stretched = basis * (metric.root * np.sqrt(len(real) - 1))
-        theirs = _deviations((part[:-1] @ stretched for part in other.rows[:BLOCKS]), metric)
+        theirs = _deviations((algebra.array(part[:-1]) @ stretched for part in other.rows[:BLOCKS]), metric)
     return Interactions(*map(algebra.host, (own @ own.T, theirs @ theirs.T, -2.0 * own @ theirs.T)))
 
 

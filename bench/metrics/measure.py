@@ -73,7 +73,7 @@ def measure(
         {"inception.features": reference} if isinstance(reference, ReferenceFeatures) else dict(reference or {})
     )
     cell = Cell(outputs, references, labels, blocks, order)
-    found = [_Found(name, find_metric(name), find_metric(name).settings(options)) for name in metrics]
+    found = [_Found(metric, metric.settings(options)) for metric in map(find_metric, metrics)]
     by_class = labels is not None and bool(options.get(PER_CLASS.name, PER_CLASS.default))
     algebra.spread(partial(_fill, cell, by_class), found)
     return CellMetrics(
@@ -106,7 +106,6 @@ def ahead(
 class _Found:
     """What becomes of a metric."""
 
-    name: str
     metric: Metric
     settings: Mapping[str, Any]
     value: MetricValue | SkippedMetric | None = None
@@ -115,7 +114,7 @@ class _Found:
 
 def _fill(cell: Cell, by_class: bool, found: _Found) -> None:
     """Compute a metric of a cell and, if wanted, its values by class, or why there is none."""
-    metric, name = found.metric, found.name
+    metric, name = found.metric, found.metric.fact.name
     try:
         value = _value(metric, cell, found.settings)
         if not isinstance(value, MetricValue):

@@ -45,6 +45,11 @@ def test_distances_without_blocks_of_either_side_are_those_of_their_own_eigenval
             frechet_interactions(reference, made, BLOCKS, real, BLOCKS, *given), pairs, strict=True
         ):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
+    with algebra.on(torch.device("cpu")):
+        _, _, there = downdates.leave_one_out(reference, made, BLOCKS)
+        found = frechet_interactions(reference, made, BLOCKS, real, BLOCKS, there, sides)
+    for ours, theirs in zip(found, pairs, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e10, 1e16])
